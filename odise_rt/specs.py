@@ -1,0 +1,358 @@
+"""The five graphs of a bundle, as data: names, inputs, outputs, dtypes and symbolic dimensions.
+
+Export, verification, TensorRT profiles and the runtime's own checks all derive from :func:`stage_specs`, so a graph
+cannot drift from its description. Symbolic dimensions are single names (``"N"``) or a name divided by an integer
+(``"H/4"``):
+
+==========  ====================================================================================================
+``N``       windows, 1 or more
+``s``       side of the square windows in pixels, a multiple of 32 (``min(window, H, W)`` at run time)
+``H, W``    padded canvas in pixels, multiples of 32 (of ``size_divisor`` at run time)
+``h, w``    unpadded image at test size in pixels
+``mh, mw``  mask logits: ``H/4``, ``W/4`` of the padded canvas
+``Q``       masks, 1 or more
+``L``       prompts (a class has one for each of its synonyms)
+==========  ====================================================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from odise_rt.errors import BackendError, BundleError
+
+Variant = Literal["label", "caption"]
+DType = Literal["float32", "float16", "int64"]
+Dim = int | str
+
+STAGES: tuple[str, ...] = ("clip_image", "unet_tap", "mask_decoder", "clip_mask", "clip_text")
+"""Names of the five graphs, in the order in which they run (``clip_text`` runs once for a vocabulary)."""
+
+LATENT_STRIDE = 8
+"""Pixels to a latent of Stable Diffusion's first stage."""
+LATENT_CHANNELS = 4
+LEVELS: tuple[str, ...] = ("s2", "s3", "s4", "s5")
+"""Feature pyramid levels; the digit is the log2 of the stride."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the runtime must know of a model: sizes, prompts, scales and published defaults."""
+
+    variant: Variant
+    """Supervision in training; ``label`` has a learned "no object" embedding, ``caption`` object logits."""
+    window: int
+    """Largest side in pixels of the square windows that the diffusion network sees."""
+    size_divisor: int
+    """Images are zero-padded right and below to a multiple of this."""
+    clip_image_size: int
+    """Side in pixels of the square input of CLIP's image tower (resizing happens inside the graphs)."""
+    clip_embed_dim: int
+    """Channels D of CLIP's joint space."""
+    context_length: int
+    """Tokens T of a prompt for CLIP's text tower."""
+    start_token: int
+    end_token: int
+    pad_token: int
+    """Fills a prompt after its end token: 0 for open_clip's tokenizer."""
+    null_text_length: int
+    """Tokens of the diffusion model's embedding of "" (77 for Stable Diffusion 1.x)."""
+    null_text_dim: int
+    """Channels of that embedding (768 for Stable Diffusion 1.x)."""
+    queries: int
+    """Mask proposals Q for an image."""
+    pyramid_channels: int
+    """Channels of the levels s2..s5."""
+    hidden_dim: int
+    """Channels of the mask features."""
+    classification_dim: int
+    """Channels P in which mask and word embeddings are compared."""
+    test_short_edge: int
+    """Pixels of the shortest image edge after the test-time resize."""
+    test_long_edge: int
+    """Upper bound in pixels on the longest edge after it."""
+    mask_logit_scale: float
+    """Factor on cosines of mask and word embeddings, already exponentiated and clamped at 100."""
+    clip_logit_scale: float
+    """The same for CLIP's mask embeddings."""
+    clip_weight_seen: float
+    """Weight w of CLIP in p^(1-w) * p_clip^w for classes of the training vocabulary."""
+    clip_weight_unseen: float
+    """The same for other classes."""
+    mask_prompt: str
+    """Prompt template around a word for the mask classifier; "{}" is the word."""
+    clip_prompt: str
+    """Prompt template for CLIP's mask classifier."""
+    object_mask_threshold: float = 0.0
+    """Panoptic merge keeps masks with a score strictly above this."""
+    overlap_threshold: float = 0.8
+    """Panoptic merge drops a segment that keeps less than this share of its mask."""
+    clip_visible_threshold: float = 0.5
+    """A patch is visible to a mask token when some mask probability inside reaches this (inside ``clip_mask``)."""
+    instances_per_image: int = 100
+    level_strides: tuple[int, ...] = (4, 8, 16, 32)
+    """Pixels to a cell of s2..s5."""
+
+    def __post_init__(self) -> None:
+        checks = [
+            (self.variant in ("label", "caption"), f"variant is {self.variant!r}, expected 'label' or 'caption'"),
+            (
+                self.level_strides == (4, 8, 16, 32),
+                f"level_strides is {self.level_strides}, this version knows (4, 8, 16, 32)",
+            ),
+            (self.size_divisor % 32 == 0 and self.size_divisor > 0, f"size_divisor {self.size_divisor} is not 32·k"),
+            (
+                self.window > 0 and self.window % self.size_divisor == 0,
+                f"window {self.window} is not a multiple of size_divisor {self.size_divisor}",
+            ),
+            (
+                0 < self.test_short_edge <= self.test_long_edge,
+                f"test edges {self.test_short_edge} and {self.test_long_edge} must be 0 < short <= long",
+            ),
+            (
+                all("{}" in p and p.count("{") == 1 for p in (self.mask_prompt, self.clip_prompt)),
+                "mask_prompt and clip_prompt must each hold one '{}' for the word",
+            ),
+            (
+                all(0 <= w <= 1 for w in (self.clip_weight_seen, self.clip_weight_unseen)),
+                "clip_weight_seen and clip_weight_unseen must lie in [0, 1]",
+            ),
+            (self.context_length >= 3, f"context_length {self.context_length} has no room for start, word and end"),
+            (
+                min(self.queries, self.clip_embed_dim, self.classification_dim, self.clip_image_size) > 0,
+                "queries and dimensions must be positive",
+            ),
+        ]
+        for ok, message in checks:
+            if not ok:
+                raise BundleError(f"model facts contradict themselves: {message}; export the bundle again")
+
+    @property
+    def latent_side(self) -> int:
+        """Side h of a window's latent, and of the fixed noise."""
+        return self.window // LATENT_STRIDE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, the inverse of :meth:`from_dict`."""
+        data = dataclasses.asdict(self)
+        data["level_strides"] = list(self.level_strides)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelFacts:
+        """Rebuild from JSON.
+
+        Raises:
+            BundleError: a field is missing, unknown or of another type.
+        """
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        unknown = sorted(set(data) - set(fields))
+        missing = sorted(n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in data)
+        if unknown or missing:
+            raise BundleError(
+                f"model facts do not fit this version of odise_rt: missing {missing}, unknown {unknown}; "
+                "export the bundle again with this version"
+            )
+        values: dict[str, Any] = {}
+        for name, value in data.items():
+            kind = str(fields[name].type)
+            if kind == "int":
+                ok = isinstance(value, int) and not isinstance(value, bool)
+            elif kind == "float":
+                ok = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+                value = float(value) if ok else value
+            elif kind == "tuple[int, ...]":
+                ok = isinstance(value, list | tuple) and all(isinstance(v, int) for v in value)
+                value = tuple(value) if ok else value
+            else:
+                ok = isinstance(value, str)
+            if not ok:
+                raise BundleError(f"model fact {name!r} is {value!r}, expected {kind}; export the bundle again")
+            values[name] = value
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Dim, ...]
+    """Integers are fixed; strings are symbolic, see the module's table."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, the inverse of :meth:`from_dict`."""
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TensorSpec:
+        """Rebuild from JSON; raises :class:`BundleError` when malformed."""
+        try:
+            name, dtype, shape = data["name"], data["dtype"], data["shape"]
+        except (KeyError, TypeError) as exc:
+            raise BundleError(f"tensor spec {data!r} lacks name, dtype or shape; export the bundle again") from exc
+        if (
+            not isinstance(name, str)
+            or dtype not in ("float32", "float16", "int64")
+            or not isinstance(shape, list | tuple)
+            or not all(isinstance(d, int | str) and not isinstance(d, bool) for d in shape)
+        ):
+            raise BundleError(f"tensor spec {data!r} is malformed; export the bundle again")
+        return cls(name, dtype, tuple(shape))
+
+    def resolve(self, dims: Mapping[str, int]) -> tuple[int, ...]:
+        """The concrete shape for values of the symbols.
+
+        Args:
+            dims: symbol to value, e.g. ``{"N": 6, "s": 512}``.
+
+        Raises:
+            KeyError: a symbol has no value.
+            ValueError: a division leaves a remainder.
+        """
+        shape = []
+        for dim in self.shape:
+            if isinstance(dim, int):
+                shape.append(dim)
+                continue
+            symbol, divisor = parse_dim(dim)
+            value, rest = divmod(dims[symbol], divisor)
+            if rest:
+                raise ValueError(f"{self.name}: {symbol}={dims[symbol]} is not a multiple of {divisor}")
+            shape.append(value)
+        return tuple(shape)
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One graph of the bundle."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Symbolic names in the inputs, in order of appearance."""
+        found: dict[str, None] = {}
+        for tensor in self.inputs:
+            for dim in tensor.shape:
+                if isinstance(dim, str):
+                    found[parse_dim(dim)[0]] = None
+        return tuple(found)
+
+    def input_shapes(self, **dims: int) -> dict[str, tuple[int, ...]]:
+        """Concrete input shapes, e.g. ``spec.input_shapes(N=4, s=512)``: for profiles and verification."""
+        return {t.name: t.resolve(dims) for t in self.inputs}
+
+    def check(self, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+        """Compare arrays with the inputs of this stage.
+
+        Args:
+            arrays: input name to array.
+
+        Returns:
+            The values that the arrays give to the symbols.
+
+        Raises:
+            BackendError: a name, dtype, rank or dimension that does not fit.
+        """
+        expected = {t.name: t for t in self.inputs}
+        if set(arrays) != set(expected):
+            raise BackendError(f"stage {self.name}: got inputs {sorted(arrays)}, expected {sorted(expected)}")
+        dims: dict[str, int] = {}
+        for name, tensor in expected.items():
+            array = arrays[name]
+            fits = array.dtype.name == tensor.dtype and array.ndim == len(tensor.shape)
+            if fits:
+                for size, dim in zip(array.shape, tensor.shape, strict=True):
+                    if isinstance(dim, int):
+                        fits = fits and size == dim
+                    else:
+                        symbol, divisor = parse_dim(dim)
+                        fits = fits and size > 0 and dims.setdefault(symbol, size * divisor) == size * divisor
+            if not fits:
+                raise BackendError(
+                    f"stage {self.name}: input {name} is {array.dtype} {array.shape}, "
+                    f"expected {tensor.dtype} {tensor.shape} (so far {dims})"
+                )
+        return dims
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types: ``{"inputs": [...], "outputs": [...]}``."""
+        return {"inputs": [t.to_dict() for t in self.inputs], "outputs": [t.to_dict() for t in self.outputs]}
+
+    @classmethod
+    def from_dict(cls, name: str, data: Mapping[str, Any]) -> StageSpec:
+        """Rebuild from a manifest's entry; keys other than ``inputs`` and ``outputs`` are left alone."""
+        sides: list[tuple[TensorSpec, ...]] = []
+        for side in ("inputs", "outputs"):
+            tensors = data.get(side)
+            if not isinstance(tensors, Sequence) or isinstance(tensors, str) or not tensors:
+                raise BundleError(f"stage {name!r} has no list of {side} in the manifest; export the bundle again")
+            sides.append(tuple(TensorSpec.from_dict(t) for t in tensors))
+        return cls(name, sides[0], sides[1])
+
+
+def parse_dim(dim: str) -> tuple[str, int]:
+    """``"H/4"`` to ``("H", 4)``, ``"N"`` to ``("N", 1)``."""
+    symbol, _, divisor = dim.partition("/")
+    return symbol, int(divisor or 1)
+
+
+def stage_specs(facts: ModelFacts) -> dict[str, StageSpec]:
+    """The five graphs of a model, keyed by :data:`STAGES`.
+
+    All tensors but tokens are float32 at the boundary, whatever the precision inside the graph.
+    """
+    cp, d, p, q = facts.pyramid_channels, facts.clip_embed_dim, facts.classification_dim, facts.queries
+    levels = list(zip(LEVELS, facts.level_strides, strict=True))
+    windows = TensorSpec("windows", "float32", ("N", 3, "s", "s"))
+    image_embedding = TensorSpec("image_embedding", "float32", ("N", d))
+    decoded = [
+        TensorSpec("mask_logits", "float32", (1, q, "H/4", "W/4")),
+        TensorSpec("mask_embedding", "float32", (1, q, p)),
+    ]
+    if facts.variant == "caption":
+        decoded.append(TensorSpec("object_logits", "float32", (1, q, 2)))
+    specs = [
+        StageSpec("clip_image", (windows,), (image_embedding,)),
+        StageSpec(
+            "unet_tap",
+            (
+                windows,
+                image_embedding,
+                TensorSpec("noise", "float32", (1, LATENT_CHANNELS, facts.latent_side, facts.latent_side)),
+                TensorSpec("null_text_embedding", "float32", (1, facts.null_text_length, facts.null_text_dim)),
+            ),
+            tuple(TensorSpec(name, "float32", ("N", cp, f"s/{k}", f"s/{k}")) for name, k in levels),
+        ),
+        StageSpec(
+            "mask_decoder",
+            tuple(TensorSpec(name, "float32", (1, cp, f"H/{k}", f"W/{k}")) for name, k in levels),
+            tuple(decoded),
+        ),
+        StageSpec(
+            "clip_mask",
+            (
+                TensorSpec("image", "float32", (1, 3, "h", "w")),
+                TensorSpec("mask_logits", "float32", (1, "Q", "mh", "mw")),
+            ),
+            (TensorSpec("mask_clip_embedding", "float32", (1, "Q", d)),),
+        ),
+        StageSpec(
+            "clip_text",
+            (TensorSpec("tokens", "int64", ("L", facts.context_length)),),
+            (
+                TensorSpec("text_embedding", "float32", ("L", d)),
+                TensorSpec("mask_text_embedding", "float32", ("L", p)),
+            ),
+        ),
+    ]
+    return {spec.name: spec for spec in specs}
