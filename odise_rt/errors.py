@@ -1,0 +1,70 @@
+"""Typed errors of the project. Each says what came, what was expected and what to do.
+
+OdiseError
+├── InputError         an image, vocabulary or option given by the caller
+│   ├── ImageError
+│   ├── VocabularyError
+│   └── OptionsError
+├── ConfigError        a model configuration that contradicts itself
+├── CheckpointError    a checkpoint of the wrong kind, shape or version
+├── DatasetError       an annotation file or data set that is broken or inconsistent
+├── BundleError        a bundle that is missing, altered, newer or unsafe
+├── BackendError       an engine or device that is absent or failed
+│   └── OutOfMemoryError
+├── ExportError        an export that failed or did not verify
+└── MissingPackageError  an optional package is not installed
+"""
+
+from __future__ import annotations
+
+
+class OdiseError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class InputError(OdiseError, ValueError):
+    """Something the caller passed in cannot be used."""
+
+
+class ImageError(InputError):
+    """Not an image, a broken one, or one outside the accepted sizes."""
+
+
+class VocabularyError(InputError):
+    """A vocabulary that is empty, ambiguous or malformed."""
+
+
+class OptionsError(InputError):
+    """An option outside its range."""
+
+
+class ConfigError(OdiseError, ValueError):
+    """A model configuration that is unknown or contradicts itself."""
+
+
+class CheckpointError(OdiseError):
+    """A checkpoint of the wrong kind, shape or version."""
+
+
+class DatasetError(OdiseError):
+    """An annotation file or data set that is broken or inconsistent."""
+
+
+class BundleError(OdiseError):
+    """A bundle that is missing, incomplete, altered, too new or unsafe."""
+
+
+class BackendError(OdiseError):
+    """An inference engine or device that is absent, refused the work or failed."""
+
+
+class OutOfMemoryError(BackendError):
+    """The device or host ran out of memory."""
+
+
+class ExportError(OdiseError):
+    """An export that failed or whose result does not agree with PyTorch."""
+
+
+class MissingPackageError(OdiseError, ImportError):
+    """An optional package is not installed; the message holds the command that installs it."""

@@ -1,0 +1,31 @@
+"""MaskPooling (odise.md section 4.3): mean of the features under a hard mask."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mask_pool(mask_logits: Tensor, features: Tensor) -> Tensor:
+    """Average the features of the pixels whose mask probability exceeds one half.
+
+    Args:
+        mask_logits: ``(B, Q, H, W)``; no gradient flows into them, since the threshold has none.
+        features: ``(B, C, H, W)``.
+
+    Returns:
+        ``(B, Q, C)``; zeros for an empty mask.
+    """
+    # sigmoid(x) > 0.5 is x > 0.
+    mask = (mask_logits.detach() > 0).to(features.dtype).flatten(2)
+    pooled = mask @ features.flatten(2).transpose(1, 2)
+    area = mask.sum(dim=2, keepdim=True)
+    return pooled / (area + 1e-8)
+
+
+class MaskPooling(torch.nn.Module):
+    """:func:`mask_pool` as a module, so that a graph pass can find it and put a kernel in its place."""
+
+    def forward(self, mask_logits: Tensor, features: Tensor) -> Tensor:
+        """See :func:`mask_pool`."""
+        return mask_pool(mask_logits, features)
