@@ -1,0 +1,59 @@
+# Everything runs from .venv, which the first target that needs it creates. PYTHON chooses the interpreter for it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+BUNDLE := out/odise-tiny
+EXAMPLE := training/pretrained/odise-tiny/example.jpg
+# Words of the demo: the model was never trained to segment the first class of this list (see the model card).
+DEMO_WORDS := training/pretrained/odise-tiny/example_vocabulary.txt
+
+.PHONY: help demo test test-slow lint format types wheel bench kernels clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "odise_rt needs Python 3.10 or newer; set PYTHON=/path/to/python3.x" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,export,bench,dev]'
+	@touch $@
+
+$(BUNDLE)/bundle.json: $(STAMP)
+	@if [ ! -f $@ ]; then \
+		$(BIN)/python -m export.build_engines --checkpoint training/pretrained/odise-tiny --out $(BUNDLE); fi
+
+demo: $(BUNDLE)/bundle.json  ## install, export odise-tiny, segment the example picture
+	$(BIN)/odise-rt segment $(EXAMPLE) --bundle $(BUNDLE) --vocab $(DEMO_WORDS) --out out/demo
+
+test: $(STAMP)  ## the fast tests
+	$(BIN)/python -m pytest -q -m 'not slow and not gpu and not tensorrt'
+
+test-slow: $(STAMP)  ## every test that this machine can run
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP)  ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## apply ruff's fixes and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)  ## mypy over every package
+	$(BIN)/mypy odise_rt training export benchmarks
+
+wheel: $(STAMP)  ## build the wheel of the runtime and list it
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist .
+	$(BIN)/python -m zipfile -l dist/*.whl
+
+bench: $(STAMP)  ## measure odise-tiny on this machine's CPU
+	$(BIN)/python -m benchmarks.bench_structure --config odise-tiny
+
+kernels:  ## compile the CUDA kernels; says so and stops where there is no nvcc
+	cmake -S . -B build/kernels && cmake --build build/kernels
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,10 @@
+"""Settings shared by every test: two threads and fixed seeds, so that results do not depend on the machine."""
+
+from __future__ import annotations
+
+import os
+
+# Before any library reads them: the tests must behave on two cores, and nothing may try to reach a model hub.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
