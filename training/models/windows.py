@@ -12,7 +12,7 @@ from training.models.feature_pyramid import LEVEL_STRIDES
 def cut_windows(images: Tensor, grid: WindowGrid) -> Tensor:
     """``(B, C, H, W)`` to ``(B * N, C, side, side)``: the N windows of the first image, then those of the second."""
     side = grid.side
-    windows = [images[:, :, top : top + side, left : left + side] for top, left in grid.origins]
+    windows = [images[:, :, top : top + side, left : left + side] for top, left in grid.corners]
     return torch.stack(windows, dim=1).flatten(0, 1)
 
 
@@ -22,11 +22,11 @@ def stitch_levels(levels: dict[str, Tensor], grid: WindowGrid) -> dict[str, Tens
 
 
 def _stitch(level: Tensor, grid: WindowGrid, stride: int) -> Tensor:
-    windows = level.unflatten(0, (-1, len(grid.origins)))
-    height, width, side = grid.height // stride, grid.width // stride, grid.side // stride
+    windows = level.unflatten(0, (-1, len(grid)))
+    height, width, side = (n // stride for n in (*grid.canvas, grid.side))
     canvas = level.new_zeros(windows.shape[0], level.shape[1], height, width)
     count = level.new_zeros(1, 1, height, width)
-    for index, (top, left) in enumerate(grid.origins):
+    for index, (top, left) in enumerate(grid.corners):
         rows = slice(top // stride, top // stride + side)
         columns = slice(left // stride, left // stride + side)
         canvas[:, :, rows, columns] += windows[:, index]
