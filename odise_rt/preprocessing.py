@@ -1,0 +1,237 @@
+"""Images in, network inputs out.
+
+:func:`load_image` accepts what people have (a path, encoded bytes, a PIL image, a numpy array) and gives RGB uint8.
+:func:`prepare` resizes it to the test size, scales to [0, 1] and pads. Decisions, made once:
+
+* Files and bytes are turned upright by their EXIF orientation. A PIL image or array is taken as it is, so that the
+  result fits the pixels that the caller holds.
+* Transparent pixels are composited over white, as a viewer shows them. 16-bit images lose their low byte. Of an
+  animation the first frame counts. Palette, grey, CMYK and the like are converted to RGB.
+* The size is checked on the header, before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Union
+
+import numpy as np
+
+from odise_rt.errors import ImageError, OdiseError
+from odise_rt.options import DEFAULT_MAX_PIXELS
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+ImageLike = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], "Image.Image", np.ndarray]
+
+# Raster formats that Pillow decodes itself. Left out are those that start other programs (EPS) or fetch little use.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "TGA", "ICO", "PCX")
+SUFFIXES = frozenset(
+    f".{s}"
+    for s in (
+        *("jpg", "jpeg", "jpe", "mpo", "png", "webp", "avif", "bmp", "dib", "gif"),
+        *("tif", "tiff", "ppm", "pgm", "pbm", "pnm", "jp2", "tga", "ico", "pcx"),
+    )
+)
+"""File name endings by which a folder's images are found."""
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """One image at test size, ready for the graphs."""
+
+    canvas: np.ndarray
+    """float32 (1, 3, H, W), RGB in [0, 1], zero-padded right and below to a multiple of ``size_divisor``."""
+    image: np.ndarray
+    """float32 (1, 3, h, w), the same without padding; contiguous."""
+    original_size: tuple[int, int]
+    """Height and width of the image as given; results have this size."""
+
+    @property
+    def test_size(self) -> tuple[int, int]:
+        """Height h and width w after the test-time resize."""
+        return self.image.shape[2], self.image.shape[3]
+
+
+def load_image(image: ImageLike, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+    """Decode an image.
+
+    Args:
+        image: a path, encoded bytes, an open binary file, a PIL image, or an array of dtype uint8 and shape (h, w),
+            (h, w, 1), (h, w, 3) RGB or (h, w, 4) RGBA.
+        max_pixels: larger images are refused.
+
+    Returns:
+        uint8 (h, w, 3) RGB. May share memory with the argument: do not write to it.
+
+    Raises:
+        ImageError: it is no image, is broken, has no pixels or too many.
+    """
+    if isinstance(image, np.ndarray):
+        return _from_array(image, max_pixels)
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        _check_size(image.width, image.height, max_pixels, "the PIL image")
+        return _decode(image, "the PIL image", upright=False)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return _from_file(io.BytesIO(image), f"the image of {len(image):,} bytes", max_pixels)
+    if isinstance(image, str | os.PathLike):
+        path = Path(image)
+        try:
+            with path.open("rb") as file:
+                return _from_file(file, str(path), max_pixels)
+        except (OSError, ValueError) as exc:
+            if isinstance(exc, OdiseError):
+                raise
+            if path.is_dir():
+                raise ImageError(f"{path} is a folder, expected one image: pass its files one by one") from exc
+            reason = getattr(exc, "strerror", None) or exc
+            raise ImageError(f"cannot read the image {path} ({reason}): check the path") from exc
+    if hasattr(image, "read"):
+        return _from_file(image, "the open file", max_pixels)
+    raise ImageError(
+        f"an image came as {type(image).__name__}: expected a path, encoded bytes, a PIL image, or a numpy array of "
+        "dtype uint8 and shape (h, w, 3)"
+    )
+
+
+def _from_array(array: np.ndarray, max_pixels: int) -> np.ndarray:
+    if array.dtype != np.uint8:
+        hint = "; for values in [0, 1]: (255 * x).round().astype('uint8')" if array.dtype.kind == "f" else ""
+        raise ImageError(f"the array has dtype {array.dtype}, expected uint8 with values 0 to 255{hint}")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        hint = ""
+        if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+            hint = "; channels come last: array.transpose(1, 2, 0)"
+        elif array.ndim == 4:
+            hint = "; pass the images of a batch as a list"
+        raise ImageError(f"the array has shape {array.shape}, expected (h, w), (h, w, 3) RGB or (h, w, 4) RGBA{hint}")
+    _check_size(array.shape[1], array.shape[0], max_pixels, "the array")
+    if array.shape[2] == 1:
+        array = np.repeat(array, 3, axis=2)
+    elif array.shape[2] == 4:
+        from PIL import Image
+
+        array = np.asarray(_over_white(Image.fromarray(np.ascontiguousarray(array))))
+    return np.ascontiguousarray(array)
+
+
+def _from_file(file: IO[bytes], name: str, max_pixels: int) -> np.ndarray:
+    from PIL import Image
+
+    Image.init()
+    try:
+        opened = Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN])
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
+        raise ImageError(
+            f"{name} has more pixels than Pillow accepts ({exc}): scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS "
+            "as well as max_pixels"
+        ) from exc
+    except Exception as exc:  # Pillow's format plugins raise many kinds for files that are not what they seem
+        raise ImageError(f"{name} is not an image that can be read ({_short(exc)}): expected {_format_list()}") from exc
+    with opened:
+        _check_size(opened.width, opened.height, max_pixels, name)
+        return _decode(opened, name, upright=True)
+
+
+def _decode(image: Image.Image, name: str, upright: bool) -> np.ndarray:
+    """Pixels of an opened image as RGB uint8."""
+    from PIL import ImageOps
+
+    try:
+        image.load()
+        if upright:
+            image = ImageOps.exif_transpose(image)
+        return np.ascontiguousarray(np.asarray(_to_rgb(image)))
+    except ImageError:
+        raise
+    except Exception as exc:  # as above: truncated or corrupt data surfaces as many kinds of exception
+        raise ImageError(f"{name} is truncated or broken ({_short(exc)}): save or download it again") from exc
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "F":
+        raise ImageError("the image holds floating point values: save it with 8 or 16 bits a channel")
+    if image.mode.startswith("I"):  # I;16 and its byte orders; plain I where Pillow widens 16-bit files
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65_535:
+            raise ImageError("the image holds 32-bit values: save it with 8 or 16 bits a channel")
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        return _over_white(image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    background = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    background.alpha_composite(image)
+    return background.convert("RGB")
+
+
+def _check_size(width: int, height: int, max_pixels: int, name: str) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} has no pixels ({width} x {height}): expected at least 1 x 1")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name} has {width} x {height} = {width * height / 1e6:.1f} megapixels, at most {max_pixels / 1e6:.1f} "
+            "are accepted: scale it down, or raise max_pixels in SegmentOptions"
+        )
+
+
+def _short(exc: Exception) -> str:
+    text = " ".join(str(exc).split())
+    return text[:120] or type(exc).__name__
+
+
+def _format_list() -> str:
+    return "JPEG, PNG, WebP, AVIF, TIFF, GIF, BMP, PPM or JPEG 2000"
+
+
+def network_size(height: int, width: int, short_edge: int, long_edge: int) -> tuple[int, int]:
+    """Height and width at which the network sees an image.
+
+    The shorter edge becomes ``short_edge``, unless the longer one would then exceed ``long_edge``; fractions are
+    rounded by ``int(x + 0.5)``, and no edge becomes less than one pixel.
+    """
+    scale = short_edge / min(height, width)
+    new_h, new_w = (short_edge, scale * width) if height < width else (scale * height, short_edge)
+    if max(new_h, new_w) > long_edge:
+        scale = long_edge / max(new_h, new_w)
+        new_h, new_w = new_h * scale, new_w * scale
+    return max(1, int(new_h + 0.5)), max(1, int(new_w + 0.5))
+
+
+def prepare(pixels: np.ndarray, size: tuple[int, int], size_divisor: int) -> PreparedImage:
+    """Resize, scale to [0, 1] and pad.
+
+    Args:
+        pixels: uint8 (h, w, 3) RGB.
+        size: height and width of the test size; PIL's bilinear filter on uint8 when it differs.
+        size_divisor: the padded edges are multiples of it.
+    """
+    original = pixels.shape[:2]
+    if original != size:
+        from PIL import Image
+
+        resized = Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        pixels = np.asarray(resized)
+    height, width = size
+    padded_h, padded_w = (-(-v // size_divisor) * size_divisor for v in size)
+    canvas = np.zeros((1, 3, padded_h, padded_w), np.float32)
+    inside = canvas[:, :, :height, :width]
+    np.divide(pixels.transpose(2, 0, 1)[None], np.float32(255), out=inside, dtype=np.float32)
+    image = canvas if (padded_h, padded_w) == size else np.ascontiguousarray(inside)
+    return PreparedImage(canvas, image, (original[0], original[1]))

@@ -1,0 +1,411 @@
+"""The words of one segmentation: classes, each with synonyms and a thing or stuff flag.
+
+A vocabulary is a value: it is passed to every call and never stored in a model. In text, ``;`` or a new line ends a
+class and ``,`` separates synonyms; the first synonym is the name that results carry::
+
+    black pickup truck, pickup truck; stuff: blue sky, sky
+
+``thing:`` or ``stuff:`` before a class sets its kind. Without it, a class is stuff when one of its words names a region
+rather than an object ("sky", "green grass", "brick wall"; see :data:`REGION_NOUNS`), and a thing otherwise. Things are
+told apart one by one; the segments of a stuff class are joined.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from odise_rt.errors import VocabularyError
+from odise_rt.tokenizer import clean_text
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["thing", "stuff"]
+
+BUILTIN: dict[str, str] = {
+    "coco": "COCO panoptic, 133 classes",
+    "ade20k": "ADE20K, 150 classes",
+    "lvis": "LVIS v1, 1203 classes",
+}
+"""Names for :meth:`Vocabulary.builtin`. Plain names; no prompt engineering."""
+
+REGION_NOUNS = frozenset(
+    (
+        *("sky", "clouds", "fog", "background"),
+        *("grass", "lawn", "meadow", "field", "pasture", "tree", "trees", "forest", "jungle"),
+        *("foliage", "leaves", "bushes", "vegetation", "mountain", "mountains", "hill", "hills"),
+        *("ground", "dirt", "earth", "soil", "mud", "gravel", "sand", "beach", "desert", "snow", "ice"),
+        *("water", "sea", "ocean", "river", "lake"),
+        *("road", "street", "highway", "railroad", "pavement", "sidewalk", "path"),
+        *("wall", "walls", "floor", "ceiling", "carpet"),
+    )
+)
+"""Head nouns that make a class stuff when the user does not say: what has no countable instances."""
+
+MAX_WORDS = 200_000
+MAX_WORD_CHARACTERS = 1_000
+MAX_FILE_BYTES = 64 << 20
+_IGNORED_OPENSEG_NAME = "invalid_class_id"
+_KIND_PREFIX = re.compile(r"\s*(thing|stuff)\s*:", re.IGNORECASE)
+_OPENSEG_LINE = re.compile(r"\s*\d+\s*:\s*\S")
+_PREPOSITION = re.compile(r"\s(?:of|in|on|at|with|for|from|under|by)\s")
+_LABELS = Path(__file__).parent / "labels"
+
+
+@dataclass(frozen=True)
+class VocabularyClass:
+    """One class."""
+
+    words: tuple[str, ...]
+    """Synonyms, at least one; the first is the name."""
+    isthing: bool = True
+    id: int | None = None
+    """Identifier in a data set, e.g. COCO's category id."""
+
+    @property
+    def name(self) -> str:
+        """The first synonym."""
+        return self.words[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, as :meth:`Vocabulary.from_json` reads them."""
+        data: dict[str, Any] = {"name": self.name}
+        if self.id is not None:
+            data["id"] = self.id
+        if len(self.words) > 1:
+            data["synonyms"] = list(self.words[1:])
+        return data | {"kind": "thing" if self.isthing else "stuff"}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """An ordered list of classes; the position of a class is its index in results.
+
+    Raises:
+        VocabularyError: there is no class, a class has no word, or there are more words than ``MAX_WORDS``.
+    """
+
+    classes: tuple[VocabularyClass, ...]
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise VocabularyError(
+                "the vocabulary is empty: expected at least one word, e.g. 'black pickup truck, pickup truck; sky'"
+            )
+        count = 0
+        for number, entry in enumerate(self.classes):
+            count += len(entry.words)
+            for word in entry.words:
+                if not clean_text(word):
+                    raise VocabularyError(f"class {number} has an empty word among {list(entry.words)!r}: remove it")
+                if len(word) > MAX_WORD_CHARACTERS:
+                    raise VocabularyError(
+                        f"class {number} has a word of {len(word)} characters ({word[:40]!r}…), at most "
+                        f"{MAX_WORD_CHARACTERS} are accepted: separate classes by ';' and synonyms by ','"
+                    )
+            if not entry.words:
+                raise VocabularyError(f"class {number} has no word: give it a name")
+        if count > MAX_WORDS:
+            raise VocabularyError(f"the vocabulary has {count:,} words, at most {MAX_WORDS:,} are accepted: split it")
+
+    # ---- reading -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def parse(cls, text: str) -> Vocabulary:
+        """Read the syntax of the module's first paragraph.
+
+        A line that starts with ``#`` is a comment. Repeated synonyms count once, and classes of the same name are
+        merged.
+
+        Raises:
+            VocabularyError: there is no word in the text.
+        """
+        if not isinstance(text, str):
+            raise VocabularyError(f"expected words as text, got {type(text).__name__}: see Vocabulary.from_lists")
+        lines = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
+        classes = []
+        for part in ";".join(lines).split(";"):
+            match = _KIND_PREFIX.match(part)
+            kind: Kind | None = None
+            if match:
+                kind = "thing" if match.group(1).lower() == "thing" else "stuff"
+                part = part[match.end() :]
+            words = [w for w in map(clean_text, part.split(",")) if w]
+            if words:
+                classes.append(_class(words, kind))
+            elif match:
+                raise VocabularyError(f"{match.group(0).strip()!r} is followed by no word: name the class after it")
+        return cls(_merge_names(classes))
+
+    @classmethod
+    def from_lists(
+        cls,
+        classes: Iterable[str | Sequence[str]] = (),
+        *,
+        things: Iterable[str | Sequence[str]] = (),
+        stuff: Iterable[str | Sequence[str]] = (),
+    ) -> Vocabulary:
+        """Classes as words or lists of synonyms.
+
+        Args:
+            classes: things or stuff, decided by their words as :meth:`parse` does.
+            things: classes that are things.
+            stuff: classes that are stuff.
+        """
+        entries = []
+        groups: list[tuple[Iterable[str | Sequence[str]], Kind | None]]
+        groups = [(classes, None), (things, "thing"), (stuff, "stuff")]
+        for group, kind in groups:
+            if isinstance(group, str):
+                raise VocabularyError(f"expected a list of words, got the text {group[:40]!r}: see Vocabulary.parse")
+            entries += [_class(_words(item), kind) for item in group]
+        return cls(_merge_names(entries))
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Vocabulary:
+        """Read decoded JSON.
+
+        Accepted are a list of classes, ``{"classes": [...]}`` or COCO's ``{"categories": [...]}``,
+        ``{"things": [...], "stuff": [...]}``, and ``{name: [synonyms]}``. A class is a word, a list of synonyms, or
+        ``{"name", "synonyms", "kind": "thing" | "stuff", "isthing", "id"}``.
+        """
+        if isinstance(data, list):
+            return cls(_merge_names([_class_from_json(item) for item in data]))
+        if isinstance(data, Mapping):
+            for key in ("classes", "categories"):
+                if isinstance(data.get(key), list):
+                    return cls.from_dict(data[key])
+            if data and all(isinstance(v, list) for v in data.values()) and set(data) <= {"things", "stuff"}:
+                entries = [_class_from_json(item, "thing") for item in data.get("things", [])]
+                entries += [_class_from_json(item, "stuff") for item in data.get("stuff", [])]
+                return cls(_merge_names(entries))
+            if data and all(isinstance(v, list) and all(isinstance(w, str) for w in v) for v in data.values()):
+                return cls(_merge_names([_class(_words([str(k), *v]), None) for k, v in data.items()]))
+        raise VocabularyError(
+            f"a vocabulary came as {_shape_of(data)}: expected a list of classes, {{'classes': [...]}}, "
+            "{'things': [...], 'stuff': [...]} or {name: [synonyms]}"
+        )
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> Vocabulary:
+        """Read a JSON file in a form of :meth:`from_dict`."""
+        try:
+            data = json.loads(_read_text(path))
+        except (ValueError, RecursionError) as exc:
+            raise VocabularyError(f"{path} is not valid JSON ({exc}): correct it") from exc
+        return cls.from_dict(data)
+
+    @classmethod
+    def from_openseg(
+        cls, path: str | os.PathLike[str], *, things: Collection[str] | Callable[[int, str], bool] | None = None
+    ) -> Vocabulary:
+        """Read a label file of OpenSeg: ``id:synonym,synonym,…`` on each line.
+
+        Lines named ``invalid_class_id`` are skipped; the order of the others is the class index, so classes of the
+        same name stay apart.
+
+        Args:
+            path: the file.
+            things: names of the classes that are things, or a function of id and name. ``None``: decided by their
+                words as :meth:`parse` does; the files do not say.
+        """
+        classes = []
+        for number, line in enumerate(_read_text(path).splitlines(), 1):
+            if not line.strip():
+                continue
+            identifier, colon, names = line.partition(":")
+            words = [w for w in map(clean_text, names.split(",")) if w]
+            if not colon or not identifier.strip().isdecimal() or not words:
+                raise VocabularyError(f"{path}, line {number}: {line[:60]!r} is not 'id:synonym,synonym': correct it")
+            if _IGNORED_OPENSEG_NAME in words:
+                continue
+            index = int(identifier)
+            kind: Kind | None = None
+            if things is not None:
+                isthing = things(index, words[0]) if callable(things) else words[0] in things
+                kind = "thing" if isthing else "stuff"
+            classes.append(_class(words, kind, index))
+        if not classes:
+            raise VocabularyError(f"{path} has no class: expected lines 'id:synonym,synonym'")
+        return cls(tuple(classes))
+
+    @classmethod
+    def builtin(cls, name: str) -> Vocabulary:
+        """One of the lists that come with the package; see :data:`BUILTIN`."""
+        if name not in BUILTIN:
+            raise VocabularyError(f"no built-in vocabulary {name!r}: expected one of {', '.join(BUILTIN)}")
+        return _builtin(name)
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str]) -> Vocabulary:
+        """What a command line takes: a built-in name, a .json or .txt file, or words.
+
+        A text file holds OpenSeg lines (``id:synonym,synonym``) or the syntax of :meth:`parse`.
+        """
+        if isinstance(source, str):
+            if source.strip().lower() in BUILTIN:
+                return cls.builtin(source.strip().lower())
+            if not source.strip().lower().endswith((".json", ".txt")):
+                return cls.parse(source)
+        path = Path(source)
+        if path.suffix.lower() == ".json":
+            return cls.from_json(path)
+        text = _read_text(path)
+        lines = [line for line in text.splitlines() if line.strip()]
+        if lines and all(_OPENSEG_LINE.match(line) for line in lines):
+            return cls.from_openseg(path)
+        return cls.parse(text)
+
+    def __add__(self, other: Vocabulary) -> Vocabulary:
+        """Both vocabularies; a class of the same name is merged into the earlier one."""
+        if not isinstance(other, Vocabulary):
+            return NotImplemented
+        return Vocabulary(_merge_names([*self.classes, *other.classes], keep_first_kind=True))
+
+    # ---- using -------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def __iter__(self) -> Iterator[VocabularyClass]:
+        return iter(self.classes)
+
+    def __getitem__(self, index: int) -> VocabularyClass:
+        return self.classes[index]
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The name of each class."""
+        return tuple(c.name for c in self.classes)
+
+    @functools.cached_property
+    def words(self) -> tuple[str, ...]:
+        """Every synonym of every class in order: L words."""
+        return tuple(w for c in self.classes for w in c.words)
+
+    @functools.cached_property
+    def first_word(self) -> np.ndarray:
+        """Position in :attr:`words` of each class's first word, int64 (K,): offsets for ``np.maximum.reduceat``."""
+        sizes = [len(c.words) for c in self.classes]
+        return np.concatenate([[0], np.cumsum(sizes[:-1], dtype=np.int64)]).astype(np.int64)
+
+    @functools.cached_property
+    def isthing(self) -> np.ndarray:
+        """bool (K,): whether a class is a thing."""
+        return np.array([c.isthing for c in self.classes], dtype=bool)
+
+    @functools.cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over words, kinds and ids, in order."""
+        content = [[list(c.words), c.isthing, c.id] for c in self.classes]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def seen(self, training_vocabulary: Collection[str]) -> np.ndarray:
+        """Which classes were seen in training.
+
+        Args:
+            training_vocabulary: every name and synonym of the training classes.
+
+        Returns:
+            bool (K,): true where any synonym is among them (compared as CLIP reads them, without upper case).
+        """
+        known = {_key(w) for w in training_vocabulary}
+        return np.array([any(_key(w) in known for w in c.words) for c in self.classes], dtype=bool)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, as :meth:`from_dict` reads them."""
+        return {"classes": [c.to_dict() for c in self.classes]}
+
+
+def _key(word: str) -> str:
+    """What two spellings of one word share: the text that the tokenizer sees."""
+    return clean_text(word).lower()
+
+
+def _class(words: Sequence[str], kind: Kind | None, identifier: int | None = None) -> VocabularyClass:
+    unique = {_key(w): w for w in reversed(words)}  # the first spelling of a word wins
+    ordered = tuple(unique[k] for k in dict.fromkeys(map(_key, words)))
+    isthing = kind == "thing" if kind else not any(_head_noun(k) in REGION_NOUNS for k in unique)
+    return VocabularyClass(ordered, isthing, identifier)
+
+
+def _head_noun(key: str) -> str:
+    """Such as "wooden floor" to "floor", "bottle of water" to "bottle"."""
+    return _PREPOSITION.split(key, maxsplit=1)[0].rpartition(" ")[2]
+
+
+def _words(item: Any) -> list[str]:
+    words = [item] if isinstance(item, str) else item
+    if not isinstance(words, Sequence) or not words or not all(isinstance(w, str) for w in words):
+        raise VocabularyError(f"a class came as {_shape_of(item)}: expected a word or a list of synonyms")
+    cleaned = [clean_text(w) for w in words]
+    if not all(cleaned):
+        raise VocabularyError(f"a class has an empty word among {list(words)!r}: remove it")
+    return cleaned
+
+
+def _class_from_json(item: Any, kind: Kind | None = None) -> VocabularyClass:
+    if not isinstance(item, Mapping):
+        return _class(_words(item), kind)
+    name, synonyms, identifier = item.get("name"), item.get("synonyms", []), item.get("id")
+    if not isinstance(name, str) or not isinstance(synonyms, list):
+        raise VocabularyError(f"the class {_shape_of(item)} needs a 'name', and 'synonyms' as a list if any")
+    given = item.get("kind")
+    if given is None and "isthing" in item:
+        given = "thing" if item["isthing"] else "stuff"
+    if given not in (None, "thing", "stuff"):
+        raise VocabularyError(f"the class {name!r} has kind {given!r}: expected 'thing' or 'stuff'")
+    if identifier is not None and (not isinstance(identifier, int) or isinstance(identifier, bool)):
+        raise VocabularyError(f"the class {name!r} has id {identifier!r}: expected a whole number")
+    return _class(_words([name, *synonyms]), given or kind, identifier)
+
+
+def _merge_names(classes: Sequence[VocabularyClass], keep_first_kind: bool = False) -> tuple[VocabularyClass, ...]:
+    """Join classes of one name, which nobody could tell apart in a result."""
+    merged: dict[str, VocabularyClass] = {}
+    for entry in classes:
+        key = _key(entry.name)
+        earlier = merged.get(key)
+        if earlier is None:
+            merged[key] = entry
+            continue
+        if earlier.isthing != entry.isthing and not keep_first_kind:
+            raise VocabularyError(f"the class {entry.name!r} occurs as a thing and as stuff: keep one")
+        words = {_key(w): w for w in (*entry.words, *earlier.words)}
+        order = dict.fromkeys(_key(w) for w in (*earlier.words, *entry.words))
+        merged[key] = VocabularyClass(tuple(words[k] for k in order), earlier.isthing, earlier.id)
+        logger.info("the class %r occurs more than once: merged", entry.name)
+    return tuple(merged.values())
+
+
+def _read_text(path: str | os.PathLike[str]) -> str:
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise VocabularyError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB: not a vocabulary")
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as exc:
+        raise VocabularyError(f"cannot read the vocabulary {path} ({exc.strerror}): check the path") from exc
+    except UnicodeDecodeError as exc:
+        raise VocabularyError(f"{path} is not UTF-8 text ({exc.reason}): save it as UTF-8") from exc
+
+
+def _shape_of(data: Any) -> str:
+    text = repr(data)
+    return f"{type(data).__name__} {text if len(text) < 60 else text[:57] + '…'}"
+
+
+@functools.cache
+def _builtin(name: str) -> Vocabulary:
+    data = json.loads((_LABELS / f"{name}.json").read_text(encoding="utf-8"))
+    return Vocabulary(tuple(_class_from_json(item) for item in data["classes"]))
