@@ -1,9 +1,9 @@
 """The official implementation's *amount of work* on our modules, as an honest baseline for speed and memory.
 
-Computes what the published code computes and then throws away or could share (odise.md sections 2.4, 5.2, style.md
-3.1): windows one by one; the text encoder on "" for every window; the whole UNet and the whole VAE decoder; full-size
-mask logits and mask embeddings in every prediction head, with the pooling evaluated twice; CLIP on the long sequence
-[Q mask tokens, CLS, patches]. Results equal the pruned structure's up to rounding; a test holds both to that.
+Computes what the published code computes and then throws away or could share (odise.md sections 2.4 and 5.2): windows
+one by one; the text encoder on "" for every window; the whole UNet and the whole VAE decoder; full-size mask logits and
+mask embeddings in every prediction head, with the pooling evaluated twice; CLIP on the long sequence [Q mask tokens,
+CLS, patches]. Results equal the pruned structure's up to rounding; a test holds both to that.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from odise_rt.windows import window_grid
 from training.models import frozen
 from training.models.clip_layers import embed_patches, project_image_tokens, self_attention_layer
 from training.models.diffusion_features import DiffusionFeatures
+from training.models.feature_pyramid import LEVEL_STRIDES
 from training.models.mask_decoder import MaskPrediction
 from training.models.mask_pooling import mask_pool
 from training.models.windows import cut_windows, stitch_levels
@@ -28,23 +29,28 @@ if TYPE_CHECKING:
 def official_forward(model: Odise, images: Tensor) -> MaskPrediction:
     """Padded images ``(B, 3, H, W)`` in [0, 1] to mask predictions."""
     grid = window_grid(images.shape[2], images.shape[3], model.config.window)
-    outputs = [_window_levels(model, window[None]) for window in cut_windows(images, grid)]
-    levels = {name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}
-    return _decode_masks(model, stitch_levels(levels, grid))
+    windows = cut_windows(images, grid)
+    embeddings = torch.cat([model.clip_image(window[None]) for window in windows])
+    levels = official_unet_tap(model, windows, embeddings, model.noise, model.null_text_embedding)
+    return official_decode_masks(model, stitch_levels(dict(zip(LEVEL_STRIDES, levels, strict=True)), grid))
 
 
-def _window_levels(model: Odise, window: Tensor) -> dict[str, Tensor]:
+def official_unet_tap(
+    model: Odise, windows: Tensor, image_embedding: Tensor, noise: Tensor, null_text_embedding: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:meth:`Odise.unet_tap`, one window after the other and with nothing left out."""
     features = model.diffusion_features
-    if model.sd_text is not None:
-        frozen.null_text_embedding(model.sd_text, model.config.sd_text)
-    # CLIP's image tower runs to its end on all tokens before the CLS token is taken.
-    embedding = model.clip_image(window)
-    context, time_increment = model.implicit_captioner(embedding, model.null_text_embedding)
-    mean, encoder_taps = features.encode(features.to_vae_pixels(window))
-    unet_taps = _whole_unet(model, features.add_noise(mean, model.noise), context, time_increment)
-    decoder_taps = _whole_decoder(features, mean)
-    levels: dict[str, Tensor] = model.feature_pyramid(encoder_taps + unet_taps + decoder_taps, window.shape[-1])
-    return levels
+    outputs = []
+    for window, embedding in zip(windows.split(1), image_embedding.split(1), strict=True):
+        if model.sd_text is not None:
+            frozen.null_text_embedding(model.sd_text, model.config.sd_text)
+        context, time_increment = model.implicit_captioner(embedding, null_text_embedding)
+        mean, encoder_taps = features.encode(features.to_vae_pixels(window))
+        unet_taps = _whole_unet(model, features.add_noise(mean, noise), context, time_increment)
+        decoder_taps = _whole_decoder(features, mean)
+        outputs.append(model.feature_pyramid(encoder_taps + unet_taps + decoder_taps, window.shape[-1]))
+    s2, s3, s4, s5 = (torch.cat([output[name] for output in outputs]) for name in LEVEL_STRIDES)
+    return s2, s3, s4, s5
 
 
 def _whole_unet(model: Odise, latent: Tensor, context: Tensor, time_increment: Tensor) -> list[Tensor]:
@@ -84,7 +90,8 @@ def _whole_decoder(features: DiffusionFeatures, mean: Tensor) -> list[Tensor]:
     return taps
 
 
-def _decode_masks(model: Odise, levels: dict[str, Tensor]) -> MaskPrediction:
+def official_decode_masks(model: Odise, levels: dict[str, Tensor]) -> MaskPrediction:
+    """:meth:`Odise.decode_masks` with full-size masks and embeddings in every prediction head."""
     generator = model.mask_generator
     mask_features, refined = generator.pixel_decoder(levels)
     states = generator.mask_decoder.all_states(mask_features, refined)
