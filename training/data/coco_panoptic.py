@@ -1,0 +1,241 @@
+"""Reads COCO panoptic data sets with captions: the real COCO 2017 and Sticker World alike.
+
+A panoptic data set is a JSON file (images, categories, and for each image the segments with their ids) and a folder of
+PNGs whose colours are those ids. Both are checked against each other when a picture is read; whatever does not fit is a
+:class:`DatasetError` that names the file and the image id.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from odise_rt.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class of the data set."""
+
+    id: int
+    name: str
+    synonyms: tuple[str, ...]
+    """All names, ``name`` first."""
+    isthing: bool
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One entry of ``segments_info``."""
+
+    id: int
+    category_id: int
+    iscrowd: bool
+    area: int
+    bbox: tuple[int, int, int, int]
+    """Left, top, width, height in pixels."""
+
+
+@dataclass(frozen=True)
+class PanopticExample:
+    """A picture and its truth."""
+
+    image_id: int
+    file_name: str
+    image: np.ndarray
+    """uint8 (H, W, 3) RGB."""
+    segment_map: np.ndarray
+    """int32 (H, W): the segment's id at each pixel, 0 where nothing is annotated."""
+    segments: tuple[Segment, ...]
+    captions: tuple[str, ...]
+    """Empty where the data set was opened without captions."""
+
+
+def decode_ids(colours: np.ndarray) -> np.ndarray:
+    """Ids of a panoptic PNG: R + 256 G + 65536 B. uint8 (H, W, 3) to int32 (H, W)."""
+    wide = colours.astype(np.int32)
+    return wide[..., 0] + 256 * wide[..., 1] + 65536 * wide[..., 2]
+
+
+def _read_json(path: Path, required: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DatasetError(f"{path} does not exist: expected a COCO annotation file") from None
+    except (OSError, ValueError) as exc:
+        raise DatasetError(f"{path} cannot be read as JSON ({exc}): download or draw it again") from exc
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path} holds a {type(content).__name__}: expected an object with {', '.join(required)}")
+    for key in required:
+        if not isinstance(content.get(key), list):
+            raise DatasetError(f"{path} lacks the list {key!r}: expected a COCO file with {', '.join(required)}")
+        if not content[key]:
+            raise DatasetError(f"{path}: {key!r} is empty; expected at least one entry")
+    return content
+
+
+def read_captions(path: Path) -> dict[int, tuple[str, ...]]:
+    """Captions by image id from a COCO captions file.
+
+    Raises:
+        DatasetError: Not a captions file, or an entry without image id or text.
+    """
+    captions: dict[int, list[str]] = {}
+    for position, entry in enumerate(_read_json(path, ("annotations",))["annotations"]):
+        try:
+            image_id, text = int(entry["image_id"]), str(entry["caption"]).strip()
+        except (KeyError, TypeError, ValueError) as exc:
+            raise DatasetError(f"{path}: annotations[{position}] needs image_id and caption ({exc!r})") from exc
+        if not text:
+            raise DatasetError(f"{path}: image id {image_id} has an empty caption")
+        captions.setdefault(image_id, []).append(text)
+    return {image_id: tuple(texts) for image_id, texts in captions.items()}
+
+
+class CocoPanoptic:
+    """A panoptic data set, usable as a map-style PyTorch dataset.
+
+    Args:
+        annotations: Panoptic JSON.
+        images: Folder of the pictures.
+        masks: Folder of the panoptic PNGs.
+        captions: Captions JSON, or None to go without.
+
+    Attributes:
+        categories: Classes in the order of the file.
+        index_of: Contiguous class index 0..K-1 of each category id.
+        image_ids: Id of each picture, in the order of the file.
+
+    Raises:
+        DatasetError: A file that is missing, broken or contradicts itself.
+    """
+
+    def __init__(self, annotations: Path, images: Path, masks: Path, captions: Path | None = None) -> None:
+        self.annotations_path, self.images_path, self.masks_path = Path(annotations), Path(images), Path(masks)
+        self.captions_path = captions
+        content = _read_json(self.annotations_path, ("images", "annotations", "categories"))
+        self.categories = tuple(self._category(entry) for entry in content["categories"])
+        self.index_of = {category.id: index for index, category in enumerate(self.categories)}
+        if len(self.index_of) != len(self.categories):
+            raise DatasetError(f"{self.annotations_path}: two categories share an id")
+        truth: dict[int, dict[str, Any]] = {}
+        for position, entry in enumerate(content["annotations"]):
+            image_id = self._field(entry, "image_id", f"annotations[{position}]")
+            if image_id in truth:
+                raise DatasetError(f"{self.annotations_path}: image id {image_id} is annotated twice")
+            truth[image_id] = entry
+        self._captions = None if captions is None else read_captions(Path(captions))
+        self._entries: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        for position, entry in enumerate(content["images"]):
+            image_id = self._field(entry, "id", f"images[{position}]")
+            self._field(entry, "file_name", f"image id {image_id}")
+            if image_id not in truth:
+                raise DatasetError(
+                    f"{self.annotations_path}: image id {image_id} ({entry['file_name']}) has no annotation"
+                )
+            if self._captions is not None and image_id not in self._captions:
+                raise DatasetError(f"{captions}: image id {image_id} ({entry['file_name']}) has no caption")
+            self._entries.append((entry, truth[image_id]))
+        self.image_ids = [int(entry["id"]) for entry, _ in self._entries]
+
+    @classmethod
+    def from_root(cls, root: Path, split: str, with_captions: bool = True) -> CocoPanoptic:
+        """Open a data set in the usual layout.
+
+        ``root/annotations/panoptic_{split}.json``, ``root/annotations/captions_{split}.json``, the PNGs in
+        ``root/annotations/panoptic_{split}`` (COCO) or ``root/panoptic_{split}``, the pictures in ``root/{split}``.
+        """
+        root = Path(root)
+        folder = root / "annotations"
+        beside = folder / f"panoptic_{split}"
+        return cls(
+            folder / f"panoptic_{split}.json",
+            root / split,
+            beside if beside.is_dir() else root / f"panoptic_{split}",
+            folder / f"captions_{split}.json" if with_captions else None,
+        )
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[PanopticExample]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> PanopticExample:
+        """Read and check one picture.
+
+        Raises:
+            IndexError: ``index`` is out of range.
+            DatasetError: A file is missing or broken, or PNG and JSON disagree.
+        """
+        entry, truth = self._entries[index]
+        image_id, file_name = int(entry["id"]), str(entry["file_name"])
+        image = self._picture(self.images_path / file_name, image_id, orient=True)
+        mask_path = self.masks_path / str(self._field(truth, "file_name", f"annotation of image id {image_id}"))
+        segment_map = decode_ids(self._picture(mask_path, image_id, orient=False))
+        if segment_map.shape != image.shape[:2]:
+            raise DatasetError(
+                f"{mask_path} (image id {image_id}) has {segment_map.shape[1]}x{segment_map.shape[0]} pixels, but the "
+                f"picture {file_name} has {image.shape[1]}x{image.shape[0]}: they must be equal"
+            )
+        segments = self._segments(truth, image_id)
+        declared = {segment.id for segment in segments}
+        present = set(np.unique(segment_map).tolist()) - {0}
+        if declared != present:
+            unknown, absent = sorted(present - declared)[:3], sorted(declared - present)[:3]
+            raise DatasetError(
+                f"{mask_path} (image id {image_id}) and {self.annotations_path.name} disagree: ids only in the PNG "
+                f"{unknown}, ids only in the JSON {absent}"
+            )
+        captions = () if self._captions is None else self._captions[image_id]
+        return PanopticExample(image_id, file_name, image, segment_map, segments, captions)
+
+    def categories_of(self, index: int) -> set[int]:
+        """Category ids in picture ``index``, from the JSON alone."""
+        entry, truth = self._entries[index]
+        return {segment.category_id for segment in self._segments(truth, int(entry["id"]))}
+
+    def _segments(self, truth: dict[str, Any], image_id: int) -> tuple[Segment, ...]:
+        where = f"segments_info of image id {image_id}"
+        segments = []
+        for info in self._field(truth, "segments_info", f"annotation of image id {image_id}"):
+            category = int(self._field(info, "category_id", where))
+            if category not in self.index_of:
+                raise DatasetError(f"{self.annotations_path}: {where} names category {category}, which is not declared")
+            left, top, width, height = (int(value) for value in info.get("bbox", (0, 0, 0, 0)))
+            number = int(self._field(info, "id", where))
+            if number <= 0:
+                raise DatasetError(f"{self.annotations_path}: {where} has id {number}; ids start at 1, 0 is void")
+            crowd, area = bool(info.get("iscrowd", 0)), int(info.get("area", 0))
+            segments.append(Segment(number, category, crowd, area, (left, top, width, height)))
+        if len({segment.id for segment in segments}) != len(segments):
+            raise DatasetError(f"{self.annotations_path}: {where} uses an id twice")
+        return tuple(segments)
+
+    def _category(self, entry: dict[str, Any]) -> Category:
+        number = int(self._field(entry, "id", "a category"))
+        name = str(self._field(entry, "name", f"category {number}"))
+        synonyms = tuple(str(synonym) for synonym in entry.get("synonyms", ()) if synonym != name)
+        return Category(number, name, (name, *synonyms), bool(self._field(entry, "isthing", f"category {number}")))
+
+    def _field(self, entry: Any, key: str, where: str) -> Any:
+        if not isinstance(entry, dict) or key not in entry:
+            raise DatasetError(f"{self.annotations_path}: {where} lacks {key!r}")
+        return entry[key]
+
+    @staticmethod
+    def _picture(path: Path, image_id: int, orient: bool) -> np.ndarray:
+        try:
+            with Image.open(path) as picture:
+                upright = ImageOps.exif_transpose(picture) if orient else picture
+                return np.asarray(upright.convert("RGB"))
+        except FileNotFoundError:
+            raise DatasetError(f"{path} (image id {image_id}) does not exist") from None
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as exc:
+            raise DatasetError(f"{path} (image id {image_id}) cannot be read as a picture: {exc}") from exc

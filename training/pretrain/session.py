@@ -1,0 +1,161 @@
+"""What the three small trainings share: learning-rate schedule, log, progress, atomic checkpoints, resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from odise_rt.errors import CheckpointError
+
+STATE_FILE = "state.pt"
+LOG_FILE = "log.jsonl"
+
+
+def cosine_rate(step: int, steps: int, peak: float, warmup: int) -> float:
+    """Learning rate of a step: linear warm-up to ``peak``, then a cosine down to 2 % of it."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside ``path`` and rename, so that a kill leaves the old file or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+class Session:
+    """A training that can be killed and resumed.
+
+    Args:
+        folder: Where ``state.pt`` and ``log.jsonl`` live; made if absent.
+        modules: What is trained (and saved), by name.
+        peak_rate: Highest learning rate.
+        steps: Length of the whole training.
+        warmup: Steps of linear warm-up.
+        weight_decay: AdamW's, for matrices and kernels only.
+        clip_norm: Gradient norm above which gradients are scaled down.
+        average: Decay of an exponential moving average of the weights; 0 keeps none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        modules: dict[str, nn.Module],
+        peak_rate: float,
+        steps: int,
+        warmup: int = 100,
+        weight_decay: float = 0.05,
+        clip_norm: float = 1.0,
+        average: float = 0.0,
+    ) -> None:
+        self.folder, self.steps, self.peak_rate, self.warmup = folder, steps, peak_rate, warmup
+        self.clip_norm, self.average, self.step = clip_norm, average, 0
+        self.modules = nn.ModuleDict(modules)
+        parameters = [parameter for parameter in self.modules.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=peak_rate, betas=(0.9, 0.98), eps=1e-8)
+        self.averaged: dict[str, Tensor] = {}
+        if average:
+            self.averaged = {name: value.detach().clone() for name, value in self.modules.state_dict().items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def resume(self) -> bool:
+        """Load ``state.pt`` if there is one; returns whether there was.
+
+        Raises:
+            CheckpointError: The file belongs to another training or is damaged.
+        """
+        path = self.folder / STATE_FILE
+        if not path.exists():
+            return False
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.modules.load_state_dict(state["modules"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            for name, value in state["averaged"].items():
+                self.averaged[name].copy_(value)
+            self.step = int(state["step"])
+        except (RuntimeError, KeyError, ValueError, EOFError, OSError) as exc:
+            raise CheckpointError(f"cannot resume from {path}: {exc}; delete it to start again") from exc
+        return True
+
+    def save(self) -> None:
+        """Write ``state.pt`` atomically."""
+        partial = self.folder / (STATE_FILE + ".partial")
+        state = {
+            "modules": self.modules.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "averaged": self.averaged,
+            "step": self.step,
+        }
+        torch.save(state, partial)
+        partial.replace(self.folder / STATE_FILE)
+
+    def iterate(self, name: str, save_every: float = 120.0) -> Iterator[int]:
+        """Yield step numbers up to the end, saving now and then and at the end."""
+        saved_at = time.monotonic()
+        with tqdm(total=self.steps, initial=self.step, desc=name, mininterval=5.0) as progress:
+            while self.step < self.steps:
+                rate = cosine_rate(self.step, self.steps, self.peak_rate, self.warmup)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                yield self.step
+                self.step += 1
+                progress.update()
+                if time.monotonic() - saved_at > save_every:
+                    self.save()
+                    saved_at = time.monotonic()
+        self.save()
+
+    def descend(self, loss: Tensor, **logged: float) -> None:
+        """One optimiser step on ``loss``; the other values only go to the log.
+
+        Raises:
+            CheckpointError: The loss is not finite; the last checkpoint is kept.
+        """
+        if not torch.isfinite(loss):
+            raise CheckpointError(
+                f"loss is {loss.item()} at step {self.step}: {self.folder / STATE_FILE} holds the last good state; "
+                "resume with a lower --rate"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.modules.parameters(), self.clip_norm)
+        self.optimizer.step()
+        if self.average:
+            with torch.no_grad():
+                decay = min(self.average, (1 + self.step) / (10 + self.step))
+                for name, value in self.modules.state_dict().items():
+                    self.averaged[name].lerp_(value, 1 - decay)
+        for key, value in {"loss": loss.item(), "gradient": float(norm), **logged}.items():
+            self._sums[key] = self._sums.get(key, 0.0) + float(value)
+        self._count += 1
+        if self._count == 20:
+            self.log(**{key: value / self._count for key, value in self._sums.items()})
+            self._sums, self._count = {}, 0
+
+    def log(self, **values: float) -> None:
+        """Append a line to ``log.jsonl``."""
+        line = {"step": self.step + 1, "time": round(time.time(), 1), **{k: round(v, 5) for k, v in values.items()}}
+        with (self.folder / LOG_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def use_average(self) -> None:
+        """Put the averaged weights into the modules (after training)."""
+        if self.average:
+            self.modules.load_state_dict(self.averaged)
