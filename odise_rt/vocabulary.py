@@ -305,6 +305,11 @@ class Vocabulary:
         return np.array([c.isthing for c in self.classes], dtype=bool)
 
     @functools.cached_property
+    def words_hash(self) -> str:
+        """SHA-256 over the words alone: what text embeddings depend on."""
+        return hashlib.sha256(json.dumps(self.words).encode()).hexdigest()
+
+    @functools.cached_property
     def content_hash(self) -> str:
         """SHA-256 over words, kinds and ids, in order."""
         content = [[list(c.words), c.isthing, c.id] for c in self.classes]

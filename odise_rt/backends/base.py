@@ -1,0 +1,91 @@
+"""What every engine offers: stages that map named arrays to named arrays.
+
+A backend loads stages of a bundle for one device. A stage may be run by several threads at once. Both are released
+by ``close()``; nothing relies on ``__del__``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from odise_rt.bundle import Bundle
+
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """What a stage ran on; recorded in every result, so that no fallback is silent."""
+
+    stage: str
+    engine: str
+    """Name and version, e.g. ``"onnxruntime 1.32.0"``."""
+    provider: str
+    """The engine's own word for where it runs, e.g. ``"CPUExecutionProvider"``."""
+    device: Device
+    file: str
+    """Graph or engine file, relative to the bundle."""
+    load_seconds: float
+
+    def to_dict(self) -> dict[str, str | float]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)
+
+
+class Stage(Protocol):
+    """One loaded graph."""
+
+    @property
+    def facts(self) -> StageFacts:
+        """What it runs on."""
+        ...
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the graph.
+
+        Args:
+            inputs: the arrays of the stage's spec, C-contiguous. They are not written to.
+
+        Returns:
+            The arrays of the stage's spec; the caller owns them.
+
+        Raises:
+            BackendError: an array does not fit the spec, or the engine failed.
+            OutOfMemoryError: there was not enough memory.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the graph and its weights; running it afterwards is an error."""
+        ...
+
+
+class Backend(Protocol):
+    """An engine on a device."""
+
+    @property
+    def device(self) -> Device:
+        """Where stages run."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """One line for logs, e.g. ``"onnxruntime 1.32.0 on CPUExecutionProvider, 2 threads"``."""
+        ...
+
+    def load(self, bundle: Bundle, stage: str) -> Stage:
+        """Load one stage of a bundle.
+
+        Raises:
+            BackendError: the engine refuses the graph or does not run it on this device.
+        """
+        ...
+
+    def windows_per_batch(self, side: int) -> int:
+        """How many windows of ``side`` pixels are best run at a time."""
+        ...

@@ -1,0 +1,193 @@
+"""ONNX Runtime on CPU or CUDA.
+
+The package comes as ``onnxruntime`` (CPU) or ``onnxruntime-gpu``, which install the same folder; neither is a hard
+dependency. ONNX Runtime answers a request for CUDA that it cannot serve with a logged warning and runs on CPU, so the
+providers of every session are compared with what was asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from odise_rt.backends.base import Device, StageFacts
+from odise_rt.bundle import Bundle
+from odise_rt.errors import BackendError, MissingPackageError, OutOfMemoryError
+from odise_rt.specs import StageSpec
+
+logger = logging.getLogger(__name__)
+
+PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+VARIANTS: dict[Device, str] = {"cpu": "ort-cpu", "cuda": "ort-cuda"}
+"""Graphs of a bundle that are preferred over the portable ones, by device."""
+
+# An ONNX model of one Identity, float32 (1,) -> (1,), opset 13: enough to learn whether a provider really works.
+_PROBE_MODEL = bytes.fromhex(
+    "08083a3b0a100a017812017922084964656e74697479120570726f62655a0f0a0178120a0a08080112040a020801"
+    "620f0a0179120a0a08080112040a02080142040a00100d"
+)
+
+_OUT_OF_MEMORY = ("out of memory", "failed to allocate", "bad allocation", "bad_alloc", "cudaerrormemoryallocation")
+
+
+def import_onnxruntime() -> Any:
+    """The package, or a :class:`MissingPackageError` with the command that installs it."""
+    try:
+        import onnxruntime
+    except ImportError as exc:
+        raise MissingPackageError(
+            "running a bundle needs ONNX Runtime, which is not installed: "
+            "pip install 'odise_rt[cpu]' (or 'odise_rt[gpu]' for NVIDIA GPUs)"
+        ) from exc
+    return onnxruntime
+
+
+@functools.cache
+def working_provider(device: Device) -> str | None:
+    """Why a device cannot be used, or ``None`` if it works: a session is really made and run on it."""
+    ort = import_onnxruntime()
+    provider = PROVIDERS[device]
+    available = ort.get_available_providers()
+    if provider not in available:
+        return f"onnxruntime {ort.__version__} has no {provider} (it has {', '.join(available)})"
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    try:
+        session = ort.InferenceSession(_PROBE_MODEL, options, providers=[provider])
+        session.run(None, {"x": np.zeros(1, np.float32)})
+    except Exception as exc:  # the bindings raise many unrelated types
+        return f"{provider} failed: {_first_line(exc)}"
+    if session.get_providers()[0] != provider:
+        return f"{provider} did not start, onnxruntime fell back to {session.get_providers()[0]}"
+    return None
+
+
+class OrtBackend:
+    """Loads stages into ONNX Runtime sessions."""
+
+    def __init__(self, device: Device, threads: int | None = None) -> None:
+        """Choose a device.
+
+        Args:
+            device: ``"cpu"`` or ``"cuda"``.
+            threads: threads inside an operator. ``None``: the cores that this process may use.
+
+        Raises:
+            MissingPackageError: onnxruntime is not installed.
+            BackendError: the device does not work here.
+        """
+        ort = import_onnxruntime()
+        problem = working_provider(device)
+        if problem:
+            raise BackendError(
+                f"device {device!r} cannot be used: {problem}; run `odise-rt doctor`, or use device='cpu'"
+            )
+        self.device: Device = device
+        self.threads = threads or _usable_cores()
+        self._ort = ort
+
+    @property
+    def description(self) -> str:
+        """Engine, provider and threads in one line."""
+        return f"onnxruntime {self._ort.__version__} on {PROVIDERS[self.device]}, {self.threads} threads"
+
+    def windows_per_batch(self, side: int) -> int:
+        """As many windows as fill the cores: on CPU a 512 x 512 window does alone, and a batch only needs memory."""
+        pixels = 512 * 512 * (1 if self.device == "cpu" else 8)
+        return max(1, pixels // (side * side))
+
+    def load(self, bundle: Bundle, stage: str) -> OrtStage:
+        """Load the graph of a stage, the device's variant if the bundle has one."""
+        file = bundle.stage_file(stage, VARIANTS[self.device])
+        started = time.perf_counter()
+        wanted = PROVIDERS[self.device]
+        providers = [wanted] if self.device == "cpu" else [wanted, PROVIDERS["cpu"]]
+        try:
+            session = self._ort.InferenceSession(str(file.path), self._session_options(), providers=providers)
+        except Exception as exc:
+            raise _translate(exc, f"ONNX Runtime cannot load stage {stage} from {file.path}") from exc
+        provider = session.get_providers()[0]
+        if provider != wanted:
+            raise BackendError(
+                f"stage {stage} was to run on {wanted} but ONNX Runtime chose {provider}: run `odise-rt doctor`, or "
+                "use device='cpu'"
+            )
+        facts = StageFacts(
+            stage=stage,
+            engine=f"onnxruntime {self._ort.__version__}",
+            provider=provider,
+            device=self.device,
+            file=file.path.relative_to(bundle.root).as_posix(),
+            load_seconds=time.perf_counter() - started,
+        )
+        logger.info("stage %s: %s on %s, loaded in %.2f s", stage, facts.engine, provider, facts.load_seconds)
+        return OrtStage(session, bundle.stages[stage].spec, facts)
+
+    def _session_options(self) -> Any:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3  # what matters below errors is checked and logged here
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        return options
+
+
+class OrtStage:
+    """One ONNX Runtime session. Safe to share between threads."""
+
+    def __init__(self, session: Any, spec: StageSpec, facts: StageFacts) -> None:
+        found = {v.name for v in session.get_inputs()}, {v.name for v in session.get_outputs()}
+        wanted = {t.name for t in spec.inputs}, {t.name for t in spec.outputs}
+        if found != wanted:
+            raise BackendError(
+                f"the graph of stage {spec.name} has inputs {sorted(found[0])} and outputs {sorted(found[1])}, "
+                f"expected {sorted(wanted[0])} and {sorted(wanted[1])}: export the bundle again"
+            )
+        self._session = session
+        self._spec = spec
+        self._outputs = [t.name for t in spec.outputs]
+        self.facts = facts
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the graph; see :class:`odise_rt.backends.base.Stage`."""
+        self._spec.check(inputs)
+        session = self._session
+        if session is None:
+            raise BackendError(f"stage {self._spec.name} is closed: load the segmenter again")
+        try:
+            outputs = session.run(self._outputs, dict(inputs))
+        except Exception as exc:
+            shapes = ", ".join(f"{k} {v.shape}" for k, v in inputs.items())
+            raise _translate(exc, f"stage {self._spec.name} failed on {shapes}") from exc
+        return dict(zip(self._outputs, outputs, strict=True))
+
+    def close(self) -> None:
+        """Release the session."""
+        self._session = None
+
+
+def _translate(exc: Exception, what: str) -> BackendError:
+    text = str(exc).lower()
+    if isinstance(exc, MemoryError) or any(s in text for s in _OUT_OF_MEMORY):
+        return OutOfMemoryError(
+            f"{what}: out of memory; use a smaller short_edge or windows_per_batch=1 in SegmentOptions, or "
+            f"low_memory=True in Segmenter.load ({_first_line(exc)})"
+        )
+    return BackendError(f"{what}: {_first_line(exc)}; check the bundle with `odise-rt inspect`")
+
+
+def _first_line(exc: BaseException) -> str:
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(exc).__name__
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return max(1, os.cpu_count() or 1)

@@ -1,0 +1,133 @@
+"""Masks and words to class probabilities: two classifiers and their geometric mean (paper section 3.3, eq. 6).
+
+The mask classifier compares a mask's embedding from diffusion features with words, CLIP's compares the mask's CLIP
+embedding with prompts. Both take the best synonym of each class. The label variant has a learned "no object" embedding
+as one more word of the mask classifier, the caption variant separate object logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from odise_rt.specs import ModelFacts
+from odise_rt.text_embeddings import EmbeddedVocabulary, normalise
+
+EPSILON = np.float32(1e-8)
+"""Added to every probability before the logarithm, so that none is log 0."""
+
+
+@dataclass(frozen=True)
+class MaskEmbeddings:
+    """What the graphs say of the masks of one image, unnormalised float32."""
+
+    mask: np.ndarray
+    """(Q, P): from diffusion features."""
+    clip: np.ndarray
+    """(Q, D): from CLIP."""
+    object_logits: np.ndarray | None
+    """(Q, 2) object and no object, of the caption variant."""
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Class probabilities of the masks of one image."""
+
+    probabilities: np.ndarray
+    """float32 (Q, K + 1); the last column is "no object". Rows sum to 1."""
+    mask_log_probabilities: np.ndarray
+    """float32 (Q, K): the mask classifier alone, over the K classes."""
+    clip_log_probabilities: np.ndarray
+    """float32 (Q, K): CLIP alone, over the K classes."""
+
+
+def class_logits(embedding: np.ndarray, text: np.ndarray, first_word: np.ndarray, scale: float) -> np.ndarray:
+    """Scaled cosine of each mask with the best synonym of each class.
+
+    Args:
+        embedding: (Q, C), L2-normalised.
+        text: (L, C), L2-normalised.
+        first_word: int (K,), the position of each class's first word among the L.
+        scale: factor on cosines.
+
+    Returns:
+        float32 (Q, K).
+    """
+    cosines: np.ndarray = embedding @ text.T
+    cosines *= np.float32(scale)
+    if len(first_word) == len(text):
+        return cosines
+    return np.maximum.reduceat(cosines, first_word, axis=1)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, stable for any finite logits."""
+    shifted: np.ndarray = logits - logits.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, stable for any finite logits."""
+    exponentials: np.ndarray = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    exponentials /= exponentials.sum(axis=-1, keepdims=True)
+    return exponentials
+
+
+def classify(
+    masks: MaskEmbeddings,
+    words: EmbeddedVocabulary,
+    first_word: np.ndarray,
+    seen: np.ndarray,
+    facts: ModelFacts,
+    no_object_embedding: np.ndarray | None,
+    clip_weight_seen: float,
+    clip_weight_unseen: float,
+) -> Classification:
+    """Class probabilities for Q masks and K classes.
+
+    Args:
+        masks: embeddings from the graphs.
+        words: embeddings of the vocabulary's L words.
+        first_word: int (K,), see :attr:`Vocabulary.first_word`.
+        seen: bool (K,), whether a class was seen in training.
+        facts: scales and variant of the model.
+        no_object_embedding: (P,), of the label variant.
+        clip_weight_seen: CLIP's weight for seen classes.
+        clip_weight_unseen: CLIP's weight for other classes.
+    """
+    mask_embedding = normalise(masks.mask)
+    mask_logits = class_logits(mask_embedding, words.mask_text, first_word, facts.mask_logit_scale)
+    clip_logits = class_logits(normalise(masks.clip), words.clip_text, first_word, facts.clip_logit_scale)
+    void = _void_probability(mask_embedding, mask_logits, masks.object_logits, facts, no_object_embedding)
+
+    mask_log, clip_log = log_softmax(mask_logits), log_softmax(clip_logits)
+    # log(p^(1-w) q^w) with w chosen by class; log_softmax keeps it finite where p or q underflows.
+    weight = np.where(seen, np.float32(clip_weight_seen), np.float32(clip_weight_unseen)).astype(np.float32)
+    ensemble = (1 - weight) * mask_log + weight * clip_log
+
+    probabilities = np.empty((len(mask_logits), mask_logits.shape[1] + 1), np.float32)
+    np.multiply(softmax(ensemble), 1 - void, out=probabilities[:, :-1])
+    probabilities[:, -1:] = void
+    # The published model takes log(p + 1e-8) here and softmax again in each step below: this is their product.
+    probabilities += EPSILON
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    return Classification(probabilities, mask_log, clip_log)
+
+
+def _void_probability(
+    mask_embedding: np.ndarray,
+    mask_logits: np.ndarray,
+    object_logits: np.ndarray | None,
+    facts: ModelFacts,
+    no_object_embedding: np.ndarray | None,
+) -> np.ndarray:
+    """Probability (Q, 1) that a mask is no object."""
+    if facts.variant == "caption":
+        assert object_logits is not None, "the caption variant's mask_decoder has object_logits by its spec"
+        return softmax(object_logits)[:, 1:2]
+    assert no_object_embedding is not None, "a label bundle's constants hold no_object_embedding"
+    void: np.ndarray = mask_embedding @ normalise(no_object_embedding[None]).T
+    void *= np.float32(facts.mask_logit_scale)
+    return softmax(np.concatenate([mask_logits, void], axis=1))[:, -1:]

@@ -1,0 +1,168 @@
+"""Text embeddings on disk: one file for each word list, found by content hash, bounded in size.
+
+A file is an uncompressed ``.npz`` (its CRCs reveal damage) under ``<cache>/text/<model>/<key>.npz``, where the model
+part is a hash of the text encoder's graph and the tokenizer. Files are written beside and renamed. The least recently
+used ones go first when the bound is exceeded. Nothing here raises for a cache that cannot be read or written: it is
+logged, and the words are encoded again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+CACHE_VARIABLE = "ODISE_RT_CACHE"
+"""Environment variable for the folder; an empty value turns the cache off."""
+DEFAULT_MAX_BYTES = 512 << 20
+MAX_FILES_SEARCHED = 16
+"""Word lists of the same model in which single words are looked for."""
+
+_READ_ERRORS = (OSError, ValueError, KeyError, EOFError, SyntaxError, MemoryError, zipfile.BadZipFile, zlib.error)
+
+
+def default_cache_dir() -> Path | None:
+    """``$ODISE_RT_CACHE``, else ``odise_rt`` in the XDG cache folder; ``None`` if turned off."""
+    configured = os.environ.get(CACHE_VARIABLE)
+    if configured is not None:
+        return Path(configured).expanduser() if configured.strip() else None
+    base = os.environ.get("XDG_CACHE_HOME")
+    if base and Path(base).is_absolute():
+        return Path(base) / "odise_rt"
+    try:
+        return Path.home() / ".cache" / "odise_rt"
+    except RuntimeError:  # no home folder, as in some containers
+        return None
+
+
+class EmbeddingCache:
+    """Embeddings of word lists of one model. Safe for threads and processes: files are replaced whole."""
+
+    def __init__(self, root: Path, model_key: str, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+        """Use ``root/text/model_key``; ``max_bytes`` bounds all models together."""
+        self._root = root / "text"
+        self._folder = self._root / model_key
+        self._max_bytes = max_bytes
+
+    def load(self, key: str, columns: Mapping[str, int], count: int) -> dict[str, np.ndarray] | None:
+        """The embeddings of one word list.
+
+        Args:
+            key: hash of the list.
+            columns: array name to channels.
+            count: rows expected.
+
+        Returns:
+            Array name to float32 (count, channels), or ``None`` if absent or damaged.
+        """
+        path = self._path(key)
+        stored = self._read(path, columns)
+        if stored is None or len(stored[0]) != count:
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # marks it as recently used
+        return stored[1]
+
+    def find(self, prompts: Sequence[str], columns: Mapping[str, int]) -> dict[str, dict[str, np.ndarray]]:
+        """Single prompts among the most recent lists of this model: prompt to array name to row."""
+        found: dict[str, dict[str, np.ndarray]] = {}
+        missing = set(prompts)
+        for path in self._recent()[:MAX_FILES_SEARCHED]:
+            if not missing:
+                break
+            stored = self._read(path, columns)
+            if stored is None:
+                continue
+            for row, prompt in enumerate(stored[0]):
+                if prompt in missing:
+                    found[prompt] = {name: array[row] for name, array in stored[1].items()}
+                    missing.discard(prompt)
+        return found
+
+    def store(self, key: str, prompts: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
+        """Write one word list and drop old ones beyond the bound."""
+        size = sum(a.nbytes for a in arrays.values()) + sum(len(p) for p in prompts)
+        if size > self._max_bytes:
+            logger.info("text cache: a list of %d prompts (%d MB) exceeds the bound", len(prompts), size >> 20)
+            return
+        text = np.frombuffer(json.dumps(list(prompts)).encode(), dtype=np.uint8)
+        temporary: str | None = None
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle, temporary = tempfile.mkstemp(dir=self._folder, prefix=".write-", suffix=".tmp")
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, prompts=text, **{name: np.asarray(a) for name, a in arrays.items()})  # type: ignore[arg-type]
+            Path(temporary).replace(self._path(key))
+            temporary = None
+        except OSError as exc:
+            logger.warning("text cache: cannot write to %s (%s); words will be encoded again", self._folder, exc)
+            return
+        finally:
+            if temporary is not None:
+                with contextlib.suppress(OSError):
+                    Path(temporary).unlink()
+        self._shrink()
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.npz"
+
+    def _read(self, path: Path, columns: Mapping[str, int]) -> tuple[list[str], dict[str, np.ndarray]] | None:
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                if not set(columns) <= set(stored.files):
+                    return None
+                prompts = json.loads(stored["prompts"].tobytes())
+                arrays = {name: stored[name] for name in columns}
+            for name, channels in columns.items():
+                array = arrays[name]
+                fits = array.dtype == np.float32 and array.shape == (len(prompts), channels)
+                if not fits or not np.isfinite(array).all():
+                    raise ValueError(f"{name} is {array.dtype} {array.shape}")
+        except FileNotFoundError:
+            return None
+        except _READ_ERRORS as exc:
+            logger.warning("text cache: %s is damaged (%s) and was discarded", path, exc)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+        return prompts, arrays
+
+    def _recent(self) -> list[Path]:
+        """This model's files, most recently used first."""
+        entries = []
+        with contextlib.suppress(OSError):
+            for path in self._folder.glob("*.npz"):
+                with contextlib.suppress(OSError):
+                    entries.append((path.stat().st_mtime, path))
+        return [path for _, path in sorted(entries, reverse=True)]
+
+    def _shrink(self) -> None:
+        entries = []
+        with contextlib.suppress(OSError):
+            for path in self._root.glob("*/.write-*.tmp"):  # left by a process that was killed while writing
+                with contextlib.suppress(OSError):
+                    if time.time() - path.stat().st_mtime > 3600:
+                        path.unlink()
+        with contextlib.suppress(OSError):
+            for path in self._root.glob("*/*.npz"):
+                with contextlib.suppress(OSError):
+                    stat = path.stat()
+                    entries.append((stat.st_mtime, stat.st_size, path))
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries):
+            if total <= self._max_bytes:
+                break
+            with contextlib.suppress(OSError):
+                path.unlink()
+            total -= size
