@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 import os
-import tempfile
 import time
 import zipfile
 import zlib
@@ -20,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from odise_rt.files import atomic_writer
 
 logger = logging.getLogger(__name__)
 
@@ -97,21 +98,13 @@ class EmbeddingCache:
             logger.info("text cache: a list of %d prompts (%d MB) exceeds the bound", len(prompts), size >> 20)
             return
         text = np.frombuffer(json.dumps(list(prompts)).encode(), dtype=np.uint8)
-        temporary: str | None = None
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle, temporary = tempfile.mkstemp(dir=self._folder, prefix=".write-", suffix=".tmp")
-            with os.fdopen(handle, "wb") as file:
+            with atomic_writer(self._path(key)) as file:
                 np.savez(file, prompts=text, **{name: np.asarray(a) for name, a in arrays.items()})  # type: ignore[arg-type]
-            Path(temporary).replace(self._path(key))
-            temporary = None
         except OSError as exc:
             logger.warning("text cache: cannot write to %s (%s); words will be encoded again", self._folder, exc)
             return
-        finally:
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    Path(temporary).unlink()
         self._shrink()
 
     def _path(self, key: str) -> Path:
@@ -150,7 +143,7 @@ class EmbeddingCache:
     def _shrink(self) -> None:
         entries = []
         with contextlib.suppress(OSError):
-            for path in self._root.glob("*/.write-*.tmp"):  # left by a process that was killed while writing
+            for path in self._root.glob("*/.*.tmp"):  # left by a process that was killed while writing
                 with contextlib.suppress(OSError):
                     if time.time() - path.stat().st_mtime > 3600:
                         path.unlink()

@@ -52,7 +52,7 @@ class PreparedImage:
     """Height and width of the image as given; results have this size."""
 
     @property
-    def test_size(self) -> tuple[int, int]:
+    def network_size(self) -> tuple[int, int]:
         """Height h and width w after the test-time resize."""
         return self.image.shape[2], self.image.shape[3]
 

@@ -324,8 +324,13 @@ class Vocabulary:
         Returns:
             bool (K,): true where any synonym is among them (compared as CLIP reads them, without upper case).
         """
-        known = {_key(w) for w in training_vocabulary}
-        return np.array([any(_key(w) in known for w in c.words) for c in self.classes], dtype=bool)
+        known = _keys(frozenset(training_vocabulary))
+        word_seen = np.fromiter((key in known for key in self._word_keys), bool, count=len(self.words))
+        return np.logical_or.reduceat(word_seen, self.first_word)
+
+    @functools.cached_property
+    def _word_keys(self) -> tuple[str, ...]:
+        return tuple(map(_key, self.words))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, as :meth:`from_dict` reads them."""
@@ -335,6 +340,11 @@ class Vocabulary:
 def _key(word: str) -> str:
     """What two spellings of one word share: the text that the tokenizer sees."""
     return clean_text(word).lower()
+
+
+@functools.lru_cache(maxsize=16)
+def _keys(words: frozenset[str]) -> frozenset[str]:
+    return frozenset(map(_key, words))
 
 
 def _class(words: Sequence[str], kind: Kind | None, identifier: int | None = None) -> VocabularyClass:

@@ -1,0 +1,249 @@
+"""What a segmentation gives back, and its common file formats."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from odise_rt import rle
+from odise_rt.backends.base import StageFacts
+from odise_rt.errors import OptionsError
+from odise_rt.files import atomic_writer
+from odise_rt.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from odise_rt.preprocessing import ImageLike
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of a panoptic result."""
+
+    id: int
+    """Value in the segment map, counted from 1."""
+    label: str
+    """Name of the class: its first word."""
+    class_index: int
+    """Position of the class in the vocabulary."""
+    score: float
+    """Probability of the class in [0, 1]; of joined stuff masks, the best one's."""
+    area: int
+    """Pixels."""
+    box: Box
+    """Left, top, right, bottom in pixels; right and bottom are exclusive."""
+    isthing: bool
+    """True for one object, false for all of a stuff class."""
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """One object mask; masks of different instances may overlap."""
+
+    label: str
+    class_index: int
+    score: float
+    """Class probability times the mean mask probability inside the mask, in [0, 1]."""
+    area: int
+    box: Box
+    """Left, top, right, bottom in pixels; right and bottom are exclusive."""
+    size: tuple[int, int]
+    """Height and width of the image."""
+    bits: np.ndarray
+    """uint8: the mask inside its box, row by row, eight pixels a byte."""
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool (h, w), made anew on each access."""
+        left, top, right, bottom = self.box
+        mask = np.zeros(self.size, bool)
+        height, width = bottom - top, right - left
+        inside = np.unpackbits(self.bits, count=height * width).reshape(height, width)
+        mask[top:bottom, left:right] = inside.astype(bool)
+        return mask
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What ran, on what, how, and for how long."""
+
+    bundle: str
+    """Name of the bundle."""
+    bundle_digest: str
+    """SHA-256 of the bundle's manifest."""
+    precision: str
+    device: str
+    engine: str
+    """Engine, provider and threads in one line."""
+    stages: tuple[StageFacts, ...]
+    """For each stage that was loaded: its engine and provider."""
+    image_size: tuple[int, int]
+    """Height and width of the image as given."""
+    network_size: tuple[int, int]
+    """Height and width inside the network, before padding."""
+    windows: int
+    window_side: int
+    words: int
+    seen_classes: int
+    """Classes of the vocabulary that were seen in training."""
+    options: Mapping[str, Any]
+    """Every option with its value."""
+    seconds: Mapping[str, float]
+    """Wall-clock seconds of each step."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        data = dataclasses.asdict(self)
+        data["seconds"] = {k: round(v, 6) for k, v in self.seconds.items()}
+        for key in ("image_size", "network_size", "stages"):
+            data[key] = list(data[key])
+        return data
+
+
+@dataclass(frozen=True, eq=False)
+class PanopticResult:
+    """Segments of one image, with semantic and instance results if they were asked for."""
+
+    segment_map: np.ndarray
+    """int32 (h, w), at the size of the image as given: segment ids, 0 where there is no segment."""
+    segments: tuple[Segment, ...]
+    """In order of their ids."""
+    vocabulary: Vocabulary
+    facts: RunFacts
+    semantic_map: np.ndarray | None = None
+    """int32 (h, w) class indices, if asked for."""
+    instances: tuple[Instance, ...] | None = None
+    """Best first, if asked for."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.segment_map.shape[0], self.segment_map.shape[1]
+
+    def mask(self, segment: Segment | int) -> np.ndarray:
+        """bool (h, w) of one segment, given as such or by its id."""
+        identifier = segment.id if isinstance(segment, Segment) else segment
+        if not 1 <= identifier <= len(self.segments):
+            raise OptionsError(f"there is no segment {identifier}: expected 1 to {len(self.segments)}")
+        mask: np.ndarray = self.segment_map == identifier
+        return mask
+
+    def category_id(self, class_index: int) -> int:
+        """The data set's id of a class, or its position counted from 1 if the vocabulary has no ids."""
+        return category_ids(self.vocabulary)[class_index]
+
+    def to_dict(self, rle_masks: bool = False) -> dict[str, Any]:
+        """Plain JSON types: size, segments and facts; instances if there are any.
+
+        Args:
+            rle_masks: add the mask of each segment as COCO run-length encoding.
+        """
+        segments = []
+        for segment in self.segments:
+            entry = dataclasses.asdict(segment) | {"score": round(segment.score, 6), "box": list(segment.box)}
+            if rle_masks:
+                entry["rle"] = rle.encode(self.mask(segment))
+            segments.append(entry)
+        data: dict[str, Any] = {"height": self.size[0], "width": self.size[1], "segments": segments}
+        if self.instances is not None:
+            data["instances"] = [
+                {
+                    "label": i.label,
+                    "class_index": i.class_index,
+                    "score": round(i.score, 6),
+                    "area": i.area,
+                    "box": list(i.box),
+                    "rle": rle.encode(i.mask),
+                }
+                for i in self.instances
+            ]
+        return data | {"facts": self.facts.to_dict()}
+
+    def to_rle(self) -> list[dict[str, Any]]:
+        """Each segment's mask as COCO run-length encoding, with ``segment_id``, ``label`` and ``score``."""
+        return [
+            {"segment_id": s.id, "label": s.label, "score": s.score, "segmentation": rle.encode(self.mask(s))}
+            for s in self.segments
+        ]
+
+    def to_png(self) -> Image.Image:
+        """The segment map in COCO's panoptic coding: RGB with id = R + 256 G + 65536 B."""
+        from PIL import Image
+
+        ids = self.segment_map.astype(np.uint32)
+        coded = np.stack([ids & 255, (ids >> 8) & 255, (ids >> 16) & 255], axis=-1).astype(np.uint8)
+        return Image.fromarray(coded)
+
+    def save_png(self, path: str | os.PathLike[str]) -> None:
+        """Write :meth:`to_png`, atomically."""
+        with atomic_writer(path) as file:
+            self.to_png().save(file, format="PNG")
+
+    def to_coco_panoptic(self, image_id: int | str = 0, file_name: str = "image.png") -> dict[str, Any]:
+        """COCO's panoptic format.
+
+        Args:
+            image_id: identifier of the image.
+            file_name: name under which the caller will save the PNG.
+
+        Returns:
+            ``annotation`` (one entry of ``annotations``), ``categories`` of the vocabulary, and ``png``, a PIL image.
+        """
+        ids = category_ids(self.vocabulary)
+        info = [
+            {
+                "id": s.id,
+                "category_id": ids[s.class_index],
+                "isthing": int(s.isthing),
+                "iscrowd": 0,
+                "area": s.area,
+                "bbox": [s.box[0], s.box[1], s.box[2] - s.box[0], s.box[3] - s.box[1]],
+                "score": round(s.score, 6),
+            }
+            for s in self.segments
+        ]
+        return {
+            "annotation": {"image_id": image_id, "file_name": file_name, "segments_info": info},
+            "categories": coco_categories(self.vocabulary),
+            "png": self.to_png(),
+        }
+
+    def to_huggingface(self) -> list[dict[str, Any]]:
+        """The output of Hugging Face's ``image-segmentation`` pipeline: score, label, and a 0/255 PIL mask each."""
+        from PIL import Image
+
+        return [
+            {"score": s.score, "label": s.label, "mask": Image.fromarray(self.mask(s).astype(np.uint8) * 255)}
+            for s in self.segments
+        ]
+
+    def overlay(self, image: ImageLike, legend: bool = True) -> Image.Image:
+        """The image with coloured segments, outlines, labels and a legend; see :func:`odise_rt.visualize.overlay`."""
+        from odise_rt import visualize
+
+        return visualize.overlay(image, self, legend=legend)
+
+
+def category_ids(vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Ids of a vocabulary's classes for COCO files: the data set's if every class has its own, else from 1 on."""
+    given = [c.id for c in vocabulary if c.id is not None]
+    if len(given) == len(vocabulary) == len(set(given)):
+        return tuple(given)
+    return tuple(range(1, len(vocabulary) + 1))
+
+
+def coco_categories(vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """The ``categories`` of a COCO file for a vocabulary."""
+    ids = category_ids(vocabulary)
+    return [
+        {"id": i, "name": c.name, "supercategory": c.name, "isthing": int(c.isthing)}
+        for i, c in zip(ids, vocabulary, strict=True)
+    ]

@@ -1,0 +1,389 @@
+"""The whole way from pixels and words to named segments. Read this file first.
+
+::
+
+    image ─ load, resize, pad ─ windows ─┬─ clip_image ─ implicit caption ─┐
+                                         └──────────── unet_tap ───────────┴─ features of each window
+            stitch windows ─ mask_decoder ─ mask logits, mask embeddings
+            clip_mask ─ CLIP's embedding of each mask
+    words ─ clip_text ─ text embeddings (cached)
+            classify (two classifiers, best synonym, ensemble) ─ merge ─ PanopticResult
+
+Masks do not depend on words: :meth:`Segmenter.find_masks` runs the network once for an image, and
+:meth:`Segmenter.name_masks` names its masks with any vocabulary and thresholds in a fraction of that time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import overload
+
+import numpy as np
+
+from odise_rt.backends.base import Backend
+from odise_rt.backends.pool import StagePool
+from odise_rt.backends.select import DeviceRequest, open_backend
+from odise_rt.bundle import Bundle
+from odise_rt.classification import Classification, MaskEmbeddings, classify
+from odise_rt.embedding_cache import EmbeddingCache, default_cache_dir
+from odise_rt.errors import OptionsError, VocabularyError
+from odise_rt.options import ResolvedOptions, SegmentOptions
+from odise_rt.postprocessing import MaskResizer, find_instances, merge_panoptic, semantic_map
+from odise_rt.preprocessing import ImageLike, load_image, network_size, prepare
+from odise_rt.results import Instance, PanopticResult, RunFacts, Segment
+from odise_rt.specs import LEVELS, STAGES, ModelFacts
+from odise_rt.text_embeddings import Progress, TextEmbedder, model_key
+from odise_rt.vocabulary import Vocabulary
+from odise_rt.windows import Stitcher, WindowGrid, cut_windows, window_grid
+
+logger = logging.getLogger(__name__)
+
+IMAGE_STAGES = tuple(s for s in STAGES if s != "clip_text")
+
+
+@dataclass(frozen=True, eq=False)
+class MaskProposals:
+    """What the network says of one image, before any word: masks and their embeddings."""
+
+    mask_logits: np.ndarray
+    """float32 (Q, mh, mw), a quarter of the padded canvas."""
+    embeddings: MaskEmbeddings
+    original_size: tuple[int, int]
+    """Height and width of the image as given."""
+    network_size: tuple[int, int]
+    """Height and width inside the network, before padding."""
+    windows: int
+    window_side: int
+    seconds: dict[str, float]
+    """Wall-clock seconds of each step so far."""
+
+
+class Segmenter:
+    """Segments images by words with one bundle. Calls change nothing in it; threads may share it.
+
+    Use it as a context manager, or call :meth:`close`, to release the engine's memory.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, stages: StagePool, embedder: TextEmbedder) -> None:
+        """Put parts together; :meth:`load` is the usual way."""
+        self.bundle = bundle
+        self._backend = backend
+        self._stages = stages
+        self._embedder = embedder
+        self._constants = bundle.constants()
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | os.PathLike[str] | Bundle,
+        device: DeviceRequest = "auto",
+        threads: int | None = None,
+        verify: bool = True,
+        *,
+        low_memory: bool = False,
+        cache_dir: str | os.PathLike[str] | None = None,
+        disk_cache: bool = True,
+    ) -> Segmenter:
+        """Open a bundle and load its graphs.
+
+        Args:
+            bundle: its folder, or an opened :class:`Bundle`.
+            device: ``"auto"`` takes a GPU if one really works, else the CPU; the choice is logged and in every result.
+            threads: CPU threads inside an operator; ``None``: the cores that this process may use.
+            verify: compare the SHA-256 of every file of the bundle; turn it off only for bundles you made here.
+            low_memory: load each graph when it is needed and release it after. Peak memory is then that of the largest
+                graph; every image pays for loading.
+            cache_dir: folder for text embeddings; ``None``: ``$ODISE_RT_CACHE``, else the user's cache folder.
+            disk_cache: keep text embeddings on disk.
+
+        Raises:
+            BundleError: the bundle is missing, altered, newer or unsafe.
+            BackendError: the device does not work, or the engine refuses a graph.
+            MissingPackageError: no engine is installed.
+        """
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
+        backend = open_backend(device, threads)
+        # The text encoder runs once for a vocabulary; it is never kept.
+        stages = StagePool(backend, opened, keep=frozenset() if low_memory else frozenset(IMAGE_STAGES))
+        folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+        cache = EmbeddingCache(folder, model_key(opened)) if disk_cache and folder is not None else None
+        segmenter = cls(opened, backend, stages, TextEmbedder(opened, stages, cache))
+        stages.load(IMAGE_STAGES)
+        logger.info("bundle %s (%s, %s): %s", opened.name, opened.facts.variant, opened.precision, backend.description)
+        return segmenter
+
+    @property
+    def facts(self) -> ModelFacts:
+        """Sizes, prompts and defaults of the model."""
+        return self.bundle.facts
+
+    @property
+    def device(self) -> str:
+        """Where the network runs: ``"cpu"`` or ``"cuda"``."""
+        return self._backend.device
+
+    # ---- the public way ------------------------------------------------------------------------------------------
+
+    @overload
+    def segment(
+        self, image: ImageLike, vocabulary: Vocabulary | str, options: SegmentOptions | None = None
+    ) -> PanopticResult: ...
+
+    @overload
+    def segment(
+        self, image: list[ImageLike], vocabulary: Vocabulary | str, options: SegmentOptions | None = None
+    ) -> list[PanopticResult]: ...
+
+    def segment(
+        self,
+        image: ImageLike | list[ImageLike],
+        vocabulary: Vocabulary | str,
+        options: SegmentOptions | None = None,
+    ) -> PanopticResult | list[PanopticResult]:
+        """Segment an image, or each image of a list.
+
+        Args:
+            image: a path, encoded bytes, a PIL image, or a uint8 array (h, w, 3) RGB; or a list of these.
+            vocabulary: the classes, or words in the syntax of :meth:`Vocabulary.parse`.
+            options: thresholds, sizes and outputs; ``None``: the model's defaults.
+
+        Returns:
+            The result at the size of the image as given; for a list, one for each image.
+
+        Raises:
+            ImageError: an image cannot be used.
+            VocabularyError: the vocabulary is empty or malformed.
+            OptionsError: an option cannot be used.
+            BackendError: the engine failed.
+        """
+        if isinstance(image, list):
+            return list(self.segment_many(image, vocabulary, options))
+        return self.name_masks(self.find_masks(image, options), vocabulary, options)
+
+    def segment_many(
+        self, images: Iterable[ImageLike], vocabulary: Vocabulary | str, options: SegmentOptions | None = None
+    ) -> Iterator[PanopticResult]:
+        """Segment images one after the other, each when its turn comes."""
+        words = _vocabulary(vocabulary)
+        for image in images:
+            yield self.name_masks(self.find_masks(image, options), words, options)
+
+    def prepare(self, vocabulary: Vocabulary | str, progress: Progress | None = None) -> None:
+        """Encode a vocabulary ahead of its first use, e.g. to show progress for thousands of words.
+
+        Args:
+            vocabulary: the classes.
+            progress: called with the prompts encoded so far and their number; not at all if they are cached.
+        """
+        self._embedder.embed(_vocabulary(vocabulary), progress)
+
+    # ---- first half: pixels to masks -------------------------------------------------------------------------------
+
+    def find_masks(self, image: ImageLike, options: SegmentOptions | None = None) -> MaskProposals:
+        """Run the network on an image: mask proposals and their embeddings, independent of any word.
+
+        Args:
+            image: as for :meth:`segment`.
+            options: of these, sizes and windows per batch matter here.
+        """
+        settings = _options(options).resolve(self.facts)
+        watch = _Stopwatch()
+        pixels = load_image(image, settings.max_pixels)
+        size = network_size(pixels.shape[0], pixels.shape[1], settings.short_edge, settings.long_edge)
+        prepared = prepare(pixels, size, self.facts.size_divisor)
+        watch.lap("preprocess")
+
+        grid = window_grid(prepared.canvas.shape[2], prepared.canvas.shape[3], self.facts.window)
+        levels = self._features(prepared.canvas, grid, settings, watch)
+        with self._stages.use("mask_decoder") as mask_decoder:
+            decoded = mask_decoder.run(levels)
+        del levels
+        watch.lap("mask_decoder")
+
+        with self._stages.use("clip_mask") as clip_mask:
+            clip = clip_mask.run({"image": prepared.image, "mask_logits": decoded["mask_logits"]})
+        watch.lap("clip_mask")
+
+        object_logits = decoded["object_logits"][0] if "object_logits" in decoded else None
+        return MaskProposals(
+            mask_logits=decoded["mask_logits"][0],
+            embeddings=MaskEmbeddings(decoded["mask_embedding"][0], clip["mask_clip_embedding"][0], object_logits),
+            original_size=prepared.original_size,
+            network_size=prepared.network_size,
+            windows=len(grid),
+            window_side=grid.side,
+            seconds=watch.seconds,
+        )
+
+    def _features(
+        self, canvas: np.ndarray, grid: WindowGrid, settings: ResolvedOptions, watch: _Stopwatch
+    ) -> dict[str, np.ndarray]:
+        """The feature pyramid of the whole canvas, window by window: level to (1, C, H/stride, W/stride)."""
+        batch = settings.windows_per_batch or self._backend.windows_per_batch(grid.side)
+        batches = [(start, min(start + batch, len(grid))) for start in range(0, len(grid), batch)]
+
+        captions = []
+        with self._stages.use("clip_image") as clip_image:
+            for start, stop in batches:
+                windows = cut_windows(canvas, grid, start, stop)
+                captions.append(clip_image.run({"windows": windows})["image_embedding"])
+        watch.lap("clip_image")
+
+        stitcher = Stitcher(grid, dict(zip(LEVELS, self.facts.level_strides, strict=True)))
+        with self._stages.use("unet_tap") as unet_tap:
+            for (start, stop), caption in zip(batches, captions, strict=True):
+                inputs = {
+                    "windows": cut_windows(canvas, grid, start, stop),
+                    "image_embedding": caption,
+                    "noise": self._constants["noise"],
+                    "null_text_embedding": self._constants["null_text_embedding"],
+                }
+                stitcher.add(unet_tap.run(inputs))
+        watch.lap("unet_tap")
+        levels = stitcher.finish()
+        watch.lap("stitch")
+        return levels
+
+    # ---- second half: masks and words to segments ------------------------------------------------------------------
+
+    def name_masks(
+        self, proposals: MaskProposals, vocabulary: Vocabulary | str, options: SegmentOptions | None = None
+    ) -> PanopticResult:
+        """Name the masks of an image with a vocabulary and merge them.
+
+        Args:
+            proposals: from :meth:`find_masks`; they can be named any number of times.
+            vocabulary: the classes.
+            options: of these, thresholds, ensemble weights and outputs matter here.
+        """
+        words = _vocabulary(vocabulary)
+        settings = _options(options).resolve(self.facts)
+        watch = _Stopwatch()
+        seen = words.seen(self.bundle.training_vocabulary)
+        classes = self._classify(proposals, words, seen, settings, watch)
+        watch.lap("classify")
+
+        probabilities, isthing = classes.probabilities, words.isthing
+        masks = proposals.mask_logits
+        resizer = MaskResizer((masks.shape[1], masks.shape[2]), proposals.network_size, proposals.original_size)
+        segment_map, merged = merge_panoptic(
+            masks, probabilities, isthing, resizer, settings.object_mask_threshold, settings.overlap_threshold
+        )
+        segments = tuple(
+            Segment(s.id, words[s.class_index].name, s.class_index, s.score, s.area, s.box, s.isthing) for s in merged
+        )
+        watch.lap("panoptic")
+
+        semantic, instances = None, None
+        if "semantic" in settings.outputs:
+            semantic = semantic_map(masks, probabilities, resizer)
+            watch.lap("semantic")
+        if "instance" in settings.outputs:
+            found = find_instances(masks, probabilities, isthing, resizer, settings.instances_per_image)
+            size = proposals.original_size
+            instances = tuple(
+                Instance(words[i.class_index].name, i.class_index, i.score, i.area, i.box, size, i.bits)
+                for i in found
+                if i.area
+            )
+            watch.lap("instance")
+        facts = self._run_facts(proposals, words, seen, settings, proposals.seconds | watch.seconds)
+        return PanopticResult(segment_map, segments, words, facts, semantic, instances)
+
+    def _classify(
+        self,
+        proposals: MaskProposals,
+        words: Vocabulary,
+        seen: np.ndarray,
+        settings: ResolvedOptions,
+        watch: _Stopwatch,
+    ) -> Classification:
+        embedded = self._embedder.embed(words)
+        watch.lap("words")
+        return classify(
+            proposals.embeddings,
+            embedded,
+            words.first_word,
+            seen,
+            self.facts,
+            self._constants.get("no_object_embedding"),
+            settings.clip_weight_seen,
+            settings.clip_weight_unseen,
+        )
+
+    def _run_facts(
+        self,
+        proposals: MaskProposals,
+        words: Vocabulary,
+        seen: np.ndarray,
+        settings: ResolvedOptions,
+        seconds: dict[str, float],
+    ) -> RunFacts:
+        return RunFacts(
+            bundle=self.bundle.name,
+            bundle_digest=self.bundle.digest,
+            precision=self.bundle.precision,
+            device=self.device,
+            engine=self._backend.description,
+            stages=tuple(self._stages.facts().values()),
+            image_size=proposals.original_size,
+            network_size=proposals.network_size,
+            windows=proposals.windows,
+            window_side=proposals.window_side,
+            words=len(words.words),
+            seen_classes=int(seen.sum()),
+            options=settings.to_dict(),
+            seconds=seconds | {"total": sum(seconds.values())},
+        )
+
+    # ---- resources -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Release the engine's memory. Safe to call twice."""
+        self._stages.close()
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Stopwatch:
+    """Wall-clock seconds between laps."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now
+
+
+def _vocabulary(words: Vocabulary | str) -> Vocabulary:
+    if isinstance(words, Vocabulary):
+        return words
+    if isinstance(words, str):
+        return Vocabulary.parse(words)
+    raise VocabularyError(
+        f"the vocabulary came as {type(words).__name__}: expected a Vocabulary or words as text; "
+        "Vocabulary.from_lists takes lists"
+    )
+
+
+def _options(options: SegmentOptions | None) -> SegmentOptions:
+    if options is None:
+        return SegmentOptions()
+    if not isinstance(options, SegmentOptions):
+        raise OptionsError(f"options came as {type(options).__name__}: expected SegmentOptions or None")
+    return options
