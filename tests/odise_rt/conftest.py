@@ -1,0 +1,48 @@
+"""Fixtures of the runtime's tests: colour bundles, loaded segmenters, and a cache folder of each test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from odise_rt import Segmenter
+from tests.odise_rt.fake_bundle import colour_image, write_bundle
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ODISE_RT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def label_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "label")
+
+
+@pytest.fixture(scope="session")
+def caption_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "caption", "caption")
+
+
+@pytest.fixture
+def new_bundle(tmp_path: Path) -> Callable[[], Path]:
+    """Writes a bundle that a test may damage."""
+
+    def write() -> Path:
+        return write_bundle(tmp_path / "bundle")
+
+    return write
+
+
+@pytest.fixture
+def segmenter(label_bundle: Path) -> Iterator[Segmenter]:
+    with Segmenter.load(label_bundle, device="cpu", threads=1) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def colours() -> np.ndarray:
+    return colour_image()
