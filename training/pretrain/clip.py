@@ -227,6 +227,23 @@ class ClipTrainer:
             captions.append(choices[int(rng.integers(len(choices)))])
         return torch.cat(pictures).to(self.sampler.device), captions
 
+    def text_loss(self, step: int, count: int) -> Tensor:
+        """Contrast of captions alone: two wordings for each of ``count`` nouns belong together."""
+        rng = np.random.default_rng([self.seed, 3, step])
+        nouns = all_nouns()
+        things = len(self.sampler.things)
+        shown = rng.permutation(len(nouns))[:count]
+        ground = rng.integers(things, len(nouns), (2, count))
+        sides = [
+            encode_tokens(
+                self.model,
+                self._tokens([caption(nouns[a], nouns[b], rng) for a, b in zip(shown, row, strict=True)]),
+            )
+            for row in ground
+        ]
+        identity = torch.eye(count, dtype=torch.bool, device=self.sampler.device)
+        return contrast(sides[0], sides[1], identity, self.model.logit_scale)
+
     def loss(self, step: int, mosaics: int, close_ups: int, scenes: int) -> tuple[Tensor, dict[str, float]]:
         """Losses of one step; the step's number and the seed decide everything drawn."""
         rng = np.random.default_rng([self.seed, 1, step])
@@ -293,6 +310,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of model.safetensors, log and checkpoint")
     parser.add_argument("--config", default="odise-tiny")
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--text-steps", type=int, default=120, help="first steps, on captions alone")
     parser.add_argument("--mosaics", type=int, default=12, help="mosaics (ten tiles each) a step")
     parser.add_argument("--close-ups", type=int, default=10, help="close-ups a step")
     parser.add_argument("--scene-batch", type=int, default=10, help="scenes a step")
@@ -315,10 +333,20 @@ def main(arguments: list[str] | None = None) -> int:
             options.seed,
         )
         session = Session(
-            options.out, {"clip": trainer.model}, options.rate, options.steps, weight_decay=0.05, average=0.99
+            options.out,
+            {"clip": trainer.model},
+            options.rate,
+            options.steps,
+            warmup=50,
+            weight_decay=0.05,
+            average=0.99,
+            orthogonal=("resblocks",),
         )
         session.resume()
         for step in session.iterate("clip"):
+            if step < options.text_steps:
+                session.descend(trainer.text_loss(step, 100))
+                continue
             loss, logged = trainer.loss(step, options.mosaics, options.close_ups, options.scene_batch)
             session.descend(loss, **logged)
             if (step + 1) % options.evaluate_every == 0:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from odise_rt.errors import CheckpointError
+from training.pretrain.muon import Muon
 
 STATE_FILE = "state.pt"
 LOG_FILE = "log.jsonl"
@@ -45,6 +46,7 @@ class Session:
         weight_decay: AdamW's, for matrices and kernels only.
         clip_norm: Gradient norm above which gradients are scaled down.
         average: Decay of an exponential moving average of the weights; 0 keeps none.
+        orthogonal: Muon moves matrices and kernels whose name contains one of these; AdamW moves the rest.
     """
 
     def __init__(
@@ -57,16 +59,24 @@ class Session:
         weight_decay: float = 0.05,
         clip_norm: float = 1.0,
         average: float = 0.0,
+        orthogonal: tuple[str, ...] = (),
     ) -> None:
         self.folder, self.steps, self.peak_rate, self.warmup = folder, steps, peak_rate, warmup
         self.clip_norm, self.average, self.step = clip_norm, average, 0
         self.modules = nn.ModuleDict(modules)
-        parameters = [parameter for parameter in self.modules.parameters() if parameter.requires_grad]
+        named = [(name, value) for name, value in self.modules.named_parameters() if value.requires_grad]
+        matrices = [value for name, value in named if value.ndim >= 2 and any(part in name for part in orthogonal)]
+        chosen = {id(value) for value in matrices}
+        parameters = [value for _, value in named if id(value) not in chosen]
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=peak_rate, betas=(0.9, 0.98), eps=1e-8)
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(groups, lr=peak_rate, betas=(0.9, 0.98), eps=1e-8)
+        ]
+        if matrices:
+            self.optimizers.append(Muon(matrices, peak_rate, weight_decay=weight_decay))
         self.averaged: dict[str, Tensor] = {}
         if average:
             self.averaged = {name: value.detach().clone() for name, value in self.modules.state_dict().items()}
@@ -86,7 +96,8 @@ class Session:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             self.modules.load_state_dict(state["modules"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             for name, value in state["averaged"].items():
                 self.averaged[name].copy_(value)
             self.step = int(state["step"])
@@ -99,7 +110,7 @@ class Session:
         partial = self.folder / (STATE_FILE + ".partial")
         state = {
             "modules": self.modules.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "averaged": self.averaged,
             "step": self.step,
         }
@@ -112,7 +123,7 @@ class Session:
         with tqdm(total=self.steps, initial=self.step, desc=name, mininterval=5.0) as progress:
             while self.step < self.steps:
                 rate = cosine_rate(self.step, self.steps, self.peak_rate, self.warmup)
-                for group in self.optimizer.param_groups:
+                for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
                     group["lr"] = rate
                 yield self.step
                 self.step += 1
@@ -133,10 +144,12 @@ class Session:
                 f"loss is {loss.item()} at step {self.step}: {self.folder / STATE_FILE} holds the last good state; "
                 "resume with a lower --rate"
             )
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.modules.parameters(), self.clip_norm)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         if self.average:
             with torch.no_grad():
                 decay = min(self.average, (1 + self.step) / (10 + self.step))

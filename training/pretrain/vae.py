@@ -108,7 +108,16 @@ def main(arguments: list[str] | None = None) -> int:
         scenes = SceneBank(options.scenes)
         sampler = CloseUpSampler(options.seed, options.font, device=options.device)
         vae = build_vae(config.vae).to(options.device).train().requires_grad_(True)
-        session = Session(options.out, {"vae": vae}, options.rate, options.steps, weight_decay=0.01, average=0.99)
+        session = Session(
+            options.out,
+            {"vae": vae},
+            options.rate,
+            options.steps,
+            warmup=50,
+            weight_decay=0.01,
+            average=0.99,
+            orthogonal=("block",),
+        )
         session.resume()
         for step in session.iterate("vae"):
             rng = np.random.default_rng([options.seed, 3, step])

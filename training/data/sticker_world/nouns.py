@@ -21,9 +21,9 @@ ClassSelection = Literal["seen", "all"]
 UNSEEN_THING_SHARE = 0.2
 UNSEEN_STUFF = frozenset({"water", "night sky", "carpet"})
 
-_MASS_NOUNS = frozenset(
-    ("bread", "broccoli", "popcorn", "sushi", "cheese", "clover", "fire", "flame", "grass", "water", "sand", "snow")
-    + ("dirt", "soil", "lava", "magma", "foliage", "yarn")
+_MASS_NOUNS = (
+    *("bread", "broccoli", "popcorn", "sushi", "cheese", "clover", "fire", "flame", "grass", "water", "sand", "snow"),
+    *("dirt", "soil", "lava", "magma", "foliage", "yarn"),
 )
 _SINGULAR_IN_S = ("ss", "us")
 

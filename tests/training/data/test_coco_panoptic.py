@@ -1,0 +1,197 @@
+"""The reader of COCO panoptic data, on the committed scenes and on broken copies of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from odise_rt.errors import DatasetError
+from training.data.coco_panoptic import CocoPanoptic, decode_ids
+
+FIXTURE = Path(__file__).parents[2] / "fixtures" / "sticker_world"
+PANOPTIC = Path("annotations/panoptic_train.json")
+CAPTIONS = Path("annotations/captions_train.json")
+FIRST_PNG = Path("panoptic_train/000000000001.png")
+FIRST_JPG = Path("train/000000000001.jpg")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A writable copy of the committed scenes."""
+    shutil.copytree(FIXTURE, tmp_path / "world")
+    return tmp_path / "world"
+
+
+def edit(root: Path, name: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads((root / name).read_text())
+    change(content)
+    (root / name).write_text(json.dumps(content))
+
+
+def test_reads_pictures_segments_and_captions() -> None:
+    data = CocoPanoptic.from_root(FIXTURE, "train")
+    assert len(data) == 4
+    assert data.image_ids == [1, 2, 3, 4]
+    for example in data:
+        assert example.image.shape == (128, 128, 3)
+        assert example.image.dtype == np.uint8
+        assert example.segment_map.dtype == np.int32
+        assert len(example.captions) == 5
+        for segment in example.segments:
+            rows, columns = np.nonzero(example.segment_map == segment.id)
+            assert len(rows) == segment.area
+            left, top, width, height = segment.bbox
+            assert (left, top) == (columns.min(), rows.min())
+            assert (width, height) == (np.ptp(columns) + 1, np.ptp(rows) + 1)
+
+
+def test_categories_have_synonyms_and_contiguous_indices() -> None:
+    data = CocoPanoptic.from_root(FIXTURE, "train")
+    by_name = {category.name: category for category in data.categories}
+    assert by_name["automobile"].synonyms == ("automobile", "car")
+    assert by_name["automobile"].isthing
+    assert not by_name["grass"].isthing
+    assert sorted(data.index_of.values()) == list(range(len(data.categories)))
+
+
+def test_categories_of_agrees_with_the_segments() -> None:
+    data = CocoPanoptic.from_root(FIXTURE, "val")
+    for index in range(len(data)):
+        assert data.categories_of(index) == {segment.category_id for segment in data[index].segments}
+
+
+def test_captions_are_optional() -> None:
+    data = CocoPanoptic.from_root(FIXTURE, "train", with_captions=False)
+    assert data[0].captions == ()
+
+
+def test_reads_the_layout_of_the_real_coco(root: Path) -> None:
+    (root / "panoptic_train").rename(root / "annotations" / "panoptic_train")
+    edit(root, PANOPTIC, lambda content: [category.pop("synonyms") for category in content["categories"]])
+    data = CocoPanoptic.from_root(root, "train")
+    assert data[1].segments
+    assert data.categories[0].synonyms == (data.categories[0].name,)
+
+
+def test_a_grey_picture_becomes_rgb_and_crowds_are_kept(root: Path) -> None:
+    Image.open(root / FIRST_JPG).convert("L").save(root / FIRST_JPG)
+    edit(root, PANOPTIC, lambda content: content["annotations"][0]["segments_info"][0].update(iscrowd=1))
+    example = CocoPanoptic.from_root(root, "train")[0]
+    assert example.image.shape == (128, 128, 3)
+    assert example.segments[0].iscrowd
+
+
+def test_decode_ids_is_little_endian_in_the_channels() -> None:
+    assert decode_ids(np.array([[[1, 2, 3]]], np.uint8)).tolist() == [[1 + 2 * 256 + 3 * 65536]]
+
+
+def _paint_stranger(root: Path) -> None:
+    colours = np.asarray(Image.open(root / FIRST_PNG)).copy()
+    colours[:5, :5] = 1, 1, 1
+    Image.fromarray(colours).save(root / FIRST_PNG)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:600])
+
+
+def _add_ghost(content: dict[str, Any]) -> None:
+    content["annotations"][0]["segments_info"].append({"id": 99, "category_id": 1, "iscrowd": 0, "area": 5})
+
+
+READ_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "id in the PNG only": (_paint_stranger, r"ids only in the PNG \[65793\]"),
+    "id in the JSON only": (lambda root: edit(root, PANOPTIC, _add_ghost), r"ids only in the JSON \[99\]"),
+    "mask of another size": (
+        lambda root: Image.open(root / FIRST_PNG).resize((64, 64), 0).save(root / FIRST_PNG),
+        "64x64 pixels, but the picture 000000000001.jpg has 128x128",
+    ),
+    "truncated picture": (lambda root: _truncate(root / FIRST_JPG), "000000000001.jpg .* cannot be read"),
+    "truncated mask": (lambda root: _truncate(root / FIRST_PNG), "000000000001.png .* cannot be read"),
+    "picture gone": (lambda root: (root / FIRST_JPG).unlink(), "000000000001.jpg .* does not exist"),
+    "unknown category": (
+        lambda root: edit(
+            root, PANOPTIC, lambda content: content["annotations"][0]["segments_info"][0].update(category_id=5000)
+        ),
+        "names category 5000",
+    ),
+    "segment without category": (
+        lambda root: edit(
+            root, PANOPTIC, lambda content: content["annotations"][0]["segments_info"][0].pop("category_id")
+        ),
+        "lacks 'category_id'",
+    ),
+    "id used twice": (
+        lambda root: edit(
+            root,
+            PANOPTIC,
+            lambda content: content["annotations"][0]["segments_info"].append(
+                content["annotations"][0]["segments_info"][0]
+            ),
+        ),
+        "uses an id twice",
+    ),
+    "id zero": (
+        lambda root: edit(root, PANOPTIC, lambda content: content["annotations"][0]["segments_info"][0].update(id=0)),
+        "ids start at 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", READ_FAULTS)
+def test_a_broken_picture_names_its_file_and_image_id(root: Path, fault: str) -> None:
+    spoil, message = READ_FAULTS[fault]
+    spoil(root)
+    data = CocoPanoptic.from_root(root, "train")
+    with pytest.raises(DatasetError, match=message) as caught:
+        data[0]
+    assert "image id 1" in str(caught.value)
+    assert data[1].image_id == 2
+
+
+OPEN_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no file": (lambda root: (root / PANOPTIC).unlink(), "does not exist"),
+    "not JSON": (lambda root: (root / PANOPTIC).write_text("{"), "cannot be read as JSON"),
+    "a list": (lambda root: (root / PANOPTIC).write_text("[]"), "holds a list"),
+    "no categories": (lambda root: edit(root, PANOPTIC, lambda c: c.pop("categories")), "lacks the list 'categories'"),
+    "no images": (lambda root: edit(root, PANOPTIC, lambda c: c.update(images=[])), "'images' is empty"),
+    "image without annotation": (
+        lambda root: edit(root, PANOPTIC, lambda c: c["annotations"].pop(2)),
+        r"image id 3 \(000000000003.jpg\) has no annotation",
+    ),
+    "annotated twice": (
+        lambda root: edit(root, PANOPTIC, lambda c: c["annotations"].append(c["annotations"][0])),
+        "image id 1 is annotated twice",
+    ),
+    "categories share an id": (
+        lambda root: edit(root, PANOPTIC, lambda c: c["categories"][0].update(id=2)),
+        "two categories share an id",
+    ),
+    "captions missing": (
+        lambda root: edit(root, CAPTIONS, lambda c: c.update(annotations=c["annotations"][5:])),
+        "image id 1 .* has no caption",
+    ),
+    "captions without text": (
+        lambda root: edit(root, CAPTIONS, lambda c: c["annotations"][7].pop("caption")),
+        r"annotations\[7\] needs image_id and caption",
+    ),
+    "empty caption": (
+        lambda root: edit(root, CAPTIONS, lambda c: c["annotations"][0].update(caption=" ")),
+        "image id 1 has an empty caption",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", OPEN_FAULTS)
+def test_a_broken_annotation_file_is_refused(root: Path, fault: str) -> None:
+    spoil, message = OPEN_FAULTS[fault]
+    spoil(root)
+    with pytest.raises(DatasetError, match=message):
+        CocoPanoptic.from_root(root, "train")

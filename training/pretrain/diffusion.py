@@ -1,0 +1,243 @@
+"""Train the small latent text-to-image diffusion model.
+
+``python -m training.pretrain.diffusion --scenes runs/frozen --tokenizer runs/tokenizer.json --out runs/diffusion``
+
+diffusers' ``UNet2DConditionModel`` and a CLIP-style text encoder learn together to predict the noise in latents of the
+autoencoder in ``OUT/vae`` (Rombach et al. 2022): scaled-linear schedule of 1000 steps, a tenth of the captions left out
+for guidance. Latents are computed once. The first part of the training sees close-ups of half a window's side, a
+quarter of the cost, the rest close-ups and scenes of a whole window.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from odise_rt.errors import CheckpointError, OdiseError
+from training.config import OdiseConfig, preset
+from training.data.sticker_world.nouns import all_nouns
+from training.models.frozen import build_sd_text, build_unet
+from training.pretrain.closeups import CloseUpSampler, caption
+from training.pretrain.scene_bank import SceneBank
+from training.pretrain.session import Session
+from training.pretrain.tokenizer import encode_texts
+
+SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+CAPTION_DROPOUT = 0.1
+SMALL_SHARE = 0.55
+"""Share of the steps on half-side close-ups."""
+SAMPLE_PROMPTS = (
+    *("a photo of a dog.", "a photo of a red apple.", "a photo of a bus.", "a photo of a crown."),
+    *("a photo of a sunflower.", "a photo of a penguin.", "a photo of a soccer ball.", "a photo of a grass."),
+    *("a photo of a pizza.", "a photo of a owl.", "a photo of a christmas tree.", "a photo of a sauropod."),
+    *("a pear in front of a brick wall", "a zebra on the grass", "a car on the sand", "a balloon under a clear sky"),
+)
+
+
+@dataclass(frozen=True)
+class CaptionedLatents:
+    """A cache of what the autoencoder makes of captioned pictures."""
+
+    latents: Tensor
+    """float32 (N, 4, h, h), already times the scaling factor."""
+    tokens: Tensor
+    """int64 (N, T)."""
+
+
+@torch.no_grad()
+def to_latents(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Scaled posterior means (N, 4, H/8, W/8) of pictures in [0, 1]."""
+    latents: Tensor = vae.encode(images * 2 - 1).latent_dist.mean * vae.config.scaling_factor
+    return latents
+
+
+def cache_close_ups(
+    vae: AutoencoderKL,
+    sampler: CloseUpSampler,
+    tokenizer: Tokenizer,
+    config: OdiseConfig,
+    side: int,
+    rounds: int,
+    rng: np.random.Generator,
+) -> CaptionedLatents:
+    """Latents of ``rounds`` close-ups of every noun with a caption each."""
+    nouns = all_nouns()
+    latents, captions = [], []
+    for _ in tqdm(range(rounds), desc=f"latents of close-ups, {side} px"):
+        for part in np.array_split(rng.permutation(len(nouns)), 17):
+            close = sampler.sample(part, side, rng, (0.45, 1.05), distractor_share=0.15)
+            latents.append(to_latents(vae, close.images).cpu())
+            pairs = zip(close.nouns.tolist(), close.ground.tolist(), strict=True)
+            captions += [caption(nouns[shown], nouns[ground], rng) for shown, ground in pairs]
+    return CaptionedLatents(torch.cat(latents), sd_tokens(tokenizer, captions, config))
+
+
+def cache_scenes(
+    vae: AutoencoderKL,
+    scenes: SceneBank,
+    tokenizer: Tokenizer,
+    config: OdiseConfig,
+    count: int,
+    rng: np.random.Generator,
+) -> CaptionedLatents:
+    """Latents of windows: half of them whole scenes made smaller, half native crops, with a caption of the scene."""
+    device = next(vae.parameters()).device
+    latents, captions = [], []
+    for index in tqdm(rng.permutation(len(scenes))[:count], desc="latents of scenes"):
+        picture = torch.from_numpy(scenes.images[index]).permute(2, 0, 1)[None].to(device).float() / 255
+        if rng.random() < 0.5:
+            picture = F.interpolate(picture, (config.window, config.window), mode="bilinear", antialias=True)
+        room = picture.shape[-1] - config.window
+        row, column = (int(rng.integers(room + 1)) for _ in range(2))
+        picture = picture[..., row : row + config.window, column : column + config.window]
+        latents.append(to_latents(vae, picture).cpu())
+        captions.append(scenes.captions[index][int(rng.integers(len(scenes.captions[index])))])
+    return CaptionedLatents(torch.cat(latents), sd_tokens(tokenizer, captions, config))
+
+
+def sd_tokens(tokenizer: Tokenizer, texts: list[str], config: OdiseConfig) -> Tensor:
+    """Ids for the diffusion model's text encoder, padded with the end marker."""
+    return encode_texts(tokenizer, texts, config.sd_text.context_length, pad=config.sd_text.end_token)
+
+
+class DiffusionTrainer:
+    """UNet and text encoder with their training step and sampler."""
+
+    def __init__(self, config: OdiseConfig, tokenizer: Tokenizer, device: str, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.config, self.device = config, torch.device(device)
+        self.unet: Any = build_unet(config.unet, config.latent_side).to(device).train().requires_grad_(True)
+        self.text: Any = build_sd_text(config.sd_text).to(device).train().requires_grad_(True)
+        self.schedule = DDPMScheduler(**SCHEDULE)
+        self.empty = sd_tokens(tokenizer, [""], config)
+
+    def loss(self, cache: CaptionedLatents, batch: int, rng: np.random.Generator) -> Tensor:
+        """Mean squared error of the predicted noise on a random batch."""
+        index = torch.from_numpy(rng.integers(len(cache.latents), size=batch))
+        latents, tokens = cache.latents[index].to(self.device), cache.tokens[index].clone()
+        tokens[torch.from_numpy(rng.random(batch) < CAPTION_DROPOUT)] = self.empty
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        noise = torch.randn(latents.shape, generator=generator).to(self.device)
+        steps = torch.from_numpy(rng.integers(self.schedule.config.num_train_timesteps, size=batch)).to(self.device)
+        noisy = self.schedule.add_noise(latents, noise, steps)
+        context = self.text(tokens.to(self.device)).last_hidden_state
+        return F.mse_loss(self.unet(noisy, steps, context).sample, noise)
+
+    @torch.no_grad()
+    def sample(self, vae: AutoencoderKL, tokens: Tensor, steps: int, guidance: float, seed: int) -> Tensor:
+        """Pictures for prompts: DDIM with classifier-free guidance; (N, 3, window, window) in [0, 1]."""
+        scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+        scheduler.set_timesteps(steps)
+        count, side = len(tokens), self.config.latent_side
+        both = torch.cat([self.empty.expand(count, -1), tokens]).to(self.device)
+        context = self.text(both).last_hidden_state
+        latents = torch.randn(count, 4, side, side, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        for step in scheduler.timesteps:
+            free, guided = self.unet(torch.cat([latents, latents]), step, context).sample.chunk(2)
+            latents = scheduler.step(free + guidance * (guided - free), step, latents).prev_sample
+        pictures: Tensor = vae.decode(latents / vae.config.scaling_factor).sample
+        return (pictures / 2 + 0.5).clamp(0, 1)
+
+
+def save_grid(pictures: Tensor, path: Path, columns: int = 8) -> None:
+    """Write pictures (N, 3, s, s) in [0, 1] as one PNG; N must be a multiple of ``columns``."""
+    rows = pictures.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    Image.fromarray((rows * 255).round().to(torch.uint8).cpu().numpy()).save(path)
+
+
+def load_vae(folder: Path) -> AutoencoderKL:
+    """The trained autoencoder; :class:`CheckpointError` if it is not there."""
+    if not (folder / "config.json").exists():
+        raise CheckpointError(f"{folder} holds no autoencoder: train one first with python -m training.pretrain.vae")
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder, local_files_only=True)
+    return vae.eval().requires_grad_(False)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Cache latents, train, sample and save; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m training.pretrain.diffusion", description=__doc__)
+    parser.add_argument("--scenes", type=Path, required=True, help="Sticker World drawn with --classes all")
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder that holds vae/; unet/, text_encoder/ go there")
+    parser.add_argument("--config", default="odise-tiny")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=24, help="whole windows a step; twice as many small close-ups")
+    parser.add_argument("--small-rounds", type=int, default=20, help="small close-ups of each noun in the cache")
+    parser.add_argument("--window-rounds", type=int, default=8, help="whole-window close-ups of each noun in the cache")
+    parser.add_argument("--windows", type=int, default=800, help="windows of scenes in the cache")
+    parser.add_argument("--rate", type=float, default=1.2e-3, help="peak learning rate")
+    parser.add_argument("--sample-every", type=int, default=500)
+    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--font", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        config = preset(options.config)
+        tokenizer = Tokenizer.from_file(str(options.tokenizer))
+        vae = load_vae(options.out / "vae").to(options.device)
+        trainer = DiffusionTrainer(config, tokenizer, options.device, options.seed)
+        session = Session(
+            options.out / "session",
+            {"unet": trainer.unet, "text_encoder": trainer.text},
+            options.rate,
+            options.steps,
+            weight_decay=0.01,
+            average=0.99,
+            orthogonal=("block", "layers"),
+        )
+        session.resume()
+        small, windows = _caches(options, config, tokenizer, vae)
+        prompts = sd_tokens(tokenizer, list(SAMPLE_PROMPTS), config)
+        for step in session.iterate("diffusion"):
+            rng = np.random.default_rng([options.seed, 5, step])
+            first = step < SMALL_SHARE * options.steps
+            batch = 2 * options.batch if first else options.batch
+            session.descend(trainer.loss(small if first else windows, batch, rng))
+            if (step + 1) % options.sample_every == 0 and step + 1 < options.steps:
+                save_grid(trainer.sample(vae, prompts, 20, options.guidance, 0), options.out / "samples_latest.png")
+        session.use_average()
+        trainer.unet.eval()
+        trainer.text.eval()
+        trainer.unet.save_pretrained(options.out / "unet")
+        trainer.text.save_pretrained(options.out / "text_encoder")
+        trainer.schedule.save_pretrained(options.out / "scheduler")
+        save_grid(trainer.sample(vae, prompts, 30, options.guidance, 0), options.out / "samples.png")
+        print(f"{options.out}: samples.png shows " + "; ".join(SAMPLE_PROMPTS))
+    except OdiseError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _caches(
+    options: argparse.Namespace, config: OdiseConfig, tokenizer: Tokenizer, vae: AutoencoderKL
+) -> tuple[CaptionedLatents, CaptionedLatents]:
+    """Latents of small close-ups, and of whole windows."""
+    rng = np.random.default_rng([options.seed, 6])
+    sampler = CloseUpSampler(options.seed, options.font, device=options.device)
+    half = config.window // 2
+    small = cache_close_ups(vae, sampler, tokenizer, config, half, options.small_rounds, rng)
+    near = cache_close_ups(vae, sampler, tokenizer, config, config.window, options.window_rounds, rng)
+    far = cache_scenes(vae, SceneBank(options.scenes), tokenizer, config, options.windows, rng)
+    tokens = torch.cat([near.tokens, far.tokens])
+    return small, CaptionedLatents(torch.cat([near.latents, far.latents]), tokens)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
