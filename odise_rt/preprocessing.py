@@ -124,7 +124,7 @@ def _from_array(array: np.ndarray, max_pixels: int) -> np.ndarray:
 
 
 def _from_file(file: IO[bytes], name: str, max_pixels: int) -> np.ndarray:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     Image.init()
     try:
@@ -134,6 +134,8 @@ def _from_file(file: IO[bytes], name: str, max_pixels: int) -> np.ndarray:
             f"{name} has more pixels than Pillow accepts ({exc}): scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS "
             "as well as max_pixels"
         ) from exc
+    except UnidentifiedImageError as exc:
+        raise ImageError(f"{name} is not an image, or of an unknown format: expected {_format_list()}") from exc
     except Exception as exc:  # Pillow's format plugins raise many kinds for files that are not what they seem
         raise ImageError(f"{name} is not an image that can be read ({_short(exc)}): expected {_format_list()}") from exc
     with opened:

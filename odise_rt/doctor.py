@@ -1,0 +1,98 @@
+"""What is installed, what really works, and which bundles fit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from odise_rt.errors import OdiseError
+from odise_rt.version import __version__
+
+REQUIRED = ("numpy", "pillow", "tokenizers", "tqdm")
+ENGINES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-core")
+
+
+def examine(bundles: Iterable[Path] = ()) -> dict[str, Any]:
+    """Look at this machine and at some bundles.
+
+    Returns:
+        ``packages`` and ``engines`` (name to version or ``None``), ``devices`` (name to ``"works"`` or why not),
+        ``bundles`` (path to what is wrong, ``None`` if nothing is), and ``ready``: whether a device works and every
+        bundle is sound.
+    """
+    devices = _devices()
+    checked = {str(path): _bundle(path, devices) for path in bundles}
+    packages = {name: _version(name) for name in REQUIRED}
+    ready = (
+        all(packages.values())
+        and any(state == "works" for state in devices.values())
+        and all(entry["problem"] is None for entry in checked.values())
+    )
+    return {
+        "odise_rt": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "packages": packages,
+        "engines": {name: _version(name) for name in ENGINES},
+        "devices": devices,
+        "bundles": checked,
+        "ready": ready,
+    }
+
+
+def report(findings: dict[str, Any]) -> str:
+    """The findings as text."""
+    lines = [
+        f"odise_rt {findings['odise_rt']}, Python {findings['python']}, {findings['platform']}, "
+        f"{findings['cores']} usable cores"
+    ]
+    for title in ("packages", "engines"):
+        lines.append(f"{title}:")
+        lines += [f"  {name:<30}{version or 'not installed'}" for name, version in findings[title].items()]
+    lines.append("devices:")
+    lines += [f"  {name:<30}{state}" for name, state in findings["devices"].items()]
+    if findings["bundles"]:
+        lines.append("bundles:")
+    for path, entry in findings["bundles"].items():
+        lines.append(f"  {path}: {entry['problem'] or entry['summary']}")
+    lines.append("ready" if findings["ready"] else "not ready: see above")
+    return "\n".join(lines)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _devices() -> dict[str, str]:
+    from odise_rt.backends.ort import PROVIDERS, working_provider
+
+    devices = {}
+    for device, provider in PROVIDERS.items():
+        try:
+            devices[f"{device} ({provider})"] = working_provider(device) or "works"
+        except OdiseError as exc:
+            devices[f"{device} ({provider})"] = str(exc)
+    return devices
+
+
+def _bundle(path: Path, devices: dict[str, str]) -> dict[str, Any]:
+    from odise_rt.bundle import Bundle
+
+    try:
+        bundle = Bundle.open(path)
+    except OdiseError as exc:
+        return {"problem": str(exc), "summary": None}
+    working = [name for name, state in devices.items() if state == "works"]
+    where = f"fits {', '.join(working)}" if working else "no engine here can run it"
+    engines = sorted({variant for entry in bundle.stages.values() for variant in entry.variants})
+    extra = f"; engines of its own: {', '.join(engines)}" if engines else ""
+    summary = f"{bundle.name}, {bundle.facts.variant}, {bundle.precision}: all files match, {where}{extra}"
+    return {"problem": None, "summary": summary}
