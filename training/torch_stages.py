@@ -1,18 +1,27 @@
 """The five stages in PyTorch behind the runtime's stage protocol.
 
-With them :class:`odise_rt.segmenter.Segmenter` runs a checkpoint as it runs a bundle, so evaluation, verification and
-benchmarks compare networks only: everything around them is the same code.
+:func:`torch_segmenter` makes :class:`odise_rt.segmenter.Segmenter` run a checkpoint as it runs a bundle, so evaluation,
+verification and benchmarks compare networks only: everything around them is the same code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from odise_rt.backends.base import Device, StageFacts
+from odise_rt.backends.pool import StagePool
+from odise_rt.bundle import CONSTANTS_NAME, TOKENIZER_NAME, Bundle, StageEntry, StageFile
+from odise_rt.segmenter import Segmenter
 from odise_rt.specs import STAGES, ModelFacts, StageSpec, stage_specs
+from odise_rt.text_embeddings import TextEmbedder
 from training.models.mask_embedding import MAX_LOGIT_SCALE
 from training.models.odise import Odise
 from training.models.official_structure import official_clip_mask, official_decode_masks, official_unet_tap
@@ -72,10 +81,16 @@ class TorchStage:
         self.spec = spec
 
     @property
-    def provider(self) -> str:
-        """What runs the stage, for the result's facts."""
-        device = next(self.model.parameters()).device
-        return f"PyTorch {torch.__version__} ({device}, {self.model.structure} structure)"
+    def facts(self) -> StageFacts:
+        """What runs the stage."""
+        return StageFacts(
+            stage=self.spec.name,
+            engine=f"torch {torch.__version__}",
+            provider=f"eager, {self.model.structure} structure",
+            device=_device(self.model),
+            file="",
+            load_seconds=0.0,
+        )
 
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -106,7 +121,64 @@ class TorchStage:
         """Nothing to release: the model belongs to the caller."""
 
 
-def torch_stages(model: Odise) -> dict[str, TorchStage]:
-    """All five stages of a model, keyed by :data:`odise_rt.specs.STAGES`."""
-    specs = stage_specs(model_facts(model))
-    return {name: TorchStage(model, specs[name]) for name in STAGES}
+class TorchBackend:
+    """Hands out the stages of a PyTorch model that is already in memory."""
+
+    def __init__(self, model: Odise) -> None:
+        self.model = model
+        self.specs = stage_specs(model_facts(model))
+
+    @property
+    def device(self) -> Device:
+        """Where the model lies."""
+        return _device(self.model)
+
+    @property
+    def description(self) -> str:
+        """Engine, structure and threads in one line."""
+        return f"torch {torch.__version__} eager, {self.model.structure} structure, {torch.get_num_threads()} threads"
+
+    def windows_per_batch(self, side: int) -> int:
+        """A 512 x 512 window fills a CPU; smaller ones run together, all of them on a GPU."""
+        return max(1, (512 * 512 * (1 if self.device == "cpu" else 64)) // (side * side))
+
+    def load(self, bundle: Bundle, stage: str) -> TorchStage:
+        """The stage of that name; nothing is read from the bundle."""
+        return TorchStage(self.model, self.specs[stage])
+
+
+@contextlib.contextmanager
+def torch_segmenter(model: Odise, tokenizer_json: str, training_vocabulary: Iterable[str]) -> Iterator[Segmenter]:
+    """A :class:`Segmenter` that runs a PyTorch model, for the time of a ``with`` block.
+
+    Args:
+        model: in eval mode, on its device; ``model.structure`` chooses what is computed.
+        tokenizer_json: of CLIP's text tower, as in a checkpoint.
+        training_vocabulary: names and synonyms seen in training.
+    """
+    facts = model_facts(model)
+    with tempfile.TemporaryDirectory(prefix="odise-torch-") as folder:
+        root = Path(folder)
+        np.savez(root / CONSTANTS_NAME, **model_constants(model))
+        (root / TOKENIZER_NAME).write_text(tokenizer_json, encoding="utf-8")
+        no_file = StageFile(root, "", {})
+        bundle = Bundle(
+            root=root,
+            name=model.config.name,
+            precision="fp32",
+            facts=facts,
+            stages={name: StageEntry(spec, no_file, {}, None, None) for name, spec in stage_specs(facts).items()},
+            training_vocabulary=frozenset(training_vocabulary),
+            manifest={"files": {TOKENIZER_NAME: hashlib.sha256(tokenizer_json.encode()).hexdigest()}},
+            digest="",
+            verified=True,
+        )
+        backend = TorchBackend(model)
+        stages = StagePool(backend, bundle, keep=frozenset(STAGES))
+        # No disk cache: it is keyed by a graph's hash, and these weights have none.
+        with Segmenter(bundle, backend, stages, TextEmbedder(bundle, stages, cache=None)) as segmenter:
+            yield segmenter
+
+
+def _device(model: Odise) -> Device:
+    return "cuda" if next(model.parameters()).is_cuda else "cpu"
