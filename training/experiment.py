@@ -1,0 +1,115 @@
+"""What defines a training run, as frozen dataclasses. Experiments are Python files in :mod:`training.configs`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import training.configs
+from odise_rt.errors import ConfigError
+from training.config import OdiseConfig
+from training.data.transforms import JitterOptions
+from training.losses import CriterionOptions
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with one kind of views."""
+
+    iterations: int
+    batch: int
+    """Views of a step over all processes."""
+    jitter: JitterOptions
+    cached_views: int = 0
+    """With N > 0, N views are drawn once and what the frozen networks compute of them is kept on disk; 0 augments anew
+    at every step."""
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """AdamW with linear warm-up and two steps down (odise.md 7)."""
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.05
+    """Not applied to norm layers and biases."""
+    clip_norm: float = 0.01
+    """Upper bound on the norm of the whole gradient."""
+    warmup: float = 500 / 184375
+    """Share of all iterations in which the rate rises linearly."""
+    warmup_factor: float = 0.067
+    """Share of the rate at the first iteration."""
+    milestones: tuple[float, ...] = (163889 / 184375, 177546 / 184375)
+    """Shares of all iterations after which the rate is divided by ten."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A whole training run."""
+
+    name: str
+    model: OdiseConfig
+    phases: tuple[Phase, ...]
+    criterion: CriterionOptions = field(default_factory=CriterionOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    precision: Precision = "fp32"
+    gradient_checkpointing: bool = False
+    """Recompute UNet and feature projections in the backward pass instead of keeping their activations."""
+    seed: int = 42
+    save_every: int = 1000
+    """Iterations between saved states."""
+    picture_every: int = 1000
+    """Iterations between pages of example predictions."""
+
+    def __post_init__(self) -> None:
+        if not self.phases or any(p.iterations < 1 or p.batch < 1 or p.cached_views < 0 for p in self.phases):
+            raise ConfigError(f"experiment {self.name!r}: phases need at least one iteration and one view a batch")
+        for phase in self.phases:
+            if phase.jitter.crop % self.model.size_divisor:
+                raise ConfigError(
+                    f"experiment {self.name!r}: crop {phase.jitter.crop} is no multiple of the model's size_divisor "
+                    f"{self.model.size_divisor}"
+                )
+            if phase.cached_views and phase.jitter.crop % self.model.window:
+                raise ConfigError(
+                    f"experiment {self.name!r}: a cached phase needs crops that whole windows of {self.model.window} "
+                    f"cover, not {phase.jitter.crop}"
+                )
+
+    @property
+    def iterations(self) -> int:
+        """Iterations of all phases."""
+        return sum(phase.iterations for phase in self.phases)
+
+    def phase_at(self, step: int) -> tuple[int, int]:
+        """Index of the phase of iteration ``step`` (from 0), and the iteration's number inside it."""
+        for index, phase in enumerate(self.phases):
+            if step < phase.iterations:
+                return index, step
+            step -= phase.iterations
+        raise ConfigError(f"iteration {step} lies behind the last phase of experiment {self.name!r}")
+
+    def learning_rate(self, step: int) -> float:
+        """Rate of iteration ``step``."""
+        options, share = self.optimizer, step / self.iterations
+        rate = options.learning_rate
+        if share < options.warmup:
+            rate *= options.warmup_factor + (1 - options.warmup_factor) * share / options.warmup
+        return rate * 0.1 ** sum(share >= milestone for milestone in options.milestones)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, stored with every run."""
+        return dataclasses.asdict(self)
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment of ``training/configs/<name>.py``; raises :class:`ConfigError` with the known names."""
+    known = sorted(module.name for module in pkgutil.iter_modules(training.configs.__path__))
+    if name not in known:
+        raise ConfigError(f"unknown experiment {name!r}: expected one of {', '.join(known)}")
+    found: Experiment = importlib.import_module(f"training.configs.{name}").experiment()
+    return found

@@ -1,0 +1,1 @@
+"""Quality of predictions: panoptic quality, mean IoU, mask AP."""

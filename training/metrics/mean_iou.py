@@ -1,0 +1,77 @@
+"""Mean intersection over union of semantic maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from odise_rt.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class SemanticScores:
+    """Averages in percent."""
+
+    miou: float
+    """Mean IoU over the classes that occur in the ground truth."""
+    pixel_accuracy: float
+    classes: int
+    """Classes averaged over."""
+
+
+class MeanIou:
+    """Confusion matrix of K classes; pixels of the ignored value count nowhere."""
+
+    def __init__(self, classes: int, ignore: int = -1) -> None:
+        self.classes = classes
+        self.ignore = ignore
+        self.confusion = np.zeros((classes, classes + 1), dtype=np.int64)  # truth, prediction (last: none)
+
+    def add(self, truth: npt.NDArray[np.integer], predicted: npt.NDArray[np.integer]) -> None:
+        """Count one picture.
+
+        Args:
+            truth: (H, W) class index in [0, K) or ``ignore``.
+            predicted: (H, W) class index in [0, K), or -1 where nothing is predicted (wrong everywhere).
+
+        Raises:
+            DatasetError: sizes differ or a class is out of range.
+        """
+        if truth.shape != predicted.shape:
+            raise DatasetError(f"prediction is {predicted.shape}, ground truth {truth.shape}: sizes must agree")
+        counted = truth != self.ignore
+        wanted = truth[counted].astype(np.int64)
+        found = predicted[counted].astype(np.int64)
+        found = np.where(found == -1, self.classes, found)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= self.classes):
+            raise DatasetError(
+                f"ground truth holds class {int(wanted.min())}..{int(wanted.max())}: expected 0..{self.classes - 1} or "
+                f"the ignored value {self.ignore}"
+            )
+        if found.size and (found.min() < 0 or found.max() > self.classes):
+            raise DatasetError(f"prediction holds a class outside -1..{self.classes - 1}")
+        flat = np.bincount(wanted * (self.classes + 1) + found, minlength=self.confusion.size)
+        self.confusion += flat.reshape(self.confusion.shape)
+
+    def iou(self) -> npt.NDArray[np.float64]:
+        """(K,) IoU of each class; NaN for a class absent from the ground truth."""
+        hits = np.diag(self.confusion[:, : self.classes]).astype(np.float64)
+        truth = self.confusion.sum(1)
+        union = truth + self.confusion[:, : self.classes].sum(0) - hits
+        return np.where(truth > 0, hits / np.maximum(union, 1), np.nan)
+
+    def scores(self, indices: Iterable[int] | None = None) -> SemanticScores:
+        """Averages over ``indices`` (default: all classes) that occur in the ground truth."""
+        chosen = np.arange(self.classes) if indices is None else np.array(sorted(indices), dtype=np.int64)
+        values = self.iou()[chosen] if len(chosen) else np.empty(0)
+        present = ~np.isnan(values)
+        pixels = int(self.confusion[chosen].sum())
+        hits = int(np.diag(self.confusion[:, : self.classes])[chosen].sum())
+        return SemanticScores(
+            100 * float(values[present].mean()) if present.any() else 0.0,
+            100 * hits / pixels if pixels else 0.0,
+            int(present.sum()),
+        )

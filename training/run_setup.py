@@ -1,0 +1,149 @@
+"""Puts a run together: model with frozen weights and fresh heads, classes, words, and the batches of each phase."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from odise_rt.errors import CheckpointError, DatasetError
+from training.batches import BatchSource, CachedBatches, LiveBatches
+from training.checkpoints.own_format import load_checkpoint
+from training.data.coco_panoptic import Category, CocoPanoptic
+from training.data.views import TrainingViews
+from training.distributed import rank, world_size
+from training.experiment import Experiment, Phase
+from training.feature_cache import open_or_build, weights_fingerprint
+from training.losses import Criterion
+from training.models.odise import Odise
+from training.training_step import ClassText, TrainingStep
+from training.words import WordEmbedder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """What a trainer needs, and what the finished checkpoint stores beside the weights."""
+
+    step: TrainingStep
+    sources: tuple[Callable[[], BatchSource], ...]
+    """One for each phase; features are computed when a phase's source is made."""
+    training_vocabulary: tuple[str, ...]
+    tokenizer_json: str
+
+
+def model_with_fresh_heads(experiment: Experiment, frozen: Path) -> tuple[Odise, str]:
+    """A model with the frozen networks of a checkpoint and newly initialised heads.
+
+    Returns:
+        The model, and the text of its tokenizer file.
+
+    Raises:
+        CheckpointError: the checkpoint's frozen networks have another shape than the experiment's.
+    """
+    loaded = load_checkpoint(frozen)
+    wanted = experiment.model
+    for part in ("vae", "unet", "sd_text", "clip"):
+        if getattr(loaded.config, part) != getattr(wanted, part):
+            raise CheckpointError(
+                f"{frozen} has {part} {getattr(loaded.config, part)}, experiment {experiment.name!r} needs "
+                f"{getattr(wanted, part)}: name the checkpoint that belongs to it"
+            )
+    torch.manual_seed(experiment.seed)
+    model = Odise(wanted)
+    for part in ("vae", "unet", "clip"):
+        getattr(model, part).load_state_dict(getattr(loaded.model, part).state_dict())
+    if loaded.model.sd_text is not None and model.sd_text is not None:
+        model.sd_text.load_state_dict(loaded.model.sd_text.state_dict())
+    else:
+        model.drop_sd_text()
+    model.null_text_embedding.copy_(loaded.model.null_text_embedding)
+    embedder = WordEmbedder(model, loaded.tokenizer_json)
+    if model.mask_classifier.no_object_embedding is not None:
+        with torch.no_grad():
+            model.mask_classifier.no_object_embedding.copy_(embedder.embed([""]))
+    return model, loaded.tokenizer_json
+
+
+def training_categories(data: CocoPanoptic) -> tuple[Category, ...]:
+    """Categories with at least one annotated segment: a data set may list others that are to stay unseen."""
+    used = set().union(*(data.categories_of(index) for index in range(len(data))))
+    found = tuple(category for category in data.categories if category.id in used)
+    if not found:
+        raise DatasetError("no segment of the training set has a category: check the annotation file")
+    return found
+
+
+def prepare_run(
+    experiment: Experiment, data_root: Path, split: str, frozen: Path, cache: Path, device: str, workers: int
+) -> RunParts:
+    """Read the data set and the frozen weights, and build everything.
+
+    Args:
+        experiment: what to train.
+        data_root: folder of the data set.
+        split: its training part.
+        frozen: checkpoint that supplies the frozen networks and the tokenizer.
+        cache: folder for feature caches.
+        device: where to train.
+        workers: processes that augment pictures.
+    """
+    data = CocoPanoptic.from_root(data_root, split)
+    categories = training_categories(data)
+    class_of = {category.id: index for index, category in enumerate(categories)}
+    words = [word for category in categories for word in category.synonyms]
+    model, tokenizer_json = model_with_fresh_heads(experiment, frozen)
+    model.to(device)
+    embedder = WordEmbedder(model, tokenizer_json)
+    class_text = None
+    if experiment.model.variant == "label":
+        class_text = ClassText(embedder(words), tuple(len(category.synonyms) for category in categories))
+    step = TrainingStep(
+        model, Criterion(experiment.criterion), class_text, experiment.precision, experiment.gradient_checkpointing
+    )
+    caption_words = embedder if class_text is None else None
+    facts = {
+        "annotations": annotation_fingerprint(data_root, split),
+        "weights": weights_fingerprint([model.vae, model.clip]),
+        "model": dataclasses.asdict(dataclasses.replace(experiment.model, name="", variant="label")),
+    }
+
+    def source(index: int, phase: Phase) -> BatchSource:
+        seed = experiment.seed + 1000 * index
+        views = TrainingViews(data, class_of, phase.jitter, seed)
+        if not phase.cached_views:
+            return LiveBatches(views, phase.jitter.crop, caption_words, workers)
+        key = {**facts, "jitter": dataclasses.asdict(phase.jitter), "views": phase.cached_views, "seed": seed}
+        build = functools.partial(open_or_build, cache, key, model, views, phase.cached_views, progress=_progress)
+        if rank() == 0:
+            found = build()
+        if world_size() > 1:
+            dist.barrier()
+        if rank() != 0:
+            found = build()
+        return CachedBatches(found, phase.jitter.crop, seed, caption_words)
+
+    sources = tuple(functools.partial(source, index, phase) for index, phase in enumerate(experiment.phases))
+    return RunParts(step, sources, tuple(words), tokenizer_json)
+
+
+def annotation_fingerprint(root: Path, split: str) -> str:
+    """Hash of the split's annotation and caption files."""
+    digest = hashlib.sha256()
+    for path in sorted((root / "annotations").glob(f"*_{split}.json")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _progress(starts: Iterator[int], total: int) -> Iterator[int]:
+    return iter(tqdm(starts, total=total, desc="frozen features", mininterval=5))

@@ -1,0 +1,116 @@
+"""Saved states of a run: enough to go on after a kill as if nothing had happened.
+
+::
+
+    RUN/states/000500/trained.safetensors   trained parameters
+    RUN/states/000500/optimizer.pt          optimizer and gradient scaler, loadable with weights_only
+    RUN/states/000500/state.json            iteration and experiment
+
+A state is written to a hidden folder beside and renamed, so what has its final name is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from odise_rt.errors import CheckpointError
+from training.models.odise import Odise
+
+_KEPT = 2
+
+
+def saved_states(run: Path) -> list[Path]:
+    """Whole states, oldest first."""
+    folder = run / "states"
+    return sorted(path for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+
+
+def save_state(
+    run: Path,
+    step: int,
+    model: Odise,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+    experiment: dict[str, Any],
+) -> Path:
+    """Write the state before iteration ``step`` and drop all but the latest two.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; earlier states are untouched.
+    """
+    final = run / "states" / f"{step:06d}"
+    beside = final.with_name(f".{final.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        trained = {name: p.detach().cpu().contiguous() for name, p in model.trained_parameters().items()}
+        save_file(trained, str(beside / "trained.safetensors"))
+        extra = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else {}}
+        torch.save(extra, beside / "optimizer.pt")
+        (beside / "state.json").write_text(json.dumps({"step": step, "experiment": experiment}, indent=1), "utf-8")
+        for path in beside.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if final.exists():
+            shutil.rmtree(final)
+        beside.rename(final)
+    except (OSError, SafetensorError, RuntimeError) as exc:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise CheckpointError(f"cannot save the training state {final}: {exc}; free some space and --resume") from exc
+    for old in saved_states(run)[:-_KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_state(
+    path: Path,
+    model: Odise,
+    optimizer: torch.optim.Optimizer | None,
+    scaler: torch.amp.GradScaler | None,
+    experiment: dict[str, Any] | None,
+) -> int:
+    """Restore a state in place.
+
+    Args:
+        path: a folder of :func:`saved_states`.
+        model: gets the trained parameters.
+        optimizer: gets its state, unless None.
+        scaler: gets its state, unless None.
+        experiment: must equal the one of the run, unless None.
+
+    Returns:
+        The iteration to continue with.
+
+    Raises:
+        CheckpointError: unreadable, of another model or of another experiment.
+    """
+    try:
+        state = json.loads((path / "state.json").read_text("utf-8"))
+        trained = load_file(path / "trained.safetensors")
+        extra = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as exc:
+        raise CheckpointError(f"training state {path} cannot be read ({exc}): delete it to use the one before") from exc
+    if experiment is not None and state["experiment"] != json.loads(json.dumps(experiment)):
+        raise CheckpointError(
+            f"{path} belongs to another experiment than the one asked for: resume with the same config, or start a new "
+            "run folder"
+        )
+    parameters = model.trained_parameters()
+    if set(trained) != set(parameters) or any(trained[n].shape != p.shape for n, p in parameters.items()):
+        raise CheckpointError(f"{path} holds other parameters than the model: it was saved with another config")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(trained[name])
+    if optimizer is not None:
+        optimizer.load_state_dict(extra["optimizer"])
+    if scaler is not None and extra["scaler"]:
+        scaler.load_state_dict(extra["scaler"])
+    return int(state["step"])

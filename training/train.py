@@ -1,0 +1,126 @@
+"""Train ODISE: python -m training.train CONFIG --data ROOT --frozen CHECKPOINT --output FOLDER [--resume]
+
+Several processes: torchrun --nproc-per-node N -m training.train ... (the config's batch is that of all together).
+A run can be killed at any time; the same command with --resume goes on from the last saved state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from odise_rt.errors import CheckpointError, OdiseError
+from training.checkpoints.own_format import save_checkpoint
+from training.distributed import rank
+from training.experiment import Experiment, experiment
+from training.run_setup import RunParts, prepare_run
+from training.run_state import load_state, saved_states
+from training.trainer import Trainer
+
+logger = logging.getLogger("training.train")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="Name of an experiment in training/configs, e.g. sticker_tiny_label.")
+    parser.add_argument("--data", type=Path, required=True, help="Folder of a COCO-format panoptic data set.")
+    parser.add_argument("--split", default="train", help="The part of the data set to train on.")
+    parser.add_argument(
+        "--frozen", type=Path, required=True, help="Checkpoint folder whose frozen networks and tokenizer are used."
+    )
+    parser.add_argument(
+        "--output", dest="run", type=Path, required=True, help="Folder for states, log, pictures and the result."
+    )
+    parser.add_argument("--cache", type=Path, help="Folder for features of frozen networks; OUTPUT/../feature_cache.")
+    parser.add_argument("--resume", action="store_true", help="Go on from the last saved state of the run folder.")
+    parser.add_argument("--workers", type=int, default=2, help="Processes that read and augment pictures.")
+    parser.add_argument("--device", help="cpu or cuda; by default cuda where there is one.")
+    parser.add_argument("--threads", type=int, help="CPU threads of this process; by default PyTorch's choice.")
+    parser.add_argument("--until", type=int, help="Stop after this many iterations in all, leaving the rest for later.")
+    parser.add_argument(
+        "--finish",
+        action="store_true",
+        help="Train no further: write the checkpoint from the last saved state to OUTPUT/checkpoint.",
+    )
+    return parser.parse_args(argv)
+
+
+def start_processes(device: str) -> str:
+    """Join the other processes of a torchrun; returns this process's device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "cuda":
+        torch.cuda.set_device(local)
+        device = f"cuda:{local}"
+    # Rank 0 may compute the feature cache for hours while the others wait.
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(hours=6))
+    return device
+
+
+def write_checkpoint(parts: RunParts, config: Experiment, run: Path, steps: int) -> Path:
+    """The result of a run: a whole checkpoint with frozen networks and trained heads."""
+    card = (
+        f"# {config.model.name} ({config.model.variant} supervision)\n\n"
+        f"Trained by `python -m training.train {config.name}`: {steps} of {config.iterations} iterations, seed "
+        f"{config.seed}.\n"
+    )
+    return save_checkpoint(
+        run / "checkpoint",
+        parts.step.model,
+        tokenizer_json=parts.tokenizer_json,
+        training_vocabulary=parts.training_vocabulary,
+        card=card,
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run; returns the exit status."""
+    arguments = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    try:
+        config = experiment(arguments.config)
+        device = start_processes(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        states = saved_states(arguments.run)
+        if states and not (arguments.resume or arguments.finish):
+            raise CheckpointError(
+                f"{arguments.run} already holds a run (state {states[-1].name}): add --resume, or name a new --output"
+            )
+        cache = arguments.cache or arguments.run.parent / "feature_cache"
+        parts = prepare_run(config, arguments.data, arguments.split, arguments.frozen, cache, device, arguments.workers)
+        if arguments.finish:
+            if not states:
+                raise CheckpointError(f"{arguments.run} holds no saved state to finish: train first")
+            steps = load_state(states[-1], parts.step.model, None, None, config.to_dict())
+            logger.info("wrote %s", write_checkpoint(parts, config, arguments.run, steps))
+            return 0
+        trainer = Trainer(config, parts.step, parts.sources, arguments.run)
+        if arguments.resume:
+            trainer.resume()
+        trainer.train(arguments.until)
+        if trainer.start == config.iterations and rank() == 0:
+            logger.info("wrote %s", write_checkpoint(parts, config, arguments.run, trainer.start))
+    except OdiseError as exc:
+        logger.error("%s", exc)
+        return 1
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,181 @@
+"""The training loop: deterministic, resumable at any iteration, on one process or many."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from training.batches import BatchSource
+from training.distributed import mean_over_processes, rank, world_size
+from training.experiment import Experiment
+from training.losses import NonFiniteLossError
+from training.optimizer import build_optimizer
+from training.run_state import load_state, save_state, saved_states
+from training.training_step import StepInput, TrainingStep
+
+logger = logging.getLogger(__name__)
+
+PictureWriter = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one iteration did; a line of ``log.jsonl``."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    seconds: float
+    losses: dict[str, float]
+
+
+class Trainer:
+    """Runs an experiment in a run folder."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        step: TrainingStep,
+        sources: Sequence[Callable[[], BatchSource]],
+        run: Path,
+        pictures: PictureWriter | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            experiment: what to run.
+            step: model and losses, on its device.
+            sources: one for each phase, made when the phase starts.
+            run: folder for states, log and pictures.
+            pictures: called with the iteration every ``picture_every`` iterations.
+        """
+        self.experiment = experiment
+        self.step = step
+        self.sources = sources
+        self.run_folder = run
+        self.pictures = pictures
+        self.device = step.model.noise.device
+        self.optimizer = build_optimizer(step.model, experiment.optimizer)
+        self.scaler = torch.amp.GradScaler(self.device.type) if experiment.precision == "fp16" else None
+        self.wrapped: nn.Module = step
+        if world_size() > 1:
+            devices = [self.device] if self.device.type == "cuda" else None
+            # Buffers are constants, and logging is done on averages: neither needs to travel every step.
+            self.wrapped = DistributedDataParallel(step, device_ids=devices, broadcast_buffers=False)
+        self.start = 0
+
+    def resume(self) -> int:
+        """Go on from the latest saved state, or from the start where there is none; returns the iteration."""
+        states = saved_states(self.run_folder)
+        if states:
+            self.start = load_state(states[-1], self.step.model, self.optimizer, self.scaler, self.experiment.to_dict())
+            logger.info("resumed %s", states[-1])
+        return self.start
+
+    def train(self, until: int | None = None) -> list[StepReport]:
+        """Run from the current iteration to ``until`` (default: the end).
+
+        Raises:
+            NonFiniteLossError: a loss or gradient is NaN or infinite; names the images.
+        """
+        stop = self.experiment.iterations if until is None else min(until, self.experiment.iterations)
+        reports: list[StepReport] = []
+        self.wrapped.train()
+        with tqdm(total=self.experiment.iterations, initial=self.start, disable=rank() != 0, mininterval=5) as bar:
+            while self.start < stop:
+                index, inner = self.experiment.phase_at(self.start)
+                phase = self.experiment.phases[index]
+                steps = min(phase.iterations - inner, stop - self.start)
+                source = self.sources[index]()
+                draws = [self.draws_of(phase.batch, inner + offset) for offset in range(steps)]
+                for batch in source.batches(draws):
+                    reports.append(self.one_step(batch))
+                    self.after_step(reports[-1])
+                    bar.set_postfix(loss=f"{reports[-1].loss:.3f}", refresh=False)
+                    bar.update()
+        return reports
+
+    def draws_of(self, batch: int, inner: int) -> list[int]:
+        """Draw numbers of this process: its contiguous part of the global batch, so that gathering keeps the order."""
+        if batch % world_size():
+            raise ValueError(f"batch {batch} does not split over {world_size()} processes")
+        local = batch // world_size()
+        first = inner * batch + rank() * local
+        return list(range(first, first + local))
+
+    def one_step(self, batch: StepInput) -> StepReport:
+        """Forward, backward, clip, update."""
+        began = time.perf_counter()
+        rate = self.experiment.learning_rate(self.start)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        losses: dict[str, Tensor] = self.wrapped(batch)
+        total = torch.stack(list(losses.values())).sum()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.scaler is not None:
+            self.scaler.scale(total).backward()
+            self.scaler.unscale_(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(parameters, self.experiment.optimizer.clip_norm)
+            self.scaler.step(self.optimizer)  # skips the update where a gradient overflowed
+            self.scaler.update()
+        else:
+            total.backward()
+            norm = nn.utils.clip_grad_norm_(parameters, self.experiment.optimizer.clip_norm)
+            if not bool(norm.isfinite()):
+                raise NonFiniteLossError(
+                    f"the gradient of iteration {self.start} is NaN or infinite; image ids "
+                    f"{list(batch.targets.image_ids)}: lower the learning rate or look at these images, then --resume"
+                )
+            self.optimizer.step()
+        averaged = mean_over_processes(torch.stack([loss.detach() for loss in losses.values()]))
+        report = StepReport(
+            self.start,
+            float(averaged.sum()),
+            rate,
+            float(norm),
+            time.perf_counter() - began,
+            dict(zip(losses, averaged.tolist(), strict=True)),
+        )
+        self.start += 1
+        return report
+
+    def after_step(self, report: StepReport) -> None:
+        """Log, and save and draw where it is time."""
+        finished = self.start
+        last = finished == self.experiment.iterations
+        if rank() != 0:
+            return
+        self.log(report)
+        if last or finished % self.experiment.save_every == 0:
+            save_state(
+                self.run_folder, finished, self.step.model, self.optimizer, self.scaler, self.experiment.to_dict()
+            )
+        if self.pictures is not None and (last or finished % self.experiment.picture_every == 0):
+            self.pictures(finished)
+            self.wrapped.train()
+
+    def log(self, report: StepReport) -> None:
+        """Append a line to ``log.jsonl``."""
+        self.run_folder.mkdir(parents=True, exist_ok=True)
+        line: dict[str, Any] = {
+            "step": report.step,
+            "loss": round(report.loss, 5),
+            "lr": report.learning_rate,
+            "gradient_norm": round(report.gradient_norm, 5),
+            "seconds": round(report.seconds, 3),
+            **{name: round(value, 5) for name, value in report.losses.items()},
+        }
+        with (self.run_folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
