@@ -210,7 +210,8 @@ class Bundle:
         path = self.root / CONSTANTS_NAME
         arrays: dict[str, np.ndarray] = {}
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            # np.load leaves a file open that it cannot read, unless it is given one.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 for name in expected:
                     arrays[name] = stored[name]
         except (

@@ -112,7 +112,7 @@ class EmbeddingCache:
 
     def _read(self, path: Path, columns: Mapping[str, int]) -> tuple[list[str], dict[str, np.ndarray]] | None:
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 if not set(columns) <= set(stored.files):
                     return None
                 prompts = json.loads(stored["prompts"].tobytes())

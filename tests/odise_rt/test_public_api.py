@@ -1,0 +1,104 @@
+"""What `import odise_rt` offers, what it needs, and what it must never pull in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import odise_rt
+import odise_rt.errors
+
+ROOT = Path(odise_rt.__file__).parent.parent
+
+PUBLIC = [
+    "BackendError",
+    "Bundle",
+    "BundleError",
+    "ImageError",
+    "InputError",
+    "Instance",
+    "MaskProposals",
+    "MissingPackageError",
+    "OdiseError",
+    "OptionsError",
+    "OutOfMemoryError",
+    "PanopticResult",
+    "RunFacts",
+    "Segment",
+    "SegmentOptions",
+    "Segmenter",
+    "Vocabulary",
+    "VocabularyClass",
+    "VocabularyError",
+    "__version__",
+]
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+import odise_rt
+for module in pkgutil.walk_packages(odise_rt.__path__, "odise_rt."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+"""
+
+# Stands for an environment with the hard dependencies alone: anything else is as if it were not installed.
+MINIMAL = """
+import importlib.abc, sys
+ALLOWED = {"numpy", "PIL", "tokenizers", "tqdm", "odise_rt"} | set(sys.stdlib_module_names)
+class OnlyDependencies(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if path is None and name.partition(".")[0] not in ALLOWED and not name.startswith("_"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, OnlyDependencies())
+"""
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_public_names_are_locked() -> None:
+    assert odise_rt.__all__ == PUBLIC
+    for name in PUBLIC:
+        assert hasattr(odise_rt, name)
+
+
+def test_every_error_has_one_root() -> None:
+    errors = [e for e in vars(odise_rt.errors).values() if isinstance(e, type) and issubclass(e, Exception)]
+    assert len(errors) > 10
+    assert all(issubclass(e, odise_rt.OdiseError) for e in errors)
+
+
+def test_no_module_imports_torch_or_the_other_packages() -> None:
+    report = "print(sorted({m.partition('.')[0] for m in sys.modules} & {'torch', 'training', 'export', 'benchmarks'}))"
+    assert python(IMPORT_ALL + report).strip() == "[]"
+
+
+def test_every_module_imports_with_the_hard_dependencies_alone() -> None:
+    assert python(MINIMAL + IMPORT_ALL + "print('fine')").strip() == "fine"
+
+
+def test_missing_engine_is_named_with_its_command(label_bundle: Path) -> None:
+    code = f"""
+import odise_rt
+try:
+    odise_rt.Segmenter.load({str(label_bundle)!r}, device="cpu")
+except odise_rt.MissingPackageError as exc:
+    print(exc)
+"""
+    assert "pip install 'odise_rt[cpu]'" in python(MINIMAL + code)
+
+
+def test_import_is_light() -> None:
+    """The target is 0.3 s of wall clock on an idle machine; CPU time with slack keeps the test honest on a busy one."""
+    code = "import time; start = time.process_time(); import odise_rt; print(time.process_time() - start)"
+    assert min(float(python(code)) for _ in range(3)) < 0.6
+    heavy = "import odise_rt, sys; print(sorted({'onnxruntime', 'tokenizers', 'PIL', 'tqdm'} & set(sys.modules)))"
+    assert python(heavy).strip() == "[]"
+
+
+def test_types_are_shipped() -> None:
+    assert (Path(odise_rt.__file__).parent / "py.typed").is_file()

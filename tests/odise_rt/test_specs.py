@@ -1,0 +1,111 @@
+"""The five graphs as data."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from odise_rt.errors import BackendError, BundleError
+from odise_rt.specs import STAGES, ModelFacts, StageSpec, TensorSpec, stage_specs
+from tests.odise_rt.fake_bundle import make_facts
+
+
+def test_there_are_five_stages_in_running_order() -> None:
+    assert tuple(stage_specs(make_facts())) == STAGES
+
+
+def test_only_the_caption_variant_has_object_logits() -> None:
+    for variant, expected in (("label", False), ("caption", True)):
+        outputs = {t.name for t in stage_specs(make_facts(variant))["mask_decoder"].outputs}
+        assert ("object_logits" in outputs) is expected
+
+
+def test_facts_and_specs_survive_json() -> None:
+    facts = make_facts("caption")
+    assert ModelFacts.from_dict(json.loads(json.dumps(facts.to_dict()))) == facts
+    for name, spec in stage_specs(facts).items():
+        assert StageSpec.from_dict(name, json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_shapes_follow_the_symbols() -> None:
+    specs = stage_specs(make_facts())
+    assert specs["unet_tap"].symbols == ("N", "s")
+    assert specs["unet_tap"].input_shapes(N=6, s=64)["windows"] == (6, 3, 64, 64)
+    shapes = specs["mask_decoder"].input_shapes(H=128, W=192)
+    assert shapes == {"s2": (1, 4, 32, 48), "s3": (1, 4, 16, 24), "s4": (1, 4, 8, 12), "s5": (1, 4, 4, 6)}
+    with pytest.raises(ValueError, match="H=100 is not a multiple"):
+        specs["mask_decoder"].input_shapes(H=100, W=192)
+
+
+def test_arrays_are_checked_against_the_spec() -> None:
+    spec = stage_specs(make_facts())["clip_mask"]
+    good = {"image": np.zeros((1, 3, 5, 7), np.float32), "mask_logits": np.zeros((1, 6, 2, 3), np.float32)}
+    assert spec.check(good) == {"h": 5, "w": 7, "Q": 6, "mh": 2, "mw": 3}
+    bad = [
+        {"image": good["image"]},
+        good | {"mask_logits": good["mask_logits"].astype(np.float64)},
+        good | {"mask_logits": good["mask_logits"][0]},
+        good | {"image": np.zeros((1, 4, 5, 7), np.float32)},
+        good | {"image": np.zeros((1, 3, 0, 7), np.float32)},
+    ]
+    for arrays in bad:
+        with pytest.raises(BackendError, match="clip_mask"):
+            spec.check(arrays)
+
+
+def test_one_symbol_has_one_value() -> None:
+    spec = stage_specs(make_facts())["mask_decoder"]
+    levels = {n: np.zeros(s, np.float32) for n, s in spec.input_shapes(H=64, W=64).items()}
+    levels["s5"] = np.zeros((1, 4, 3, 2), np.float32)
+    with pytest.raises(BackendError, match="s5"):
+        spec.check(levels)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variant": "both"}, "variant"),
+        ({"window": 50}, "multiple of size_divisor"),
+        ({"size_divisor": 20}, "size_divisor"),
+        ({"test_short_edge": 900}, "short <= long"),
+        ({"mask_prompt": "a photo"}, "one '{}'"),
+        ({"clip_weight_seen": 1.5}, "lie in"),
+        ({"level_strides": (2, 4, 8, 16)}, "level_strides"),
+        ({"queries": 0}, "positive"),
+    ],
+)
+def test_facts_that_contradict_themselves_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        make_facts(**change)
+
+
+@pytest.mark.parametrize(
+    "change", [{"window": "64"}, {"window": True}, {"clip_weight_seen": float("nan")}, {"extra": 1}, {"variant": 3}]
+)
+def test_facts_of_wrong_type_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(BundleError, match="export the bundle again"):
+        ModelFacts.from_dict(make_facts().to_dict() | change)
+
+
+def test_missing_fact_is_named() -> None:
+    data = make_facts().to_dict()
+    del data["queries"]
+    with pytest.raises(BundleError, match="queries"):
+        ModelFacts.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"name": "x", "dtype": "float64", "shape": [1]},
+        {"name": "x", "dtype": "float32", "shape": [1.5]},
+        {"name": 1, "dtype": "float32", "shape": []},
+        {"name": "x", "dtype": "float32", "shape": "N"},
+    ],
+)
+def test_malformed_tensor_specs_are_refused(data: dict[str, object]) -> None:
+    with pytest.raises(BundleError):
+        TensorSpec.from_dict(data)
