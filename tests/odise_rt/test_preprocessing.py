@@ -1,0 +1,272 @@
+"""Every kind of image works as a user would expect, or ends in one ImageError."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from odise_rt import ImageError
+from odise_rt.preprocessing import load_image, network_size, prepare
+from tests.odise_rt.fake_bundle import colour_image
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to no pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"\0" * 10)
+
+
+# ---- what works ------------------------------------------------------------------------------------------------------
+
+
+def test_rgb_array_is_taken_without_a_copy(colours: np.ndarray) -> None:
+    assert np.shares_memory(load_image(colours), colours)
+
+
+def test_grey_arrays_become_rgb() -> None:
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    for array in (grey, grey[:, :, None]):
+        assert np.array_equal(load_image(array), np.stack([grey] * 3, axis=-1))
+
+
+def test_strided_arrays_work(colours: np.ndarray) -> None:
+    assert np.array_equal(load_image(colours[::2, ::-1]), colours[::2, ::-1])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_composited_over_white(mode: str) -> None:
+    image = Image.new(mode, (2, 1), (0,) * len(mode))
+    image.putpixel((1, 0), (*([0] * (len(mode) - 1)), 255))
+    for given_image in (image, encoded(image)):
+        pixels = load_image(given_image)
+        assert pixels[0, 0].tolist() == [255, 255, 255]
+        assert pixels[0, 1].tolist() == [0, 0, 0]
+    rgba = np.asarray(image.convert("RGBA"))
+    assert np.array_equal(load_image(rgba), load_image(image))
+
+
+def test_palette_images_work_with_and_without_transparency() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255] + [0] * 762)
+    image.putpixel((1, 0), 1)
+    assert load_image(encoded(image, "GIF"))[0].tolist() == [[255, 0, 0], [0, 0, 255]]
+    assert load_image(encoded(image, "PNG", transparency=0))[0].tolist() == [[255, 255, 255], [0, 0, 255]]
+
+
+def test_one_bit_and_cmyk_work() -> None:
+    assert load_image(encoded(Image.new("1", (2, 2), 1))).min() == 255
+    cyan = load_image(encoded(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "JPEG"))[4, 4]
+    assert cyan[0] < 40
+    assert min(cyan[1:]) > 120
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_loses_its_low_byte(kind: str) -> None:
+    values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+    pixels = load_image(encoded(Image.fromarray(values), kind))
+    assert pixels[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_files_are_turned_upright_by_exif(orientation: int, tmp_path: Path) -> None:
+    upright = colour_image(48, 96)
+    undo = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.ascontiguousarray(undo(upright))).save(path, exif=exif)
+    assert np.array_equal(load_image(path), upright)
+    # Not so for pixels that the caller already holds: the result must fit those.
+    with Image.open(path) as opened:
+        assert load_image(opened).shape[:2] == undo(upright).shape[:2]
+
+
+def test_first_frame_of_an_animation_counts() -> None:
+    frames = [Image.new("RGB", (4, 4), c) for c in ((255, 0, 0), (0, 0, 255))]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert load_image(data)[0, 0].tolist() == [255, 0, 0]
+
+
+def test_images_come_from_anywhere(colours: np.ndarray, tmp_path: Path) -> None:
+    data = encoded(Image.fromarray(colours))
+    (tmp_path / "ima ge.png").write_bytes(data)
+    sources: list[Any] = [data, bytearray(data), memoryview(data), io.BytesIO(data), tmp_path / "ima ge.png"]
+    for source in [*sources, str(tmp_path / "ima ge.png"), Image.fromarray(colours)]:
+        assert np.array_equal(load_image(source), colours)
+
+
+# ---- what does not ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\xff\xd8\xff\xe0", b"%PDF-1.4", b"<svg/>", b"GIF89a"])
+def test_not_an_image(data: bytes) -> None:
+    with pytest.raises(ImageError, match=r"expected JPEG|truncated or broken"):
+        load_image(data)
+
+
+def test_formats_that_start_other_programs_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(ImageError, match="unknown format"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"])
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_truncated_image(kind: str, share: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    data = encoded(Image.fromarray(noise), kind)
+    with pytest.raises(ImageError, match=r"truncated or broken|cannot be read|not an image|can be read"):
+        load_image(data[: int(len(data) * share)])
+
+
+def test_huge_image_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(ImageError, match=r"72\.0 megapixels.*max_pixels"):
+        load_image(png_header(8_000, 9_000))
+    with warnings.catch_warnings():  # Pillow itself warns from 89 megapixels on
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with pytest.raises(ImageError, match=r"100\.0 megapixels.*max_pixels"):
+            load_image(png_header(10_000, 10_000))
+
+
+@pytest.mark.parametrize("side", [10_000, 60_000])
+def test_decompression_bomb_by_pillows_measure_is_refused(side: int) -> None:
+    with pytest.raises(ImageError, match="MAX_IMAGE_PIXELS"):
+        load_image(png_header(side, side))
+
+
+def test_max_pixels_holds_for_every_source(colours: np.ndarray) -> None:
+    sources: list[Any] = [colours, Image.fromarray(colours), encoded(Image.fromarray(colours))]
+    for source in sources:
+        assert load_image(source, max_pixels=colours.shape[0] * colours.shape[1]).size
+        with pytest.raises(ImageError, match="megapixels"):
+            load_image(source, max_pixels=100)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (5, 0, 3), (0, 0)])
+def test_image_without_pixels(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ImageError, match="no pixels"):
+        load_image(np.zeros(shape, np.uint8))
+
+
+def test_pil_image_without_pixels() -> None:
+    with pytest.raises(ImageError, match="no pixels"):
+        load_image(Image.new("RGB", (0, 5)))
+
+
+@pytest.mark.parametrize(
+    ("array", "hint"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "round"),
+        (np.zeros((4, 4, 3), np.uint16), "uint8"),
+        (np.zeros((4, 4, 3), bool), "uint8"),
+        (np.zeros((3, 40, 40), np.uint8), "transpose"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "as a list"),
+        (np.zeros((4, 4, 2), np.uint8), "RGBA"),
+        (np.zeros(7, np.uint8), "RGBA"),
+    ],
+)
+def test_arrays_that_are_no_images(array: np.ndarray, hint: str) -> None:
+    with pytest.raises(ImageError, match=hint):
+        load_image(array)
+
+
+def test_other_things(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="No such file"):
+        load_image(tmp_path / "nothing.jpg")
+    with pytest.raises(ImageError, match="folder"):
+        load_image(tmp_path)
+    with pytest.raises(ImageError, match="came as int"):
+        load_image(3)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="check the path"):
+        load_image("a\0b")
+    with pytest.raises(ImageError, match="floating point"):
+        load_image(Image.new("F", (2, 2)))
+    with pytest.raises(ImageError, match="32-bit"):
+        load_image(Image.fromarray(np.full((2, 2), 70_000, np.int32)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_damaged_files_decode_or_are_refused(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM"]))
+    content = bytearray(encoded(Image.fromarray(colour_image(16, 24)), kind))
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        pixels = load_image(bytes(content), max_pixels=10_000)
+    except ImageError:
+        return
+    assert pixels.dtype == np.uint8
+    assert pixels.ndim == 3
+
+
+# ---- to the network --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), (1024, 1365)),
+        ((640, 480), (1365, 1024)),
+        ((1024, 1024), (1024, 1024)),
+        ((427, 640), (1024, 1535)),  # 1534.8 rounds up
+        ((500, 2000), (640, 2560)),  # the longer edge is capped
+        ((2000, 500), (2560, 640)),
+        ((1, 10_000), (1, 2560)),  # never less than a pixel
+        ((1, 1), (1024, 1024)),
+    ],
+)
+def test_network_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert network_size(*size, 1024, 2560) == expected
+
+
+def test_prepare_scales_and_pads_with_black() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    prepared = prepare(pixels, (50, 70), 32)
+    assert prepared.canvas.shape == (1, 3, 64, 96)
+    expected = pixels.astype(np.float32).transpose(2, 0, 1)[None] / np.float32(255)
+    assert np.array_equal(prepared.image, expected)
+    assert np.array_equal(prepared.canvas[:, :, :50, :70], expected)
+    assert not prepared.canvas[:, :, 50:].any()
+    assert not prepared.canvas[:, :, :, 70:].any()
+    assert prepared.image.flags.c_contiguous
+    assert prepared.network_size == (50, 70)
+
+
+def test_prepare_resizes_with_pils_bilinear_filter_on_bytes() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 60, 3), np.uint8)
+    prepared = prepare(pixels, (64, 96), 32)
+    resized = np.asarray(Image.fromarray(pixels).resize((96, 64), Image.Resampling.BILINEAR))
+    assert np.array_equal(np.rint(prepared.image[0] * 255).astype(np.uint8), resized.transpose(2, 0, 1))
+    assert prepared.image is prepared.canvas, "no copy where nothing is padded"
+    assert prepared.original_size == (40, 60)
