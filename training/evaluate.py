@@ -8,6 +8,7 @@ Writes OUTPUT/metrics.json and OUTPUT/pictures.html with the best and worst pict
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
@@ -19,11 +20,12 @@ from tqdm import tqdm
 
 from odise_rt.errors import CheckpointError, DatasetError, OdiseError, OptionsError
 from odise_rt.options import SegmentOptions
+from odise_rt.segmenter import Segmenter
 from training.checkpoints.own_format import load_checkpoint
 from training.data.coco_panoptic import CocoPanoptic
 from training.evaluation import METRICS, EvaluationReport, evaluate
 from training.picture_page import BestAndWorst
-from training.predictors import BundlePredictor, ModelPredictor, Predictor, outputs_for
+from training.torch_stages import torch_segmenter
 
 logger = logging.getLogger("training.evaluate")
 
@@ -50,27 +52,31 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def open_predictor(path: Path, options: SegmentOptions, device: str) -> Predictor:
-    """A predictor for a checkpoint or a bundle folder.
+@contextlib.contextmanager
+def open_segmenter(path: Path, device: str, threads: int | None) -> Iterator[Segmenter]:
+    """A segmenter for a checkpoint or a bundle folder, for the time of a ``with`` block.
 
     Raises:
         CheckpointError: the folder is neither.
     """
     if (path / "bundle.json").exists():
-        return BundlePredictor(path, options)
+        with Segmenter.load(path, "cuda" if device.startswith("cuda") else "cpu", threads) as segmenter:
+            yield segmenter
+        return
     if not (path / "config.json").exists():
         raise CheckpointError(
             f"{path} is neither a checkpoint (config.json) nor a bundle (bundle.json): name the folder of one"
         )
     loaded = load_checkpoint(path)
-    return ModelPredictor(
-        loaded.model.to(device), loaded.tokenizer_json, loaded.training_vocabulary, options, str(path)
-    )
+    model = loaded.model.to(device)
+    with torch_segmenter(model, loaded.tokenizer_json, loaded.training_vocabulary) as segmenter:
+        yield segmenter
 
 
 def summary(report: EvaluationReport) -> list[tuple[str, str]]:
     """The main numbers as (name, value)."""
-    lines = [("model", report.predictor), ("pictures", f"{report.pictures}, {report.seconds_per_picture:.2f} s each")]
+    lines = [("model", report.model), ("engine", report.engine)]
+    lines += [("pictures", f"{report.pictures}, {report.seconds_per_picture:.2f} s each")]
     for group, scores in report.pq.items():
         if scores["categories"]:
             lines.append(
@@ -115,17 +121,16 @@ def main(argv: Sequence[str]) -> int:
         if unknown:
             raise OptionsError(f"--metrics has {unknown}: expected some of {', '.join(METRICS)}")
         options = SegmentOptions(
-            outputs=outputs_for(metrics),
             overlap_threshold=arguments.overlap_threshold,
             clip_weight_seen=arguments.clip_weight_seen,
             clip_weight_unseen=arguments.clip_weight_unseen,
         )
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
         data = CocoPanoptic.from_root(arguments.data, arguments.split, with_captions=False)
-        predictor = open_predictor(arguments.model, options, device)
         kept = BestAndWorst(data, arguments.pictures)
         count = len(data) if arguments.limit is None else min(arguments.limit, len(data))
-        report = evaluate(predictor, data, range(count), metrics, kept, _bar)
+        with open_segmenter(arguments.model, device, arguments.threads) as segmenter:
+            report = evaluate(segmenter, data, range(count), metrics, options, kept, _bar)
         lines = summary(report)
         save_text(arguments.output / "metrics.json", json.dumps(report.to_dict(), indent=1) + "\n")
         save_text(arguments.output / "pictures.html", kept.page(f"{arguments.model.name} on {arguments.split}", lines))

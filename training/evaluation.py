@@ -1,4 +1,8 @@
-"""Evaluates a predictor on a panoptic data set: panoptic quality, mean IoU, mask AP, overall and by seen or unseen."""
+"""Evaluates a segmenter on a panoptic data set: panoptic quality, mean IoU, mask AP, overall and by seen or unseen.
+
+The segmenter runs an exported bundle or a PyTorch checkpoint; resizing, classification and merging are the runtime's
+own in both cases, so the numbers of two engines differ by their networks only.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +14,27 @@ from typing import Any
 
 import numpy as np
 
+from odise_rt.options import Output, SegmentOptions
+from odise_rt.results import PanopticResult
+from odise_rt.segmenter import Segmenter
 from odise_rt.vocabulary import Vocabulary, VocabularyClass
 from training.data.coco_panoptic import Category, CocoPanoptic, PanopticExample
 from training.metrics.instance_ap import InstanceAp
 from training.metrics.mean_iou import MeanIou
 from training.metrics.panoptic_quality import PanopticQuality, PanopticSegment, picture_counts, picture_quality
-from training.predictors import PicturePrediction, Predictor
 
 METRICS = ("pq", "miou", "ap")
-PictureKeeper = Callable[[float, PanopticExample, PicturePrediction], None]
+PictureKeeper = Callable[[float, PanopticExample, PanopticResult], None]
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
     """Numbers of one evaluation, in percent; plain values, ready for JSON."""
 
-    predictor: str
+    model: str
+    """What was measured: name, precision and supervision."""
+    engine: str
+    """What it ran on."""
     pictures: int
     seconds_per_picture: float
     pq: dict[str, dict[str, float]]
@@ -61,34 +70,38 @@ def category_groups(categories: Sequence[Category], seen: Collection[int]) -> di
 
 
 def evaluate(
-    predictor: Predictor,
+    segmenter: Segmenter,
     data: CocoPanoptic,
     indices: Sequence[int],
     metrics: Collection[str] = ("pq",),
+    options: SegmentOptions | None = None,
     keep: PictureKeeper | None = None,
     progress: Callable[[Sequence[int]], Iterator[int]] = iter,
 ) -> EvaluationReport:
-    """Run a predictor over pictures and count.
+    """Segment pictures with the data set's classes and count.
 
     Args:
-        predictor: its outputs must cover the metrics.
+        segmenter: what to measure.
         data: pictures and truth.
         indices: which of them.
         metrics: of :data:`METRICS`; ``pq`` is always computed.
+        options: thresholds and weights; its outputs are set by the metrics.
         keep: shown every picture with its own quality, to choose the best and worst.
         progress: wraps the indices, e.g. in a progress bar.
     """
     vocabulary = data_vocabulary(data.categories)
-    flags = vocabulary.seen(predictor.training_vocabulary)
+    flags = vocabulary.seen(segmenter.bundle.training_vocabulary)
     seen = {category.id for category, flag in zip(data.categories, flags, strict=True) if flag}
     groups = category_groups(data.categories, seen)
     quality, semantic, instances = PanopticQuality(), MeanIou(len(data.categories)), InstanceAp()
-    seconds = 0.0
+    settings = dataclasses.replace(options or SegmentOptions(), outputs=outputs_for(metrics))
+    seconds, engine = 0.0, ""
     for index in progress(indices):
         example = data[index]
         began = time.perf_counter()
-        prediction = predictor.predict(example.image, vocabulary)
+        prediction = segmenter.segment(example.image, vocabulary, settings)
         seconds += time.perf_counter() - began
+        engine = prediction.facts.engine
         counts = picture_counts(
             example.segment_map,
             [PanopticSegment(s.id, s.category_id, s.iscrowd) for s in example.segments],
@@ -97,16 +110,18 @@ def evaluate(
             f"image id {example.image_id}",
         )
         quality.add(counts)
-        if prediction.semantic is not None and "miou" in metrics:
-            semantic.add(semantic_truth(example, data), prediction.semantic)
-        if "ap" in metrics:
+        if prediction.semantic_map is not None:
+            semantic.add(semantic_truth(example, data), prediction.semantic_map)
+        if prediction.instances is not None:
             add_instances(instances, example, prediction, data)
         if keep is not None:
             keep(picture_quality(counts), example, prediction)
     things = set(groups["things"])
     ap_groups = {n: [c for c in ids if c in things] for n, ids in groups.items() if n in ("all", "seen", "unseen")}
+    bundle = segmenter.bundle
     return EvaluationReport(
-        predictor.description,
+        f"{bundle.name} ({bundle.facts.variant} supervision, {bundle.precision})",
+        engine,
         len(indices),
         seconds / max(1, len(indices)),
         {name: dataclasses.asdict(quality.scores(ids)) for name, ids in groups.items()},
@@ -132,6 +147,16 @@ def evaluate(
     )
 
 
+def outputs_for(metrics: Collection[str]) -> tuple[Output, ...]:
+    """Outputs that the named metrics need."""
+    wanted: list[Output] = ["panoptic"]
+    if "miou" in metrics:
+        wanted.append("semantic")
+    if "ap" in metrics:
+        wanted.append("instance")
+    return tuple(wanted)
+
+
 def semantic_truth(example: PanopticExample, data: CocoPanoptic) -> np.ndarray:
     """(h, w) class indices from the panoptic truth; -1 for void and crowds."""
     truth = np.full(example.segment_map.shape, -1, dtype=np.int64)
@@ -142,7 +167,7 @@ def semantic_truth(example: PanopticExample, data: CocoPanoptic) -> np.ndarray:
 
 
 def add_instances(
-    instances: InstanceAp, example: PanopticExample, prediction: PicturePrediction, data: CocoPanoptic
+    instances: InstanceAp, example: PanopticExample, prediction: PanopticResult, data: CocoPanoptic
 ) -> None:
     """Count the things of one picture for AP."""
     things = {category.id for category in data.categories if category.isthing}
@@ -154,6 +179,6 @@ def add_instances(
             for segment in example.segments
             if segment.category_id in things
         ],
-        [(found.mask, data.categories[found.class_index].id, found.score) for found in prediction.instances],
+        [(found.mask, data.categories[found.class_index].id, found.score) for found in prediction.instances or ()],
         (height, width),
     )

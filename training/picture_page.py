@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from odise_rt.results import PanopticResult
 from training.data.coco_panoptic import CocoPanoptic, PanopticExample
-from training.predictors import PicturePrediction
 
 _STYLE = """body{font:14px/1.4 system-ui,sans-serif;margin:2em;max-width:1100px}
 figure{margin:0 0 1.5em}figcaption{color:#555;margin-bottom:.3em}img{image-rendering:auto;max-width:100%}"""
@@ -34,9 +34,9 @@ def truth_of(example: PanopticExample, data: CocoPanoptic) -> Labelled:
     return Labelled(example.segment_map, names)
 
 
-def prediction_of(prediction: PicturePrediction, data: CocoPanoptic) -> Labelled:
+def prediction_of(prediction: PanopticResult) -> Labelled:
     """The prediction's segments."""
-    return Labelled(prediction.segment_map, {s.id: data.categories[s.class_index].name for s in prediction.segments})
+    return Labelled(prediction.segment_map, {s.id: s.label for s in prediction.segments})
 
 
 def colour_of(name: str, number: int) -> tuple[int, int, int]:
@@ -72,11 +72,11 @@ def overlay(image: npt.NDArray[np.uint8], labelled: Labelled, scale: int = 2) ->
     return picture
 
 
-def side_by_side(example: PanopticExample, prediction: PicturePrediction, data: CocoPanoptic) -> Image.Image:
+def side_by_side(example: PanopticExample, prediction: PanopticResult, data: CocoPanoptic) -> Image.Image:
     """Picture, prediction and truth in one row."""
     parts = [
         overlay(example.image, Labelled(np.zeros_like(example.segment_map), {})),
-        overlay(example.image, prediction_of(prediction, data)),
+        overlay(example.image, prediction_of(prediction)),
         overlay(example.image, truth_of(example, data)),
     ]
     row = Image.new("RGB", (sum(p.width for p in parts) + 8 * (len(parts) - 1), parts[0].height), "white")
@@ -96,7 +96,7 @@ class BestAndWorst:
     best: list[tuple[float, int, Image.Image]] = field(default_factory=list)
     worst: list[tuple[float, int, Image.Image]] = field(default_factory=list)
 
-    def __call__(self, quality: float, example: PanopticExample, prediction: PicturePrediction) -> None:
+    def __call__(self, quality: float, example: PanopticExample, prediction: PanopticResult) -> None:
         """Look at one picture; it is drawn only if it is kept."""
         in_best = len(self.best) < self.count or quality > self.best[-1][0]
         in_worst = len(self.worst) < self.count or quality < self.worst[-1][0]

@@ -19,7 +19,9 @@ import torch.distributed as dist
 
 from odise_rt.errors import CheckpointError, OdiseError
 from training.checkpoints.own_format import save_checkpoint
+from training.data.coco_panoptic import CocoPanoptic
 from training.distributed import rank
+from training.example_pictures import ExamplePictures
 from training.experiment import Experiment, experiment
 from training.run_setup import RunParts, prepare_run
 from training.run_state import load_state, saved_states
@@ -47,6 +49,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="Processes that read and augment pictures.")
     parser.add_argument("--device", help="cpu or cuda; by default cuda where there is one.")
     parser.add_argument("--threads", type=int, help="CPU threads of this process; by default PyTorch's choice.")
+    parser.add_argument("--examples", default="val", help="The part of the data set to draw example predictions of.")
     parser.add_argument("--until", type=int, help="Stop after this many iterations in all, leaving the rest for later.")
     parser.add_argument(
         "--finish",
@@ -107,7 +110,13 @@ def main(argv: Sequence[str]) -> int:
             steps = load_state(states[-1], parts.step.model, None, None, config.to_dict())
             logger.info("wrote %s", write_checkpoint(parts, config, arguments.run, steps))
             return 0
-        trainer = Trainer(config, parts.step, parts.sources, arguments.run)
+        pictures = None
+        if (arguments.data / "annotations" / f"panoptic_{arguments.examples}.json").exists():
+            examples = CocoPanoptic.from_root(arguments.data, arguments.examples, with_captions=False)
+            pictures = ExamplePictures(
+                parts.step.model, parts.tokenizer_json, parts.training_vocabulary, examples, arguments.run / "pictures"
+            )
+        trainer = Trainer(config, parts.step, parts.sources, arguments.run, pictures)
         if arguments.resume:
             trainer.resume()
         trainer.train(arguments.until)

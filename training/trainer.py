@@ -25,7 +25,7 @@ from training.training_step import StepInput, TrainingStep
 
 logger = logging.getLogger(__name__)
 
-PictureWriter = Callable[[int], None]
+PictureWriter = Callable[[int], object]
 
 
 @dataclass(frozen=True)

@@ -104,9 +104,11 @@ def picture_counts(
     truth_of = {segment.id: segment for segment in truth_segments}
     predicted_of = {segment.id: segment for segment in predicted_segments}
     pairs, areas = np.unique(truth.astype(np.uint64) * _PAIR_BASE + predicted.astype(np.uint64), return_counts=True)
-    overlap: dict[tuple[int, int], int] = {
-        (int(pair) // _PAIR_BASE, int(pair) % _PAIR_BASE): int(area) for pair, area in zip(pairs, areas, strict=True)
-    }
+    overlap: dict[tuple[int, int], int] = {}
+    for pair, area in zip(pairs.tolist(), areas.tolist(), strict=True):
+        truth_id, predicted_id = divmod(pair, _PAIR_BASE)
+        key = (truth_id if truth_id in truth_of else VOID, predicted_id)
+        overlap[key] = overlap.get(key, 0) + area
     truth_area: dict[int, int] = {}
     predicted_area: dict[int, int] = {}
     for (truth_id, predicted_id), area in overlap.items():

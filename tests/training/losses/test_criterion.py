@@ -1,0 +1,90 @@
+"""The composed objective: values, names, empty images, NaN."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from training.losses import (
+    CaptionWords,
+    Criterion,
+    CriterionOptions,
+    NonFiniteLossError,
+    PointOptions,
+    Prediction,
+    collate_targets,
+)
+from training.losses.criterion import classification_loss
+from training.losses.targets import MaskTargets
+
+OPTIONS = CriterionOptions(points=PointOptions(points=64))
+
+
+def targets_of(counts: list[int], classes: int) -> MaskTargets:
+    generator = torch.Generator().manual_seed(1)
+    return collate_targets(
+        [torch.rand(n, 16, 16, generator=generator) > 0.5 for n in counts],
+        [torch.randint(0, classes, (n,), generator=generator) for n in counts],
+        [100 + i for i in range(len(counts))],
+        list(range(len(counts))),
+    )
+
+
+def test_classification_is_weighted_cross_entropy() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 5, 4), torch.tensor([[0, 3, 3, 2, 3], [3, 3, 1, 3, 3]])
+    expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight=torch.tensor([1.0, 1.0, 1.0, 0.1]))
+    assert torch.allclose(classification_loss(logits, labels, 0.1), expected)
+
+
+def test_names_weights_and_auxiliary_outputs() -> None:
+    torch.manual_seed(0)
+    targets = targets_of([2, 3], classes=4)
+    predictions = [Prediction(torch.randn(2, 6, 8, 8), torch.randn(2, 6, 5)) for _ in range(3)]
+    losses = Criterion(OPTIONS)(predictions, targets)
+    assert set(losses) == {name + tail for name in ("class", "mask", "dice") for tail in ("", "/0", "/1")}
+    alone = Criterion(OPTIONS)(predictions[:1], targets)
+    assert all(torch.equal(alone[name], losses[name]) for name in alone)
+
+
+def test_learning_moves_all_losses_down() -> None:
+    torch.manual_seed(0)
+    halves = torch.zeros(2, 16, 16, dtype=torch.bool)
+    halves[0, :, :8] = halves[1, 4:12, 8:] = True
+    targets = collate_targets([halves, halves[:1]], [torch.tensor([0, 2]), torch.tensor([1])], [1, 2], [1, 2])
+    masks, classes = torch.randn(2, 4, 16, 16, requires_grad=True), torch.zeros(2, 4, 4, requires_grad=True)
+    optimizer = torch.optim.Adam([masks, classes], lr=0.3)
+    history = []
+    for _ in range(40):
+        losses = Criterion(OPTIONS)([Prediction(masks, classes)], targets)
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        history.append({name: float(loss.detach()) for name, loss in losses.items()})
+    assert all(history[-1][name] < 0.35 * history[0][name] for name in history[0])
+
+
+def test_images_without_segments() -> None:
+    targets = targets_of([0, 0], classes=3)
+    losses = Criterion(OPTIONS)([Prediction(torch.randn(2, 4, 8, 8), torch.randn(2, 4, 4))], targets)
+    assert float(losses["mask"]) == float(losses["dice"]) == 0.0
+    assert float(losses["class"]) > 0
+
+
+def test_captions_make_labels_class_agnostic() -> None:
+    torch.manual_seed(0)
+    targets = targets_of([2, 2], classes=9)
+    prediction = Prediction(torch.randn(2, 5, 8, 8), torch.randn(2, 5, 2), torch.randn(2, 5, 6))
+    words = CaptionWords(torch.randn(2, 3, 6), torch.tensor([True, True]), 10.0)
+    losses = Criterion(OPTIONS)([prediction], targets, words)
+    assert set(losses) == {"class", "mask", "dice", "word"}
+    assert all(bool(loss.isfinite()) for loss in losses.values())
+
+
+def test_nan_in_a_class_logit_names_the_batch() -> None:
+    targets = targets_of([0, 0], classes=3)
+    classes = torch.zeros(2, 4, 4)
+    classes[0, 0, 0] = float("inf")
+    with pytest.raises(NonFiniteLossError, match=r"image ids \[100, 101\]|image ids \[100\]"):
+        Criterion(OPTIONS)([Prediction(torch.randn(2, 4, 8, 8), classes)], targets)

@@ -1,0 +1,45 @@
+"""Mean IoU by hand and against set arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from odise_rt.errors import DatasetError
+from training.metrics.mean_iou import MeanIou
+
+
+def test_by_hand() -> None:
+    metric = MeanIou(4)
+    metric.add(np.array([[0, 0, 1, 1, -1]]), np.array([[0, 1, 1, 1, 3]]))
+    iou = metric.iou()
+    assert iou[:2] == pytest.approx([1 / 2, 2 / 3])
+    assert np.isnan(iou[2])
+    assert np.isnan(iou[3]), "a class that is only predicted is not averaged, as in the published evaluation"
+    scores = metric.scores()
+    assert scores.miou == pytest.approx(100 * (1 / 2 + 2 / 3) / 2)
+    assert scores.pixel_accuracy == pytest.approx(75)
+    assert metric.scores([1]).miou == pytest.approx(200 / 3)
+    assert metric.scores([]).classes == 0
+
+
+def test_sums_over_pictures_equal_one_big_picture() -> None:
+    random = np.random.default_rng(0)
+    truth, predicted = random.integers(-1, 5, (6, 8, 8)), random.integers(-1, 5, (6, 8, 8))
+    parts, whole = MeanIou(5), MeanIou(5)
+    for t, p in zip(truth, predicted, strict=True):
+        parts.add(t, p)
+    whole.add(truth.reshape(6, 64), predicted.reshape(6, 64))
+    assert np.array_equal(parts.confusion, whole.confusion)
+    for k in range(5):
+        t, p = truth == k, (predicted == k) & (truth != -1)
+        assert whole.iou()[k] == pytest.approx((t & p).sum() / (t | p).sum())
+
+
+@pytest.mark.parametrize(
+    ("truth", "predicted", "message"),
+    [([[0, 1]], [[0]], "sizes"), ([[7]], [[0]], "ground truth holds"), ([[0]], [[9]], "prediction holds")],
+)
+def test_bad_maps_are_refused(truth: list[list[int]], predicted: list[list[int]], message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        MeanIou(3).add(np.array(truth), np.array(predicted))

@@ -1,0 +1,56 @@
+"""Draws what a model in training predicts for a few held-out pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from training.data.coco_panoptic import CocoPanoptic
+from training.evaluation import data_vocabulary
+from training.models.odise import Odise
+from training.picture_page import side_by_side
+from training.torch_stages import torch_segmenter
+
+
+class ExamplePictures:
+    """Writes one sheet of pictures, predictions and truths at a time."""
+
+    def __init__(
+        self,
+        model: Odise,
+        tokenizer_json: str,
+        training_vocabulary: Sequence[str],
+        data: CocoPanoptic,
+        folder: Path,
+        count: int = 4,
+    ) -> None:
+        """Choose the first ``count`` pictures of ``data``, named with all its classes."""
+        self.model = model
+        self.tokenizer_json = tokenizer_json
+        self.training_vocabulary = tuple(training_vocabulary)
+        self.data = data
+        self.folder = folder
+        self.count = min(count, len(data))
+
+    def __call__(self, step: int) -> Path:
+        """Write ``FOLDER/STEP.jpg`` and leave the model in the mode it was in; returns the path."""
+        training = self.model.training
+        self.model.eval()
+        vocabulary = data_vocabulary(self.data.categories)
+        rows = []
+        with torch_segmenter(self.model, self.tokenizer_json, self.training_vocabulary) as segmenter:
+            for index in range(self.count):
+                example = self.data[index]
+                rows.append(side_by_side(example, segmenter.segment(example.image, vocabulary), self.data))
+        self.model.train(training)
+        sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height + 8 for r in rows)), "white")
+        top = 0
+        for row in rows:
+            sheet.paste(row, (0, top))
+            top += row.height + 8
+        path = self.folder / f"{step:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path, quality=88)
+        return path
