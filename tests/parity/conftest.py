@@ -1,0 +1,23 @@
+"""The shrunken reference model of both variants, loaded once from files in the released formats."""
+
+from __future__ import annotations
+
+import pytest
+
+import training  # noqa: F401  (prepares torch for the imports below)
+from tests.parity.recorded import VARIANTS
+from tests.parity.report import reference_runs
+from tests.parity.stages import Run
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """Variant to its run."""
+    folder = tmp_path_factory.mktemp("released")
+    return {run.variant: run for run in reference_runs(folder)}
+
+
+@pytest.fixture(params=VARIANTS)
+def run(request: pytest.FixtureRequest, runs: dict[str, Run]) -> Run:
+    """The run of one variant."""
+    return runs[request.param]
