@@ -142,7 +142,7 @@ class Vocabulary:
                 part = part[match.end() :]
             words = [w for w in map(clean_text, part.split(",")) if w]
             if words:
-                classes.append(_class(words, kind))
+                classes.append(_Draft(words, kind))
             elif match:
                 raise VocabularyError(f"{match.group(0).strip()!r} is followed by no word: name the class after it")
         return cls(_merge_names(classes))
@@ -168,7 +168,7 @@ class Vocabulary:
         for group, kind in groups:
             if isinstance(group, str):
                 raise VocabularyError(f"expected a list of words, got the text {group[:40]!r}: see Vocabulary.parse")
-            entries += [_class(_words(item), kind) for item in group]
+            entries += [_Draft(_words(item), kind) for item in group]
         return cls(_merge_names(entries))
 
     @classmethod
@@ -190,7 +190,7 @@ class Vocabulary:
                 entries += [_class_from_json(item, "stuff") for item in data.get("stuff", [])]
                 return cls(_merge_names(entries))
             if data and all(isinstance(v, list) and all(isinstance(w, str) for w in v) for v in data.values()):
-                return cls(_merge_names([_class(_words([str(k), *v]), None) for k, v in data.items()]))
+                return cls(_merge_names([_Draft(_words([str(k), *v])) for k, v in data.items()]))
         raise VocabularyError(
             f"a vocabulary came as {_shape_of(data)}: expected a list of classes, {{'classes': [...]}}, "
             "{'things': [...], 'stuff': [...]} or {name: [synonyms]}"
@@ -234,7 +234,7 @@ class Vocabulary:
             if things is not None:
                 isthing = things(index, words[0]) if callable(things) else words[0] in things
                 kind = "thing" if isthing else "stuff"
-            classes.append(_class(words, kind, index))
+            classes.append(_Draft(words, kind, index).finish())
         if not classes:
             raise VocabularyError(f"{path} has no class: expected lines 'id:synonym,synonym'")
         return cls(tuple(classes))
@@ -270,7 +270,8 @@ class Vocabulary:
         """Both vocabularies; a class of the same name is merged into the earlier one."""
         if not isinstance(other, Vocabulary):
             return NotImplemented
-        return Vocabulary(_merge_names([*self.classes, *other.classes], keep_first_kind=True))
+        drafts = [_Draft(c.words, "thing" if c.isthing else "stuff", c.id) for c in (*self.classes, *other.classes)]
+        return Vocabulary(_merge_names(drafts, keep_first_kind=True))
 
     # ---- using -------------------------------------------------------------------------------------------------
 
@@ -347,11 +348,19 @@ def _keys(words: frozenset[str]) -> frozenset[str]:
     return frozenset(map(_key, words))
 
 
-def _class(words: Sequence[str], kind: Kind | None, identifier: int | None = None) -> VocabularyClass:
-    unique = {_key(w): w for w in reversed(words)}  # the first spelling of a word wins
-    ordered = tuple(unique[k] for k in dict.fromkeys(map(_key, words)))
-    isthing = kind == "thing" if kind else not any(_head_noun(k) in REGION_NOUNS for k in unique)
-    return VocabularyClass(ordered, isthing, identifier)
+@dataclass
+class _Draft:
+    """A class as it was written: perhaps with repeated words, perhaps without a kind."""
+
+    words: Sequence[str]
+    kind: Kind | None = None
+    id: int | None = None
+
+    def finish(self) -> VocabularyClass:
+        first_spelling = {_key(w): w for w in reversed(self.words)}
+        keys = list(dict.fromkeys(map(_key, self.words)))
+        isthing = self.kind == "thing" if self.kind else not any(_head_noun(k) in REGION_NOUNS for k in keys)
+        return VocabularyClass(tuple(first_spelling[k] for k in keys), isthing, self.id)
 
 
 def _head_noun(key: str) -> str:
@@ -369,9 +378,9 @@ def _words(item: Any) -> list[str]:
     return cleaned
 
 
-def _class_from_json(item: Any, kind: Kind | None = None) -> VocabularyClass:
+def _class_from_json(item: Any, kind: Kind | None = None) -> _Draft:
     if not isinstance(item, Mapping):
-        return _class(_words(item), kind)
+        return _Draft(_words(item), kind)
     name, synonyms, identifier = item.get("name"), item.get("synonyms", []), item.get("id")
     if not isinstance(name, str) or not isinstance(synonyms, list):
         raise VocabularyError(f"the class {_shape_of(item)} needs a 'name', and 'synonyms' as a list if any")
@@ -382,25 +391,23 @@ def _class_from_json(item: Any, kind: Kind | None = None) -> VocabularyClass:
         raise VocabularyError(f"the class {name!r} has kind {given!r}: expected 'thing' or 'stuff'")
     if identifier is not None and (not isinstance(identifier, int) or isinstance(identifier, bool)):
         raise VocabularyError(f"the class {name!r} has id {identifier!r}: expected a whole number")
-    return _class(_words([name, *synonyms]), given or kind, identifier)
+    return _Draft(_words([name, *synonyms]), given or kind, identifier)
 
 
-def _merge_names(classes: Sequence[VocabularyClass], keep_first_kind: bool = False) -> tuple[VocabularyClass, ...]:
+def _merge_names(drafts: Iterable[_Draft], keep_first_kind: bool = False) -> tuple[VocabularyClass, ...]:
     """Join classes of one name, which nobody could tell apart in a result."""
-    merged: dict[str, VocabularyClass] = {}
-    for entry in classes:
-        key = _key(entry.name)
-        earlier = merged.get(key)
-        if earlier is None:
-            merged[key] = entry
+    merged: dict[str, _Draft] = {}
+    for draft in drafts:
+        key = _key(draft.words[0])
+        earlier = merged.setdefault(key, draft)
+        if earlier is draft:
             continue
-        if earlier.isthing != entry.isthing and not keep_first_kind:
-            raise VocabularyError(f"the class {entry.name!r} occurs as a thing and as stuff: keep one")
-        words = {_key(w): w for w in (*entry.words, *earlier.words)}
-        order = dict.fromkeys(_key(w) for w in (*earlier.words, *entry.words))
-        merged[key] = VocabularyClass(tuple(words[k] for k in order), earlier.isthing, earlier.id)
-        logger.info("the class %r occurs more than once: merged", entry.name)
-    return tuple(merged.values())
+        if earlier.kind and draft.kind and earlier.kind != draft.kind and not keep_first_kind:
+            raise VocabularyError(f"the class {draft.words[0]!r} occurs as a thing and as stuff: keep one")
+        identifier = earlier.id if earlier.id is not None else draft.id
+        merged[key] = _Draft([*earlier.words, *draft.words], earlier.kind or draft.kind, identifier)
+        logger.info("the class %r occurs more than once: merged", draft.words[0])
+    return tuple(draft.finish() for draft in merged.values())
 
 
 def _read_text(path: str | os.PathLike[str]) -> str:
@@ -423,4 +430,4 @@ def _shape_of(data: Any) -> str:
 @functools.cache
 def _builtin(name: str) -> Vocabulary:
     data = json.loads((_LABELS / f"{name}.json").read_text(encoding="utf-8"))
-    return Vocabulary(tuple(_class_from_json(item) for item in data["classes"]))
+    return Vocabulary(tuple(_class_from_json(item).finish() for item in data["classes"]))

@@ -1,0 +1,244 @@
+"""Each word is encoded once: in memory, on disk, among threads; and a broken cache only costs time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from odise_rt import Bundle, Vocabulary
+from odise_rt.backends.ort import OrtBackend
+from odise_rt.backends.pool import StagePool
+from odise_rt.embedding_cache import CACHE_VARIABLE, EmbeddingCache, default_cache_dir
+from odise_rt.text_embeddings import EmbeddedVocabulary, TextEmbedder, model_key, normalise
+
+
+class CountingStage:
+    def __init__(self, stage: Any, log: list[int]) -> None:
+        self._stage, self._log, self.facts = stage, log, stage.facts
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self._log.append(len(inputs["tokens"]))
+        outputs: dict[str, np.ndarray] = self._stage.run(inputs)
+        return outputs
+
+    def close(self) -> None:
+        self._stage.close()
+
+
+class CountingBackend(OrtBackend):
+    """Notes how many prompts each run of the text encoder had."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu", threads=1)
+        self.runs: list[int] = []
+
+    def load(self, bundle: Bundle, stage: str) -> Any:
+        return CountingStage(super().load(bundle, stage), self.runs)
+
+
+class Setup:
+    """An embedder on the colour bundle, with everything a test may look at."""
+
+    def __init__(self, bundle: Path, cache: Path | None, **limits: int) -> None:
+        opened = Bundle.open(bundle, verify=False)
+        self.backend = CountingBackend()
+        self.stages = StagePool(self.backend, opened, keep=frozenset())
+        disk = EmbeddingCache(cache, model_key(opened), **limits) if cache else None
+        self.embedder = TextEmbedder(opened, self.stages, disk)
+
+    @property
+    def encoded(self) -> int:
+        return sum(self.backend.runs)
+
+    def __call__(self, words: str) -> EmbeddedVocabulary:
+        return self.embedder.embed(Vocabulary.parse(words))
+
+
+def files(cache: Path) -> list[Path]:
+    return sorted(cache.rglob("*.npz"))
+
+
+def same(a: EmbeddedVocabulary, b: EmbeddedVocabulary) -> bool:
+    return np.array_equal(a.mask_text, b.mask_text) and np.array_equal(a.clip_text, b.clip_text)
+
+
+def test_rows_are_the_words_in_order_and_normalised(label_bundle: Path) -> None:
+    embedded = Setup(label_bundle, None)("red, green; blue")
+    assert embedded.mask_text.shape == (3, 5)
+    assert embedded.clip_text.shape == (3, 8)
+    np.testing.assert_allclose(np.linalg.norm(embedded.mask_text, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(embedded.clip_text, axis=1), 1, atol=1e-6)
+    assert embedded.clip_text[:, :3].argmax(axis=1).tolist() == [0, 1, 2]
+    assert not embedded.mask_text.flags.writeable
+
+
+def test_label_has_two_prompts_and_caption_one(label_bundle: Path, caption_bundle: Path) -> None:
+    for bundle, passes in ((label_bundle, 2), (caption_bundle, 1)):
+        setup = Setup(bundle, None)
+        setup("red; green; blue")
+        assert setup.encoded == 3 * passes
+
+
+def test_memory_is_asked_first(label_bundle: Path) -> None:
+    setup = Setup(label_bundle, None)
+    first = setup("red; green")
+    assert setup("red; green").mask_text is first.mask_text
+    assert setup.encoded == 4
+
+
+def test_only_new_words_are_encoded(label_bundle: Path, tmp_path: Path) -> None:
+    setup = Setup(label_bundle, None)
+    setup("red; green; blue")
+    setup.backend.runs.clear()
+    together = setup("white; blue, red")
+    assert setup.encoded == 2
+    assert same(together, Setup(label_bundle, None)("white; blue, red"))
+
+
+def test_disk_serves_the_next_process(label_bundle: Path, tmp_path: Path) -> None:
+    first = Setup(label_bundle, tmp_path)("red; green")
+    later = Setup(label_bundle, tmp_path)
+    assert same(later("red; green"), first)
+    assert later.encoded == 0
+    later("green; white")
+    assert later.encoded == 2, "one new word, two prompts"
+    assert {p.parent.name for p in files(tmp_path)} == {model_key(Bundle.open(label_bundle))}
+
+
+def test_words_repeated_in_a_vocabulary_are_encoded_once(label_bundle: Path) -> None:
+    setup = Setup(label_bundle, None)
+    embedded = setup("red, green; blue, green")
+    assert setup.encoded == 6
+    assert np.array_equal(embedded.clip_text[1], embedded.clip_text[3])
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text", "shape", "nan"])
+def test_damaged_entry_is_discarded(
+    label_bundle: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Setup(label_bundle, tmp_path)("red; green")
+    for path in files(tmp_path):
+        content = bytearray(path.read_bytes())
+        if damage == "truncate":
+            path.write_bytes(content[: len(content) // 2])
+        elif damage == "flip":
+            at = content.find(b"embedding.npy") + 120
+            content[at] ^= 0xFF
+            path.write_bytes(content)
+        elif damage == "empty":
+            path.write_bytes(b"")
+        elif damage == "text":
+            path.write_text("not an archive")
+        else:
+            with np.load(path) as stored:
+                arrays: dict[str, Any] = dict(stored)
+            name = next(n for n in arrays if n != "prompts")
+            arrays[name] = arrays[name][:, :-1] if damage == "shape" else arrays[name] * np.float32("nan")
+            np.savez(path, **arrays)
+    again = Setup(label_bundle, tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert same(again("red; green"), first)
+    assert again.encoded == 4
+    assert "discarded" in caplog.text
+    fresh = Setup(label_bundle, tmp_path)
+    fresh("red; green")
+    assert fresh.encoded == 0, "the damaged files were replaced"
+
+
+def test_disk_cache_is_bounded_and_drops_the_oldest(label_bundle: Path, tmp_path: Path) -> None:
+    setup = Setup(label_bundle, tmp_path, max_bytes=6_000)
+    for i in range(12):
+        setup(f"red; thing {i}")
+        for path in files(tmp_path):
+            os.utime(path, (path.stat().st_mtime - 10,) * 2)
+    assert sum(p.stat().st_size for p in files(tmp_path)) <= 6_000
+    last = Setup(label_bundle, tmp_path)
+    last("red; thing 11")
+    assert last.encoded == 0
+    last("red; thing 0")
+    assert last.encoded == 2
+
+
+def test_list_above_the_bound_is_not_stored(label_bundle: Path, tmp_path: Path) -> None:
+    Setup(label_bundle, tmp_path, max_bytes=10)("red; green")
+    assert files(tmp_path) == []
+
+
+def test_folder_that_cannot_be_written_only_costs_time(
+    label_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    setup = Setup(label_bundle, blocked)
+    with caplog.at_level(logging.WARNING):
+        assert setup("red").mask_text.shape == (1, 5)
+    assert "cannot write" in caplog.text
+
+
+def test_nothing_half_written_is_left(label_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def disk_full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", disk_full)
+    Setup(label_bundle, tmp_path)("red")
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_two_threads_encode_a_word_once(label_bundle: Path) -> None:
+    setup = Setup(label_bundle, None)
+    words = "; ".join(f"thing {i}" for i in range(40))
+    results: list[EmbeddedVocabulary] = []
+    threads = [threading.Thread(target=lambda: results.append(setup(words))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert setup.encoded == 80
+    assert all(r.mask_text is results[0].mask_text for r in results)
+
+
+def test_memory_is_bounded(label_bundle: Path) -> None:
+    opened = Bundle.open(label_bundle, verify=False)
+    stages = StagePool(OrtBackend("cpu", 1), opened, keep=frozenset())
+    embedder = TextEmbedder(opened, stages, None, memory_bytes=400)
+    for i in range(20):
+        embedder.embed(Vocabulary.parse(f"red; thing {i}"))
+    held = sum(a.nbytes for _, arrays in embedder._memory._lists.values() for a in arrays.values())
+    assert held <= 400
+
+
+def test_progress_is_told(label_bundle: Path) -> None:
+    setup = Setup(label_bundle, None)
+    told: list[tuple[int, int]] = []
+    words = Vocabulary.parse("; ".join(f"thing {i}" for i in range(40)))
+    setup.embedder.embed(words, lambda done, total: told.append((done, total)))
+    assert told == [(32, 40), (40, 40)] * 2
+    told.clear()
+    setup.embedder.embed(words, lambda done, total: told.append((done, total)))
+    assert told == []
+
+
+def test_place_of_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "own"))
+    assert default_cache_dir() == tmp_path / "own"
+    monkeypatch.setenv(CACHE_VARIABLE, "")
+    assert default_cache_dir() is None
+    monkeypatch.delenv(CACHE_VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert default_cache_dir() == tmp_path / "xdg" / "odise_rt"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_cache_dir() == tmp_path / ".cache" / "odise_rt"
+
+
+def test_normalise_leaves_zero_rows_at_zero() -> None:
+    rows = normalise(np.array([[3, 4], [0, 0]], np.float32))
+    np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0]], atol=1e-7)
+    assert rows.dtype == np.float32

@@ -1,0 +1,298 @@
+"""Words in, classes out: every way to write a vocabulary, and every way to get it wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from odise_rt import Vocabulary, VocabularyClass, VocabularyError
+from odise_rt.vocabulary import BUILTIN, MAX_WORD_CHARACTERS, MAX_WORDS
+
+
+def summary(vocabulary: Vocabulary) -> list[tuple[tuple[str, ...], bool]]:
+    return [(c.words, c.isthing) for c in vocabulary]
+
+
+# ---- the text syntax -------------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_documentation() -> None:
+    vocabulary = Vocabulary.parse("black pickup truck, pickup truck; blue sky, sky")
+    assert summary(vocabulary) == [(("black pickup truck", "pickup truck"), True), (("blue sky", "sky"), False)]
+    assert vocabulary.names == ("black pickup truck", "blue sky")
+    assert vocabulary.words == ("black pickup truck", "pickup truck", "blue sky", "sky")
+    assert vocabulary.first_word.tolist() == [0, 2]
+    assert vocabulary.isthing.tolist() == [True, False]
+
+
+def test_kind_is_set_by_a_prefix() -> None:
+    vocabulary = Vocabulary.parse("stuff: cat, kitten; THING : sky; Stuff:dog")
+    assert summary(vocabulary) == [(("cat", "kitten"), False), (("sky",), True), (("dog",), False)]
+
+
+@pytest.mark.parametrize(
+    ("word", "isthing"),
+    [
+        ("sky", False),
+        ("green grass", False),
+        ("old brick wall", False),
+        ("Snow", False),
+        ("bottle of water", True),
+        ("wall clock", True),
+        ("man on the beach", True),
+        ("cat", True),
+        ("sandwich", True),
+    ],
+)
+def test_kind_follows_the_head_noun_where_nothing_is_said(word: str, isthing: bool) -> None:
+    assert Vocabulary.parse(word)[0].isthing is isthing
+
+
+def test_lines_comments_and_empty_parts() -> None:
+    text = "# my words\ncat, , kitten;;\n\n dog ;\n  # more\nbird"
+    assert [c.words for c in Vocabulary.parse(text)] == [("cat", "kitten"), ("dog",), ("bird",)]
+
+
+def test_repeated_words_count_once() -> None:
+    vocabulary = Vocabulary.parse("cat, Cat, CAT , kitten; cat, pussycat; dog")
+    assert [c.words for c in vocabulary] == [("cat", "kitten", "pussycat"), ("dog",)]
+
+
+def test_one_word_may_belong_to_several_classes() -> None:
+    assert len(Vocabulary.parse("car, vehicle; truck, vehicle")) == 2
+
+
+@pytest.mark.parametrize("text", ["", " ", ";", ",;,", "# only a comment", "\n\n"])
+def test_no_word_at_all(text: str) -> None:
+    with pytest.raises(VocabularyError, match="empty"):
+        Vocabulary.parse(text)
+
+
+def test_prefix_without_a_word() -> None:
+    with pytest.raises(VocabularyError, match="followed by no word"):
+        Vocabulary.parse("cat; stuff: ; dog")
+
+
+def test_contradicting_kinds() -> None:
+    with pytest.raises(VocabularyError, match="as a thing and as stuff"):
+        Vocabulary.parse("stuff: cat; thing: cat")
+
+
+def test_emoji_and_other_scripts_are_words() -> None:
+    assert Vocabulary.parse("😀, grinning; 日本語; naïve").names == ("😀", "日本語", "naïve")
+
+
+WORD = st.text("abc ", min_size=1, max_size=4).filter(str.strip)
+
+
+@given(st.lists(st.lists(WORD, min_size=1, max_size=4), min_size=1, max_size=6))
+def test_parsing_keeps_order_and_loses_no_word(classes: list[list[str]]) -> None:
+    vocabulary = Vocabulary.parse("; ".join(", ".join(words) for words in classes))
+    assert set(vocabulary.words) == {" ".join(w.split()) for words in classes for w in words}
+    assert list(vocabulary.names) == list(dict.fromkeys(" ".join(words[0].split()) for words in classes))
+    for entry, first in zip(vocabulary, vocabulary.first_word, strict=True):
+        assert vocabulary.words[first] == entry.name
+        assert len(set(entry.words)) == len(entry.words)
+
+
+def test_kind_of_merged_classes_follows_all_their_words() -> None:
+    assert summary(Vocabulary.parse("cat; cat, sky")) == [(("cat", "sky"), False)]
+    assert summary(Vocabulary.parse("sky; thing: sky")) == [(("sky",), True)]
+
+
+@given(st.text(max_size=60))
+def test_any_text_parses_or_is_refused(text: str) -> None:
+    try:
+        vocabulary = Vocabulary.parse(text)
+    except VocabularyError:
+        return
+    assert len(vocabulary) >= 1
+    assert all(w.strip() for w in vocabulary.words)
+
+
+# ---- lists and JSON --------------------------------------------------------------------------------------------------
+
+
+def test_lists() -> None:
+    vocabulary = Vocabulary.from_lists(["cat", ["truck", "pickup"], "sky"], things=["tree"], stuff=[["dog", "hound"]])
+    assert summary(vocabulary) == [
+        (("cat",), True),
+        (("truck", "pickup"), True),
+        (("sky",), False),
+        (("tree",), True),
+        (("dog", "hound"), False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (["cat", ["dog", "hound"]], [(("cat",), True), (("dog", "hound"), True)]),
+        ({"classes": [{"name": "cat", "synonyms": ["kitty"], "kind": "stuff"}]}, [(("cat", "kitty"), False)]),
+        ({"categories": [{"id": 3, "name": "sky", "isthing": 1}]}, [(("sky",), True)]),
+        ({"things": ["sky"], "stuff": ["cat"]}, [(("sky",), True), (("cat",), False)]),
+        ({"cat": ["kitty"], "sky": []}, [(("cat", "kitty"), True), (("sky",), False)]),
+    ],
+)
+def test_json_forms(data: Any, expected: list[Any], tmp_path: Path) -> None:
+    path = tmp_path / "words.json"
+    path.write_text(json.dumps(data))
+    assert summary(Vocabulary.from_json(path)) == expected
+    assert Vocabulary.load(path) == Vocabulary.load(str(path)) == Vocabulary.from_dict(data)
+
+
+def test_json_and_back() -> None:
+    vocabulary = Vocabulary.parse("cat, kitty; stuff: dog") + Vocabulary.builtin("coco")
+    assert Vocabulary.from_dict(json.loads(json.dumps(vocabulary.to_dict()))) == vocabulary
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [],
+        {},
+        3,
+        None,
+        "cat",
+        [3],
+        [[]],
+        [""],
+        [["cat", 3]],
+        {"classes": [{"synonyms": ["x"]}]},
+        {"classes": [{"name": "x", "synonyms": "y"}]},
+        {"classes": [{"name": "x", "kind": "creature"}]},
+        {"classes": [{"name": "x", "id": "7"}]},
+        {"cat": "kitty"},
+        {"things": [" "]},
+    ],
+)
+def test_json_that_is_no_vocabulary(data: Any) -> None:
+    with pytest.raises(VocabularyError):
+        Vocabulary.from_dict(data)
+
+
+def test_lists_that_are_no_lists() -> None:
+    with pytest.raises(VocabularyError, match="parse"):
+        Vocabulary.from_lists("cat; dog")
+    with pytest.raises(VocabularyError, match="from_lists"):
+        Vocabulary.parse(["cat"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 50_000])
+def test_broken_json_file(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "words.json"
+    path.write_bytes(content)
+    with pytest.raises(VocabularyError, match=r"words\.json"):
+        Vocabulary.from_json(path)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(VocabularyError, match="check the path"):
+        Vocabulary.load(str(tmp_path / "nothing.txt"))
+
+
+# ---- OpenSeg label files ---------------------------------------------------------------------------------------------
+
+
+def test_openseg_file(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("0:invalid_class_id\n1:person,child\n\n2:sky\n5:window \n7:sky\n")
+    vocabulary = Vocabulary.load(path)
+    assert [(c.id, c.words, c.isthing) for c in vocabulary] == [
+        (1, ("person", "child"), True),
+        (2, ("sky",), False),
+        (5, ("window",), True),
+        (7, ("sky",), False),  # an index of a data set: not merged
+    ]
+    things = Vocabulary.from_openseg(path, things={"sky"})
+    assert [c.isthing for c in things] == [False, True, False, True]
+    by_id = Vocabulary.from_openseg(path, things=lambda identifier, name: identifier == 2)
+    assert [c.isthing for c in by_id] == [False, True, False, False]
+
+
+@pytest.mark.parametrize("text", ["1:person\nsky", "x:person", "1:", "1:,", "0:invalid_class_id", ""])
+def test_broken_openseg_file(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text(text)
+    with pytest.raises(VocabularyError, match="id:synonym"):
+        Vocabulary.from_openseg(path)
+
+
+def test_text_file_of_classes(tmp_path: Path) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text("\ufeff# things\ncat, kitty\nstuff: dog\n", encoding="utf-8")
+    assert summary(Vocabulary.load(path)) == [(("cat", "kitty"), True), (("dog",), False)]
+
+
+# ---- built-in lists --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "classes", "things"), [("coco", 133, 80), ("ade20k", 150, 100), ("lvis", 1203, 1203)])
+def test_builtin_lists_have_their_published_sizes(name: str, classes: int, things: int) -> None:
+    vocabulary = Vocabulary.builtin(name)
+    assert len(vocabulary) == classes
+    assert int(vocabulary.isthing.sum()) == things
+    assert len({c.id for c in vocabulary}) == classes
+    assert len({w.lower() for w in vocabulary.names}) == classes
+    assert Vocabulary.load(f" {name.upper()} ") == vocabulary
+
+
+def test_builtin_lists_by_sample() -> None:
+    coco = {c.id: c for c in Vocabulary.builtin("coco")}
+    assert (coco[1].name, coco[90].name, coco[187].name) == ("person", "toothbrush", "sky")
+    assert (coco[1].isthing, coco[187].isthing) == (True, False)
+    ade = Vocabulary.builtin("ade20k")
+    assert (ade[0].name, ade[12].name, ade[149].name) == ("wall", "person", "flag")
+    lvis = {c.id: c for c in Vocabulary.builtin("lvis")}
+    assert (lvis[569].name, lvis[631].name, lvis[1203].name) == ("horse", "laptop computer", "zucchini")
+
+
+def test_unknown_list_is_named() -> None:
+    with pytest.raises(VocabularyError, match=", ".join(BUILTIN)):
+        Vocabulary.builtin("imagenet")
+
+
+# ---- values ----------------------------------------------------------------------------------------------------------
+
+
+def test_seen_means_any_synonym_was_in_training() -> None:
+    vocabulary = Vocabulary.parse("auto, Car; bicycle; blue  Sky")
+    assert vocabulary.seen(["car", "blue sky", "truck"]).tolist() == [True, False, True]
+    assert not vocabulary.seen([]).any()
+
+
+def test_sum_merges_classes_of_one_name() -> None:
+    total = Vocabulary.parse("cat, kitty; stuff: person") + Vocabulary.builtin("coco")
+    assert len(total) == 133
+    assert total[0].words == ("cat", "kitty")
+    assert not total[1].isthing, "the earlier class keeps its kind"
+
+
+def test_hashes_tell_vocabularies_apart() -> None:
+    one, other = Vocabulary.parse("cat; dog"), Vocabulary.parse("cat; stuff: dog")
+    assert one.content_hash == Vocabulary.parse(" cat;dog ").content_hash
+    assert one.content_hash != other.content_hash
+    assert one.words_hash == other.words_hash
+    assert one == Vocabulary.parse("cat; dog")
+
+
+def test_bounds() -> None:
+    with pytest.raises(VocabularyError, match=f"{MAX_WORD_CHARACTERS}"):
+        Vocabulary.parse("x" * (MAX_WORD_CHARACTERS + 1))
+    with pytest.raises(VocabularyError, match="words"):
+        Vocabulary((VocabularyClass(("x",)),) * (MAX_WORDS + 1))
+    with pytest.raises(VocabularyError, match="no word"):
+        Vocabulary((VocabularyClass(()),))
+    with pytest.raises(VocabularyError, match="empty word"):
+        Vocabulary((VocabularyClass(("cat", "\u200b\x00".strip("\u200b"))),))
+
+
+def test_ten_thousand_classes() -> None:
+    vocabulary = Vocabulary.parse("; ".join(f"thing {i}, object {i}" for i in range(10_000)))
+    assert len(vocabulary) == 10_000
+    assert len(vocabulary.words) == 20_000
