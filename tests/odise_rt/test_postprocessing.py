@@ -1,0 +1,261 @@
+"""The fast merges against the slow and obvious ones, and what must hold for any masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from odise_rt import postprocessing
+from odise_rt.postprocessing import (
+    BLOCK,
+    MaskResizer,
+    boxes_and_areas,
+    find_instances,
+    merge_panoptic,
+    semantic_map,
+    sigmoid,
+)
+from tests.odise_rt import reference_merge
+
+
+@dataclass
+class Case:
+    logits: np.ndarray
+    probabilities: np.ndarray
+    isthing: np.ndarray
+    test_size: tuple[int, int]
+    size: tuple[int, int]
+
+    @property
+    def resizer(self) -> MaskResizer:
+        return MaskResizer((self.logits.shape[1], self.logits.shape[2]), self.test_size, self.size)
+
+    @property
+    def enlarged(self) -> np.ndarray:
+        return reference_merge.enlarge(self.logits, self.test_size, self.size)
+
+
+def blobs(rng: np.random.Generator, queries: int, height: int, width: int, noise: float) -> np.ndarray:
+    """Mask logits like a network's: positive in an ellipse, strongly negative away from it."""
+    y, x = np.mgrid[:height, :width]
+    masks = []
+    for _ in range(queries):
+        cy, cx = rng.uniform(0, height), rng.uniform(0, width)
+        ry, rx = rng.uniform(1, height / 2 + 1), rng.uniform(1, width / 2 + 1)
+        distance = np.sqrt(((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2)
+        masks.append(np.clip(6 * (1 - distance), -15, 8) + rng.normal(size=(height, width)) * noise)
+    return np.stack(masks).astype(np.float32)
+
+
+def make_case(seed: int, noise: float = 0.3) -> Case:
+    rng = np.random.default_rng(seed)
+    cells = rng.integers(3, 5 * BLOCK, 2)
+    queries, classes = int(rng.integers(1, 12)), int(rng.integers(1, 7))
+    test_size = tuple(int(rng.integers(4 * c - 11, 4 * c + 1)) for c in cells)
+    size = test_size if seed % 3 == 0 else tuple(int(v) for v in rng.integers(5, 150, 2))
+    probabilities = rng.dirichlet(np.full(classes + 1, 0.4), queries).astype(np.float32)
+    return Case(
+        blobs(rng, queries, int(cells[0]), int(cells[1]), noise),
+        probabilities,
+        rng.random(classes) < 0.5,
+        (test_size[0], test_size[1]),
+        (size[0], size[1]),
+    )
+
+
+# ---- resizing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_three_resizes_are_one(seed: int) -> None:
+    case = make_case(seed)
+    whole = case.resizer(case.logits, slice(0, case.size[0]), slice(0, case.size[1]))
+    assert whole.dtype == np.float32
+    np.testing.assert_allclose(whole, case.enlarged, atol=1e-5)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_a_part_is_that_part_of_the_whole(seed: int) -> None:
+    case = make_case(seed)
+    rng = np.random.default_rng(seed)
+    height, width = case.size
+    whole = case.resizer(case.logits[0], slice(0, height), slice(0, width))
+    top, left = int(rng.integers(0, height)), int(rng.integers(0, width))
+    rows, columns = slice(top, int(rng.integers(top, height)) + 1), slice(left, int(rng.integers(left, width)) + 1)
+    np.testing.assert_allclose(case.resizer(case.logits[0], rows, columns), whole[rows, columns], atol=1e-6)
+
+
+def test_extreme_sizes() -> None:
+    """A tiny result of a large canvas, a large one of a tiny canvas, and one pixel."""
+    logits = np.random.default_rng(0).standard_normal((1, 40, 6)).astype(np.float32)
+    for test_size, size in [((157, 21), (2, 3)), ((160, 24), (700, 300)), ((1, 1), (1, 1)), ((160, 1), (9, 1))]:
+        resizer = MaskResizer((40, 6), test_size, size)
+        ours = resizer(logits[0], slice(0, size[0]), slice(0, size[1]))
+        np.testing.assert_allclose(ours, reference_merge.enlarge(logits, test_size, size)[0], atol=1e-5)
+
+
+def test_sigmoid_is_exact_enough_everywhere() -> None:
+    x = np.array([-200, -90, -20, -1e-3, 0, 1, 20, 90, 200], np.float32)
+    expected = reference_merge.sigmoid(x.astype(np.float64).clip(-700))
+    np.testing.assert_allclose(sigmoid(x), expected, rtol=1e-6, atol=1e-38)
+
+
+# ---- panoptic --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.8])
+@pytest.mark.parametrize("seed", range(25))
+def test_panoptic_agrees_with_the_reference(seed: int, overlap: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postprocessing, "BAND_PIXELS", 1 + 37 * seed**2)  # from a row at a time to the whole image
+    case = make_case(seed, noise=0.3 if seed % 2 else 3.0)
+    expected, segments = reference_merge.panoptic(case.enlarged, case.probabilities, case.isthing, 0.0, overlap)
+    ours, found = merge_panoptic(case.logits, case.probabilities, case.isthing, case.resizer, 0.0, overlap)
+    # float32 against float64: pixels on a border may fall to either side.
+    assert (ours == expected).mean() >= 0.999
+    assert [(s.id, s.class_index) for s in found] == segments
+
+
+def test_pruning_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computing every mask everywhere gives the same map, bit for bit."""
+    for seed in range(10):
+        case = make_case(seed)
+        arguments = (case.logits, case.probabilities, case.isthing, case.resizer, 0.0, 0.8)
+        pruned = merge_panoptic(*arguments)
+        with monkeypatch.context() as patch:
+            patch.setattr(postprocessing, "_region", lambda matters, resizer, band: (band, slice(0, resizer.size[1])))
+            full = merge_panoptic(*arguments)
+        assert np.array_equal(pruned[0], full[0])
+        assert pruned[1] == full[1]
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_what_holds_for_any_masks(seed: int, threshold: float, overlap: float) -> None:
+    case = make_case(seed)
+    segment_map, segments = merge_panoptic(
+        case.logits, case.probabilities, case.isthing, case.resizer, threshold, overlap
+    )
+    assert segment_map.shape == case.size
+    assert [s.id for s in segments] == list(range(1, len(segments) + 1))
+    assert set(np.unique(segment_map)) <= {0, *(s.id for s in segments)}
+    stuff = [s.class_index for s in segments if not s.isthing]
+    assert len(stuff) == len(set(stuff)), "stuff segments of a class are joined"
+    for segment in segments:
+        mask = segment_map == segment.id
+        assert mask.sum() == segment.area > 0
+        left, top, right, bottom = segment.box
+        assert mask[top:bottom, left:right].sum() == segment.area
+        assert mask[top].any()
+        assert mask[bottom - 1].any()
+        assert mask[:, left].any()
+        assert mask[:, right - 1].any()
+        assert segment.score > threshold
+        assert segment.isthing == case.isthing[segment.class_index]
+
+
+def simple_case(logits: list[np.ndarray], probabilities: list[list[float]], isthing: list[bool]) -> Case:
+    stacked = np.stack(logits).astype(np.float32)
+    size = (4 * stacked.shape[1], 4 * stacked.shape[2])
+    return Case(stacked, np.array(probabilities, np.float32), np.array(isthing), size, size)
+
+
+FULL, EMPTY = np.full((4, 4), 9.0), np.full((4, 4), -9.0)
+LEFT = np.where(np.arange(4) < 2, 9.0, -9.0) * np.ones((4, 1))
+
+
+def merge(case: Case, threshold: float = 0.0, overlap: float = 0.8) -> tuple[np.ndarray, list[tuple[int, bool]]]:
+    segment_map, found = merge_panoptic(case.logits, case.probabilities, case.isthing, case.resizer, threshold, overlap)
+    return segment_map, [(s.class_index, s.isthing) for s in found]
+
+
+def test_no_object_masks_take_no_part() -> None:
+    segment_map, found = merge(simple_case([FULL, LEFT], [[0.1, 0.9], [0.2, 0.8]], [True]))
+    assert not segment_map.any()
+    assert found == []
+
+
+def test_empty_mask_makes_no_segment() -> None:
+    assert merge(simple_case([EMPTY], [[0.9, 0.1]], [True]), overlap=0.0)[1] == []
+
+
+def test_full_mask_takes_everything() -> None:
+    segment_map, found = merge(simple_case([FULL], [[0.9, 0.1]], [True]))
+    assert (segment_map == 1).all()
+    assert found == [(0, True)]
+
+
+def test_of_two_equal_masks_the_first_wins_and_the_second_is_dropped() -> None:
+    case = simple_case([FULL, FULL], [[0.5, 0.3, 0.2], [0.3, 0.5, 0.2]], [True, True])
+    assert merge(case)[1] == [(0, True)]
+
+
+def test_things_stay_apart_and_stuff_is_joined() -> None:
+    logits, scores = [LEFT, -LEFT], [[0.9, 0.1], [0.8, 0.2]]
+    things, found = merge(simple_case(logits, scores, [True]))
+    assert found == [(0, True), (0, True)]
+    assert set(np.unique(things)) >= {1, 2}
+    stuff, found = merge(simple_case(logits, scores, [False]))
+    assert found == [(0, False)]
+    assert (stuff == 1).mean() > 0.99
+
+
+def test_occluded_mask_is_dropped_by_the_overlap_threshold() -> None:
+    case = simple_case([FULL, LEFT], [[0.6, 0.2, 0.2], [0.2, 0.7, 0.1]], [True, True])
+    assert [c for c, _ in merge(case, overlap=0.8)[1]] == [1]
+    assert [c for c, _ in merge(case, overlap=0.4)[1]] == [0, 1]
+
+
+def test_score_of_joined_stuff_is_the_best() -> None:
+    case = simple_case([LEFT, -LEFT], [[0.6, 0.4], [0.9, 0.1]], [False])
+    _, found = merge_panoptic(case.logits, case.probabilities, case.isthing, case.resizer, 0.0, 0.8)
+    assert [s.score for s in found] == [pytest.approx(0.9)]
+    assert found[0].query == 0
+
+
+def test_boxes_and_areas_by_hand() -> None:
+    segment_map = np.array([[0, 1, 1, 0], [2, 2, 1, 0], [0, 2, 0, 0]], np.int32)
+    boxes, areas = boxes_and_areas(segment_map, 3)
+    assert boxes == [(1, 0, 3, 2), (0, 1, 2, 3), (0, 0, 0, 0)]
+    assert areas == [3, 3, 0]
+
+
+# ---- semantic and instance -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_semantic_agrees_with_the_reference(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postprocessing, "BAND_PIXELS", 1 + 50 * seed**3)
+    case = make_case(seed)
+    scores = reference_merge.semantic(case.enlarged, case.probabilities)
+    ours = semantic_map(case.logits, case.probabilities, case.resizer)
+    chosen = np.take_along_axis(scores, ours[None], axis=0)[0]
+    np.testing.assert_allclose(chosen, scores.max(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_instances_agree_with_the_reference(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postprocessing, "BAND_PIXELS", 1 + 50 * seed**3)
+    case = make_case(seed)
+    count = 1 + seed * 5
+    expected = reference_merge.instances(case.enlarged, case.probabilities, case.isthing, count)
+    ours = find_instances(case.logits, case.probabilities, case.isthing, case.resizer, count)
+    np.testing.assert_allclose([i.score for i in ours], [e[0] for e in expected], atol=1e-5)
+    for instance, (_, label, mask) in zip(ours, expected, strict=True):
+        assert instance.class_index == label
+        assert abs(instance.area - int(mask.sum())) <= 2
+        left, top, right, bottom = instance.box
+        bits = np.unpackbits(instance.bits, count=(bottom - top) * (right - left))
+        assert int(bits.sum()) == instance.area
+
+
+def test_more_pairs_asked_for_than_there_are() -> None:
+    case = simple_case([FULL, EMPTY], [[0.6, 0.3, 0.1], [0.6, 0.3, 0.1]], [True, False])
+    found = find_instances(case.logits, case.probabilities, case.isthing, case.resizer, 100)
+    assert [(i.class_index, i.area > 0) for i in found] == [(0, True), (0, False)]
+    assert found[1].box == (0, 0, 0, 0)
+    assert found[1].score == 0
