@@ -1,0 +1,273 @@
+"""The command line as people use it: exit codes, files, and one clear line for every error."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from odise_rt import Segmenter, cli
+from odise_rt.segment_command import find_images, output_names
+from tests.odise_rt.fake_bundle import colour_image
+
+WORDS = "red; green; blue; white"
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray(colour_image()).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three good images, two broken ones, and files that are no images."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        Image.fromarray(colour_image(64 + i, 96)).save(folder / f"good{i}.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def segment(bundle: Path, *arguments: Any) -> int:
+    return cli.main(["segment", "--bundle", str(bundle), "--threads", "1", "-q", *map(str, arguments)])
+
+
+def test_one_image(label_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "results"
+    assert segment(label_bundle, photo, "--vocab", WORDS, "--out", out) == 0
+    assert {p.name for p in out.iterdir()} == {"photo.overlay.png", "photo.json"}
+    data = json.loads((out / "photo.json").read_text())
+    assert {s["label"] for s in data["segments"]} == {"red", "green", "blue", "white"}
+    printed = capsys.readouterr().out
+    assert str(out / "photo.overlay.png") in printed
+    assert "onnxruntime" in printed
+
+
+def test_every_format(label_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    formats = "overlay,json,rle,png,coco,semantic"
+    assert segment(label_bundle, photo, "--vocab", WORDS, "--out", tmp_path / "o", "--format", formats) == 0
+    files = {p.relative_to(tmp_path / "o").as_posix() for p in (tmp_path / "o").rglob("*") if p.is_file()}
+    assert files == {
+        "photo.overlay.png",
+        "photo.json",
+        "photo.rle.json",
+        "photo.panoptic.png",
+        "photo.semantic.png",
+        "panoptic/photo.png",
+        "panoptic.json",
+    }
+    with Image.open(tmp_path / "o/photo.semantic.png") as image:
+        assert np.asarray(image)[60, 4] == 0
+    coco = json.loads((tmp_path / "o/panoptic.json").read_text())
+    assert [c["name"] for c in coco["categories"]] == ["red", "green", "blue", "white"]
+    assert coco["images"] == [{"id": "photo", "file_name": "photo.png", "height": 64, "width": 96}]
+    assert coco["annotations"][0]["image_id"] == "photo"
+
+
+def test_folder_with_broken_images(
+    label_bundle: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = segment(label_bundle, folder, "--vocab", WORDS, "--out", tmp_path / "o", "--format", "json")
+    assert code == 2
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {"good0.json", "good1.json", "good2.json"}
+    captured = capsys.readouterr()
+    assert "3 of 5 images segmented" in captured.out
+    assert "2 of 5 images could not be segmented" in captured.err
+    assert "broken.jpg" in captured.err
+    assert "empty.png" in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_json_on_standard_output(
+    label_bundle: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert segment(label_bundle, folder, "--vocab", WORDS, "--out", tmp_path / "o", "--json") == 2
+    data = json.loads(capsys.readouterr().out)
+    assert [Path(i["image"]).name for i in data["images"]] == ["good0.png", "good1.png", "good2.png"]
+    assert [Path(f["image"]).name for f in data["failed"]] == ["broken.jpg", "empty.png"]
+    assert all(Path(f).is_file() for i in data["images"] for f in i["files"])
+
+
+def test_folder_shows_progress(
+    label_bundle: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["segment", str(folder), "--bundle", str(label_bundle), "--vocab", WORDS, "--out", str(tmp_path / "o")]
+    assert cli.main(arguments) == 2
+    assert "5/5" in capsys.readouterr().err
+
+
+def test_patterns_and_several_vocabularies(label_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("green\nblue, azure\n")
+    code = segment(
+        label_bundle,
+        folder / "good*.png",
+        "--vocab",
+        "red",
+        "--vocab",
+        words,
+        "--out",
+        tmp_path / "o",
+        "--format",
+        "json",
+    )
+    assert code == 0
+    data = json.loads((tmp_path / "o/good1.json").read_text())
+    assert {"red", "green", "blue"} <= {s["label"] for s in data["segments"]}
+
+
+def test_options_reach_the_segmenter(label_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    options = ["--overlap-threshold", "0.25", "--clip-weight-seen", "0.4", "--short-edge", "96", "--low-memory"]
+    assert segment(label_bundle, photo, "--vocab", WORDS, "--out", tmp_path / "o", *options) == 0
+    facts = json.loads((tmp_path / "o/photo.json").read_text())["facts"]
+    assert facts["options"]["overlap_threshold"] == 0.25
+    assert facts["options"]["clip_weight_seen"] == 0.4
+    assert facts["network_size"] == [96, 144]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--vocab", " ; "], "vocabulary is empty"),
+        (["--vocab", "nothing.txt"], "cannot read the vocabulary"),
+        (["--vocab", "red", "--overlap-threshold", "3"], "overlap_threshold is 3.0"),
+        (["--vocab", "red", "--format", "gif"], "--format has gif"),
+        (["--vocab", "red", "--device", "tpu"], "device is 'tpu'"),
+        (["--vocab", "red", "--threads", "0"], "threads is 0"),
+    ],
+)
+def test_errors_are_one_line(
+    label_bundle: Path,
+    photo: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    given = ["segment", str(photo), "--bundle", str(label_bundle), "--out", str(tmp_path / "o"), *arguments]
+    assert cli.main(given) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("odise-rt: error: ")
+    assert message in error
+    assert "\n" not in error
+
+
+def test_missing_bundle(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert segment(tmp_path / "nothing", photo, "--vocab", "red") == 1
+    assert "no bundle at" in capsys.readouterr().err
+    assert cli.main(["segment", str(photo), "--vocab", "red"]) == 1
+    assert "--bundle" in capsys.readouterr().err
+
+
+def test_bundle_from_the_environment(
+    label_bundle: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(cli.BUNDLE_VARIABLE, str(label_bundle))
+    assert cli.main(["segment", str(photo), "--vocab", "red", "--out", str(tmp_path / "o"), "-q"]) == 0
+
+
+def test_folder_without_images(label_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "none").mkdir()
+    assert segment(label_bundle, tmp_path / "none", "--vocab", "red") == 1
+    assert "holds no image" in capsys.readouterr().err
+    assert segment(label_bundle, tmp_path / "*.jpg", "--vocab", "red") == 1
+    assert "nothing matches" in capsys.readouterr().err
+
+
+def test_output_that_cannot_be_written(
+    label_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert segment(label_bundle, photo, "--vocab", "red", "--out", tmp_path / "file" / "o") == 1
+    assert "file system refused" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_130(
+    label_bundle: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Segmenter, "segment", interrupted)
+    assert segment(label_bundle, photo, "--vocab", "red", "--out", tmp_path / "o") == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_usage_errors_end_with_2() -> None:
+    for arguments in ([], ["segment"], ["nonsense"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        assert caught.value.code == 2
+
+
+def test_help_opens_with_the_modules_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "Segment images by words, and look into bundles." in capsys.readouterr().out
+
+
+def test_inspect(label_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", str(label_bundle)]) == 0
+    text = capsys.readouterr().out
+    for part in ("fake-label", "match their SHA-256", "unet_tap", "windows -> image_embedding"):
+        assert part in text
+    assert cli.main(["inspect", str(label_bundle), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["queries"] == 6
+
+
+def test_doctor(label_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", str(label_bundle)]) == 0
+    text = capsys.readouterr().out
+    assert "cpu (CPUExecutionProvider)" in text
+    assert "all files match, fits cpu" in text
+    assert cli.main(["doctor", "--json", str(tmp_path)]) == 1
+    findings = json.loads(capsys.readouterr().out)
+    assert not findings["ready"]
+    assert "not a bundle" in findings["bundles"][str(tmp_path)]["problem"]
+    assert findings["devices"]["cpu (CPUExecutionProvider)"] == "works"
+
+
+def test_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["labels"]) == 0
+    assert {"coco", "ade20k", "lvis"} <= set(capsys.readouterr().out.split())
+    assert cli.main(["labels", "cat, kitty; sky"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["     0  thing  cat, kitty", "     1  stuff  sky"]
+    assert cli.main(["labels", "coco", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["classes"]) == 133
+
+
+def test_reader_that_goes_away_is_no_error() -> None:
+    """As in `odise-rt labels lvis | head -1`."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "odise_rt", "labels", "lvis", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(60) == 1
+        assert b"Traceback" not in process.stderr.read()
+
+
+def test_names_of_results_are_unique() -> None:
+    images = [Path("a/x.jpg"), Path("a/x.png"), Path("b/x.jpg"), Path("b/X.JPG"), Path("c/y.jpg"), Path("a/x.jpg")]
+    names = output_names(images)
+    assert names[:3] == ["x", "x_png", "x_jpg"]
+    assert len({n.casefold() for n in names}) == len(images)
+
+
+def test_images_are_found_in_order(folder: Path) -> None:
+    names = [p.name for p in find_images([str(folder), str(folder / "good0.png")])]
+    assert names == ["broken.jpg", "empty.png", "good0.png", "good1.png", "good2.png", "good0.png"]
