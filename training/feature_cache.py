@@ -1,7 +1,8 @@
 """Keeps on disk what the frozen networks compute of a fixed set of views, so that a small machine computes it once.
 
-Stored in fp16: the VAE's posterior mean and its four taps, and CLIP's image embedding of every window. The UNet is not
-cached: its conditioning, the implicit captioner, is trained, so it runs (with gradients to the conditioning) each step.
+Stored in fp16: the VAE's posterior mean and its four taps, and CLIP's image embedding of every window, each network in
+a folder of its own, so that training one of them anew leaves the other's results valid. The UNet is not cached: its
+conditioning, the implicit captioner, is trained, so it runs (with gradients to the conditioning) each step.
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ from training.data.views import TrainingViews, View
 from training.models.odise import Odise
 from training.models.windows import cut_windows, stitch_levels
 
-_FEATURES = ("mean", "encoder_s2", "encoder_s3", "decoder_s3", "decoder_s2", "image_embedding")
+_VAE_ARRAYS = ("mean", "encoder_s2", "encoder_s3", "decoder_s3", "decoder_s2")
+_CLIP_ARRAYS = ("image_embedding",)
 _INDEX = "segment_index"
 _FACTS = "facts.json"
 _VIEWS = "views.jsonl"
+
+Progress = Callable[[Iterator[int], int], Iterator[int]]
+"""Wraps an iterator of known length, e.g. in a progress bar."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,27 @@ class FrozenFeatures:
 
 
 @torch.no_grad()
-def frozen_features(model: Odise, images: Tensor) -> FrozenFeatures:
-    """Run VAE and CLIP on all windows of images (B, 3, H, W) in [0, 1]."""
+def vae_features(model: Odise, images: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Posterior mean, encoder taps and decoder taps of all windows of images (B, 3, H, W) in [0, 1]."""
     windows = cut_windows(images, window_grid(images.shape[2], images.shape[3], model.config.window))
     features = model.diffusion_features
     mean, encoder_taps = features.encode(features.to_vae_pixels(windows))
-    decoder_taps = features.decode_prefix(mean)
-    embedding = model.clip_image(windows)
-    return FrozenFeatures(mean, (encoder_taps[0], encoder_taps[1]), (decoder_taps[0], decoder_taps[1]), embedding)
+    return mean, encoder_taps, features.decode_prefix(mean)
+
+
+@torch.no_grad()
+def clip_features(model: Odise, images: Tensor) -> Tensor:
+    """CLIP's embedding of all windows of images (B, 3, H, W) in [0, 1]."""
+    windows = cut_windows(images, window_grid(images.shape[2], images.shape[3], model.config.window))
+    return model.clip_image(windows)
+
+
+def frozen_features(model: Odise, images: Tensor) -> FrozenFeatures:
+    """All that the frozen networks say of images (B, 3, H, W) in [0, 1]."""
+    mean, encoder_taps, decoder_taps = vae_features(model, images)
+    return FrozenFeatures(
+        mean, (encoder_taps[0], encoder_taps[1]), (decoder_taps[0], decoder_taps[1]), clip_features(model, images)
+    )
 
 
 def pyramid_from_features(model: Odise, features: FrozenFeatures, grid: WindowGrid) -> dict[str, Tensor]:
@@ -89,22 +107,76 @@ def cache_key(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class FeatureCache:
-    """A finished cache, opened for reading. Views are numbered from 0 to ``len - 1``."""
+class ArrayStore:
+    """Arrays with one row for each view, in a finished folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self.facts: dict[str, Any] = json.loads((folder / _FACTS).read_text("utf-8"))
             lines = (folder / _VIEWS).read_text("utf-8").splitlines()
-            self.arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in (*_FEATURES, _INDEX)}
+            self.notes: list[dict[str, Any]] = [json.loads(line) for line in lines]
+            self.arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
         except (OSError, ValueError) as exc:
             raise DatasetError(
                 f"feature cache {folder} is broken ({exc}): delete the folder, it is made again"
             ) from exc
-        self.notes = [json.loads(line) for line in lines]
         if any(len(array) != len(self.notes) for array in self.arrays.values()):
             raise DatasetError(f"feature cache {folder} is incomplete: delete the folder, it is made again")
+
+    @classmethod
+    def open_or_build(
+        cls,
+        root: Path,
+        facts: dict[str, Any],
+        views: TrainingViews,
+        count: int,
+        compute: Callable[[Sequence[View]], dict[str, npt.NDArray[Any]]],
+        batch: int,
+        progress: Progress | None,
+    ) -> ArrayStore:
+        """The store for ``facts`` under ``root``, computed first where it is not there yet.
+
+        An interrupted build leaves its folder and continues after the last whole batch.
+        """
+        folder = root / cache_key(facts)
+        if (folder / _FACTS).exists():
+            return cls(folder)
+        partial = root / f"{folder.name}.partial"
+        partial.mkdir(parents=True, exist_ok=True)
+        notes_file = partial / _VIEWS
+        done = _whole_lines(notes_file)
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        starts = iter(range(done, count, batch))
+        for start in progress(starts, (count - done + batch - 1) // batch) if progress else starts:
+            drawn = [views[draw] for draw in range(start, min(start + batch, count))]
+            for name, values in compute(drawn).items():
+                if not np.isfinite(values).all():
+                    raise DatasetError(
+                        f"{name} of image ids {[view.image_id for view in drawn]} is NaN or beyond fp16: the frozen "
+                        "weights are broken, or the cache must be switched off (cached_views=0)"
+                    )
+                if name not in arrays:
+                    mode: Any = "r+" if done else "w+"
+                    shape = (count, *values.shape[1:])
+                    arrays[name] = np.lib.format.open_memmap(partial / f"{name}.npy", mode, values.dtype, shape)
+                arrays[name][start : start + len(drawn)] = values
+            with notes_file.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(_note(view)) + "\n" for view in drawn)
+        for array in arrays.values():
+            array.flush()  # type: ignore[attr-defined]
+        (partial / _FACTS).write_text(json.dumps(facts, indent=1), "utf-8")
+        partial.rename(folder)
+        return cls(folder)
+
+
+class FeatureCache:
+    """What VAE and CLIP say of a fixed set of views, numbered from 0 to ``len - 1``."""
+
+    def __init__(self, vae: ArrayStore, clip: ArrayStore) -> None:
+        self.notes = vae.notes
+        self.arrays = {**vae.arrays, **clip.arrays}
+        if vae.notes != clip.notes:
+            raise DatasetError(f"feature caches {vae.folder} and {clip.folder} disagree: delete both folders")
 
     def __len__(self) -> int:
         return len(self.notes)
@@ -135,6 +207,45 @@ class FeatureCache:
         )
 
 
+def vae_store(
+    root: Path,
+    facts: dict[str, Any],
+    model: Odise,
+    views: TrainingViews,
+    count: int,
+    batch: int = 16,
+    progress: Progress | None = None,
+) -> ArrayStore:
+    """VAE features and segment maps of views 0 to ``count - 1``; see :func:`open_or_build`."""
+
+    def compute(drawn: Sequence[View]) -> dict[str, npt.NDArray[Any]]:
+        mean, encoder_taps, decoder_taps = vae_features(model, _pictures(drawn, model))
+        tensors = zip(_VAE_ARRAYS, (mean, *encoder_taps, *decoder_taps), strict=True)
+        rows = {name: _rows(tensor, len(drawn)) for name, tensor in tensors}
+        return {**rows, _INDEX: np.stack([view.segment_index for view in drawn])}
+
+    facts = {**facts, "weights": weights_fingerprint([model.vae]), "network": "vae"}
+    return ArrayStore.open_or_build(root, facts, views, count, compute, batch, progress)
+
+
+def clip_store(
+    root: Path,
+    facts: dict[str, Any],
+    model: Odise,
+    views: TrainingViews,
+    count: int,
+    batch: int = 16,
+    progress: Progress | None = None,
+) -> ArrayStore:
+    """CLIP embeddings of the windows of views 0 to ``count - 1``; see :func:`open_or_build`."""
+
+    def compute(drawn: Sequence[View]) -> dict[str, npt.NDArray[Any]]:
+        return {_CLIP_ARRAYS[0]: _rows(clip_features(model, _pictures(drawn, model)), len(drawn))}
+
+    facts = {**facts, "weights": weights_fingerprint([model.clip]), "network": "clip"}
+    return ArrayStore.open_or_build(root, facts, views, count, compute, batch, progress)
+
+
 def open_or_build(
     root: Path,
     facts: dict[str, Any],
@@ -142,68 +253,43 @@ def open_or_build(
     views: TrainingViews,
     count: int,
     batch: int = 16,
-    progress: Callable[[Iterator[int], int], Iterator[int]] | None = None,
+    progress: Progress | None = None,
 ) -> FeatureCache:
     """The cache for ``facts`` under ``root``, computed first where it is not there yet.
 
-    An interrupted build leaves its folder and continues at the last whole batch.
-
     Args:
         root: folder of all caches.
-        facts: everything the content depends on, as JSON types: data set, frozen weights, augmentation, seed.
+        facts: what the views depend on, as JSON types: data set, augmentation, seed. Weights are added here.
         model: supplies VAE and CLIP.
         views: source of the views; draws 0 to ``count - 1`` are stored.
         count: number of views.
         batch: views computed at once.
         progress: wraps the iterator over first draws, e.g. in a progress bar.
     """
-    folder = root / cache_key(facts)
-    if (folder / _FACTS).exists():
-        return FeatureCache(folder)
-    partial = root / f"{folder.name}.partial"
-    partial.mkdir(parents=True, exist_ok=True)
-    notes_file = partial / _VIEWS
-    done = _whole_lines(notes_file)
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    starts = iter(range(done, count, batch))
-    for start in progress(starts, (count - done + batch - 1) // batch) if progress else starts:
-        drawn = [views[draw] for draw in range(start, min(start + batch, count))]
-        images = torch.from_numpy(np.stack([view.image for view in drawn])).permute(0, 3, 1, 2).float() / 255.0
-        result = frozen_features(model, images.to(next(model.parameters()).device))
-        named = dict(
-            zip(
-                _FEATURES,
-                (result.mean, *result.encoder_taps, *result.decoder_taps, result.image_embedding),
-                strict=True,
-            )
-        )
-        rows = {name: tensor.unflatten(0, (len(drawn), -1)).cpu().half().numpy() for name, tensor in named.items()}
-        rows[_INDEX] = np.stack([view.segment_index for view in drawn])
-        for name, values in rows.items():
-            if not np.isfinite(values).all():
-                raise DatasetError(
-                    f"{name} of draws {start}.. is NaN or beyond fp16 (image ids {[v.image_id for v in drawn]}): the "
-                    "frozen weights are broken, or the cache must be switched off (cached_views=0)"
-                )
-            if name not in arrays:
-                path = partial / f"{name}.npy"
-                mode: Any = "r+" if path.exists() and done else "w+"
-                arrays[name] = np.lib.format.open_memmap(path, mode, values.dtype, (count, *values.shape[1:]))
-            arrays[name][start : start + len(drawn)] = values
-        with notes_file.open("a", encoding="utf-8") as file:
-            for view in drawn:
-                note = {
-                    "labels": view.labels,
-                    "words": view.words,
-                    "words_valid": view.words_valid,
-                    "image_id": view.image_id,
-                }
-                file.write(json.dumps(note) + "\n")
-    for array in arrays.values():
-        array.flush()  # type: ignore[attr-defined]
-    (partial / _FACTS).write_text(json.dumps(facts, indent=1), "utf-8")
-    partial.rename(folder)
-    return FeatureCache(folder)
+    return FeatureCache(
+        vae_store(root, facts, model, views, count, batch, progress),
+        clip_store(root, facts, model, views, count, batch, progress),
+    )
+
+
+def _pictures(views: Sequence[View], model: Odise) -> Tensor:
+    images = torch.from_numpy(np.stack([view.image for view in views])).permute(0, 3, 1, 2)
+    return images.to(model.noise.device).float() / 255.0
+
+
+def _rows(tensor: Tensor, views: int) -> npt.NDArray[Any]:
+    """(B * N, ...) to fp16 (B, N, ...)."""
+    rows: npt.NDArray[Any] = tensor.unflatten(0, (views, -1)).cpu().half().numpy()
+    return rows
+
+
+def _note(view: View) -> dict[str, Any]:
+    return {
+        "labels": list(view.labels),
+        "words": list(view.words),
+        "words_valid": view.words_valid,
+        "image_id": view.image_id,
+    }
 
 
 def _whole_lines(path: Path) -> int:

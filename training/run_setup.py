@@ -21,7 +21,7 @@ from training.data.coco_panoptic import Category, CocoPanoptic
 from training.data.views import TrainingViews
 from training.distributed import rank, world_size
 from training.experiment import Experiment, Phase
-from training.feature_cache import open_or_build, weights_fingerprint
+from training.feature_cache import open_or_build
 from training.losses import Criterion
 from training.models.odise import Odise
 from training.training_step import ClassText, TrainingStep
@@ -113,8 +113,7 @@ def prepare_run(
     caption_words = embedder if class_text is None else None
     facts = {
         "annotations": annotation_fingerprint(data_root, split),
-        "weights": weights_fingerprint([model.vae, model.clip]),
-        "model": dataclasses.asdict(dataclasses.replace(experiment.model, name="", variant="label")),
+        "window": experiment.model.window,
     }
 
     def source(index: int, phase: Phase) -> BatchSource:

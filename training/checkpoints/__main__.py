@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         help="Label file (id:name,synonym,... a line) of the data the heads were trained on; by default COCO's names.",
     )
+    convert.add_argument(
+        "--tokenizer", type=Path, help="`tokenizers` file of CLIP's text tower; by default that of OpenAI's CLIP."
+    )
     convert.add_argument("--storage", choices=("fp16", "fp32"), default="fp32", help="Precision in the file.")
     convert.add_argument(
         "--without-sd-text", action="store_true", help="Leave the diffusion text encoder out: inference needs it not."
@@ -66,6 +69,7 @@ def _convert(args: argparse.Namespace) -> int:
         stable_diffusion=args.stable_diffusion,
         clip=args.clip,
         training_vocabulary=words,
+        tokenizer_json=None if args.tokenizer is None else args.tokenizer.read_text(encoding="utf-8"),
     )
     print(loaded.report)
     save_checkpoint(

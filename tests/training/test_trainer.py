@@ -1,0 +1,149 @@
+"""Training as a user runs it: it learns, survives a kill, and splits over processes without changing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import training.train
+from training.checkpoints.own_format import load_checkpoint
+from training.experiment import Experiment, experiment
+from training.run_state import saved_states
+
+SCRIPT = Path(__file__).with_name("mini_run.py")
+ROOT = Path(__file__).parents[2]
+
+
+def arguments(data: Path, frozen: Path, run: Path, *extra: str) -> list[str]:
+    return [
+        *("mini", "--data", str(data), "--frozen", str(frozen), "--output", str(run)),
+        *("--workers", "0", "--device", "cpu", "--cache", str(run.parent / "cache"), *extra),
+    ]
+
+
+def start(variant: str, kill_after: int, flags: list[str], **environment: str) -> subprocess.Popen[bytes]:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, str(SCRIPT), variant, str(kill_after), *flags]
+    return subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def log(run: Path) -> dict[int, dict[str, float]]:
+    """The last line of each iteration: resuming repeats those after the last saved state."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: {k: v for k, v in line.items() if k != "seconds"} for line in lines}
+
+
+@pytest.fixture
+def mini(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Experiment:
+    """The mini experiment in place of a named one; parametrize indirectly by variant."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("mini_conftest", Path(__file__).with_name("conftest.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    conftest = module_from_spec(spec)
+    spec.loader.exec_module(conftest)
+    found: Experiment = conftest.mini_experiment(getattr(request, "param", "label"))
+    monkeypatch.setattr(training.train, "experiment", lambda name: found)
+    torch.set_num_threads(1)
+    return found
+
+
+def test_kill_and_resume_equal_an_unbroken_run(
+    mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path
+) -> None:
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    assert training.train.main(arguments(mini_data, mini_frozen, unbroken)) == 0
+    killed = start("label", 3, arguments(mini_data, mini_frozen, broken))
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name for path in saved_states(broken)] == ["000002"]
+    assert training.train.main(arguments(mini_data, mini_frozen, broken)) == 1, "a run is not overwritten by mistake"
+    assert training.train.main(arguments(mini_data, mini_frozen, broken, "--resume")) == 0
+    assert log(broken) == log(unbroken)
+    assert sorted(log(unbroken)) == list(range(mini.iterations))
+    first, second = (load_checkpoint(run / "checkpoint") for run in (unbroken, broken))
+    assert first.training_vocabulary == ("sky", "grass", "lawn", "ball"), "a category without a segment stays unseen"
+    weights = second.model.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in first.model.state_dict().items())
+
+
+@pytest.mark.parametrize("mini", ["label", "caption"], indirect=True)
+def test_two_processes_equal_one(
+    mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    variant = mini.model.variant
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert training.train.main(arguments(mini_data, mini_frozen, one)) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = [
+        start(
+            variant,
+            0,
+            arguments(mini_data, mini_frozen, two),
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate()[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    single, double = log(one), log(two)
+    assert single.keys() == double.keys()
+    names = [name for name in single[0] if name not in ("step", "lr")]
+    assert ("word" in names) == (variant == "caption")
+    # The first iteration compares losses and gradient of equal weights; later ones add up rounding through AdamW.
+    for name in names:
+        assert double[0][name] == pytest.approx(single[0][name], rel=2e-5, abs=2e-5), name
+    for step in single:
+        assert double[step]["loss"] == pytest.approx(single[step]["loss"], rel=2e-3)
+
+
+def test_resuming_with_another_config_is_refused(
+    mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    assert training.train.main(arguments(mini_data, mini_frozen, run, "--until", "2")) == 0
+    state = saved_states(run)[0] / "state.json"
+    content = json.loads(state.read_text())
+    content["experiment"]["seed"] = 1
+    state.write_text(json.dumps(content))
+    assert training.train.main(arguments(mini_data, mini_frozen, run, "--resume")) == 1
+    assert "another experiment" in caplog.text
+    (saved_states(run)[0] / "optimizer.pt").write_bytes(b"cut off")
+    assert training.train.main(arguments(mini_data, mini_frozen, run, "--resume")) == 1
+    assert "cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["coco_label", "coco_caption", "sticker_tiny_label", "sticker_tiny_caption"])
+def test_experiments_are_consistent(name: str) -> None:
+    found = experiment(name)
+    assert found.name == name
+    rates = [found.learning_rate(step) for step in range(found.iterations)]
+    peak = found.optimizer.learning_rate
+    assert rates[0] == pytest.approx(peak * 0.067)
+    assert max(rates) == pytest.approx(peak)
+    assert rates[-1] == pytest.approx(peak / 100)
+    assert found.phase_at(found.iterations - 1)[0] == len(found.phases) - 1
+
+
+def test_published_schedule() -> None:
+    found = experiment("coco_label")
+    assert found.iterations == 92_188
+    assert found.phases[0].batch == 64
+    drops = [s for s in range(1, found.iterations) if found.learning_rate(s) < 0.5 * found.learning_rate(s - 1)]
+    assert drops == [81_945, 88_774]
+    assert found.learning_rate(251) == found.optimizer.learning_rate == 1e-4
