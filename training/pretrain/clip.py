@@ -127,15 +127,17 @@ class Mosaics:
     visible: Tensor
     """bool (N, Q, P): patches of each tile that its region token sees."""
     nouns: Tensor
-    """int64 (N, Q)."""
+    """int64 (N, Q): noun of each region; Q is 12, the ten tiles and the grounds of the large ones."""
     ground: Tensor
-    """int64 (N, Q)."""
+    """int64 (N, Q): texture of each region's tile."""
 
 
 def draw_mosaics(
     sampler: CloseUpSampler, nouns: np.ndarray, config: ClipConfig, rng: np.random.Generator, scatter: bool = True
 ) -> Mosaics:
     """Lay close-ups in mosaics of four quarters, two of which are divided again into four.
+
+    Each tile gives a region, and the two large tiles another one of what is left beside the thing: the ground.
 
     Args:
         sampler: Draws the tiles.
@@ -145,10 +147,11 @@ def draw_mosaics(
         scatter: Hide a random part of each tile's patches, as the irregular masks of real segments do.
     """
     count, side, grid = len(nouns), config.image_size, config.image_size // config.patch_size
-    big = sampler.sample(nouns[:, :2].ravel(), side // 2, rng)
+    big = sampler.sample(nouns[:, :2].ravel(), side // 2, rng, split_share=0.0)
     small = sampler.sample(nouns[:, 2:].ravel(), side // 4, rng)
     images = torch.empty(count, 3, side, side, device=sampler.device)
-    visible = torch.zeros(count, 10, grid, grid, dtype=torch.bool)
+    visible = torch.zeros(count, 12, grid, grid, dtype=torch.bool)
+    grounds = big.ground.view(count, 2).clone()
     for row in range(count):
         quarters = rng.permutation(4)
         for tile in range(10):
@@ -163,18 +166,39 @@ def draw_mosaics(
             images[row, :, top * pixels : (top + size) * pixels, left * pixels : (left + size) * pixels] = (
                 source.images[index]
             )
-            visible[row, tile, top * cells : (top + size) * cells, left * cells : (left + size) * cells] = _tile_mask(
-                source, index, size * cells, rng, scatter
-            )
-    joined = [
-        torch.cat([getattr(big, name).view(count, 2), getattr(small, name).view(count, 8)], 1)
-        for name in ("nouns", "ground")
-    ]
-    return Mosaics(images, visible.flatten(2).to(sampler.device), joined[0], joined[1])
+            rows, columns = slice(top * cells, (top + size) * cells), slice(left * cells, (left + size) * cells)
+            box = _tile_mask(source, index, size * cells, rng, scatter)
+            visible[row, tile, rows, columns] = box
+            if tile < 2 and box.all():  # Nothing of the ground is left: look at the thing once more.
+                visible[row, 10 + tile, rows, columns] = box
+                grounds[row, tile] = big.nouns[index]
+            elif tile < 2:
+                visible[row, 10 + tile, rows, columns] = ~box
+    shown = torch.cat([big.nouns.view(count, 2), small.nouns.view(count, 8), grounds], 1)
+    ground = torch.cat([big.ground.view(count, 2), small.ground.view(count, 8), grounds], 1)
+    visible = _roughened(visible, shown >= len(sampler.things), rng, scatter)
+    return Mosaics(images, visible.flatten(2).to(sampler.device), shown, ground)
+
+
+def _roughened(visible: Tensor, is_stuff: Tensor, rng: np.random.Generator, scatter: bool) -> Tensor:
+    """Make regions (N, Q, g, g) as untidy as those of real masks.
+
+    A real mask sees every patch that it touches, so regions of stuff see the rims of the things that stand in them:
+    they grow by a patch, a fifth of the regions of things too. Then up to half of the patches are hidden, never all.
+    """
+    shape = tuple(visible.shape)
+    wider = F.max_pool2d(visible.float(), 3, 1, 1) > 0
+    share = torch.where(is_stuff, 0.8, 0.2) if scatter else is_stuff.float()
+    grown = torch.where((torch.from_numpy(rng.random(shape[:2])) < share)[..., None, None], wider, visible)
+    if not scatter:
+        return grown
+    kept = torch.from_numpy(rng.random(shape) < rng.uniform(0.5, 1.0, (*shape[:2], 1, 1)))
+    holed = grown & kept
+    return torch.where(holed.flatten(2).any(-1)[..., None, None], holed, grown)
 
 
 def _tile_mask(source: CloseUps, index: int, cells: int, rng: np.random.Generator, scatter: bool) -> Tensor:
-    """Visible cells of one tile: a loose box about the thing, or any box in a texture, with holes."""
+    """Cells of one tile's region: a loose box about the thing, or, in a texture, any box if ``scatter``."""
     mask = torch.zeros(cells, cells, dtype=torch.bool)
     left, top, right, bottom = (source.boxes[index].cpu().numpy() * cells).tolist()
     if source.nouns[index] == source.ground[index] and scatter:
@@ -182,9 +206,6 @@ def _tile_mask(source: CloseUps, index: int, cells: int, rng: np.random.Generato
         left, top = rng.uniform(0, cells - wide), rng.uniform(0, cells - high)
         right, bottom = left + wide, top + high
     mask[int(top) : max(int(np.ceil(bottom)), int(top) + 1), int(left) : max(int(np.ceil(right)), int(left) + 1)] = True
-    if scatter:
-        holed = mask & torch.from_numpy(rng.random((cells, cells)) < rng.uniform(0.5, 1.0))
-        mask = holed if holed.any() else mask
     return mask
 
 
@@ -249,7 +270,11 @@ class ClipTrainer:
         rng = np.random.default_rng([self.seed, 1, step])
         nouns = all_nouns()
         order = np.concatenate([rng.permutation(len(nouns)) for _ in range(1 + (mosaics * 10 + close_ups) // 200)])
-        mosaic = draw_mosaics(self.sampler, order[: mosaics * 10].reshape(mosaics, 10), self.config, rng)
+        tiles = order[: mosaics * 10].reshape(mosaics, 10)
+        # There are few kinds of stuff: make one small tile of each mosaic and a large one of every other mosaic stuff.
+        tiles[:, 9] = rng.choice(self.sampler.stuff, mosaics)
+        tiles[::2, 1] = rng.choice(self.sampler.stuff, len(tiles[::2]))
+        mosaic = draw_mosaics(self.sampler, tiles, self.config, rng)
         close = self.sampler.sample(
             order[mosaics * 10 : mosaics * 10 + close_ups], self.config.image_size, rng, (0.22, 1.1)
         )
@@ -297,7 +322,8 @@ class ClipTrainer:
             mosaic = draw_mosaics(self.sampler, order, self.config, rng, scatter=False)
             embeddings = encode_images(self.model, mosaic.images, mosaic.visible)[:, 1:]
             count("big_tile", embeddings[:, :2].flatten(0, 1), mosaic.nouns[:, :2].flatten())
-            count("small_tile", embeddings[:, 2:].flatten(0, 1), mosaic.nouns[:, 2:].flatten())
+            count("small_tile", embeddings[:, 2:10].flatten(0, 1), mosaic.nouns[:, 2:10].flatten())
+            count("ground", embeddings[:, 10:].flatten(0, 1), mosaic.nouns[:, 10:].flatten())
         self.model.train()
         return {name: torch.cat(values).mean().item() for name, values in hits.items()}
 
@@ -309,12 +335,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of model.safetensors, log and checkpoint")
     parser.add_argument("--config", default="odise-tiny")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--text-steps", type=int, default=120, help="first steps, on captions alone")
     parser.add_argument("--mosaics", type=int, default=12, help="mosaics (ten tiles each) a step")
     parser.add_argument("--close-ups", type=int, default=10, help="close-ups a step")
     parser.add_argument("--scene-batch", type=int, default=10, help="scenes a step")
-    parser.add_argument("--rate", type=float, default=1.2e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--evaluate-every", type=int, default=150)
     parser.add_argument("--evaluate-rounds", type=int, default=4, help="pictures of each noun in the last evaluation")
     parser.add_argument("--seed", type=int, default=0)

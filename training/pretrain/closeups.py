@@ -161,6 +161,7 @@ class CloseUpSampler:
         rng: np.random.Generator,
         scale_range: tuple[float, float] = (0.42, 1.12),
         distractor_share: float = 0.4,
+        split_share: float = 0.25,
     ) -> CloseUps:
         """Draw one picture for each entry of ``nouns``.
 
@@ -170,6 +171,7 @@ class CloseUpSampler:
             rng: Source of every choice.
             scale_range: Longer side of a thing as a share of the picture's, drawn log-uniformly.
             distractor_share: Share of pictures that show part of another thing at the border.
+            split_share: Share of pictures of things with a second texture above the first.
 
         Returns:
             The pictures and what they show.
@@ -178,7 +180,7 @@ class CloseUpSampler:
         is_thing = nouns < things
         grounds = np.where(is_thing, rng.integers(len(self.stuff), size=count), nouns - things)
         canvas = self._ground(torch.from_numpy(grounds), side, rng)
-        split = rng.random(count) < 0.25 * is_thing
+        split = rng.random(count) < split_share * is_thing
         if split.any():
             other = self._ground(torch.from_numpy(rng.integers(len(self.stuff), size=int(split.sum()))), side, rng)
             rows = torch.arange(side, device=self.device) / side
@@ -204,7 +206,11 @@ class CloseUpSampler:
         distract(distracted & ~on_top)
         shown = torch.from_numpy(np.flatnonzero(is_thing)).to(self.device)
         if len(shown):
-            scale = torch.from_numpy(np.exp(rng.uniform(*np.log(scale_range), len(shown)))).float().to(self.device)
+            scale = (
+                torch.from_numpy(np.exp(rng.uniform(math.log(scale_range[0]), math.log(scale_range[1]), len(shown))))
+                .float()
+                .to(self.device)
+            )
             room = (1 - scale).abs().clamp(min=0.12)[:, None] / 2
             centre = 0.5 + room * torch.from_numpy(rng.uniform(-1, 1, (len(shown), 2))).float().to(self.device)
             thing = torch.from_numpy(nouns[is_thing]).to(self.device)

@@ -74,7 +74,7 @@ def cache_close_ups(
 ) -> CaptionedLatents:
     """Latents of ``rounds`` close-ups of every noun with a caption each."""
     nouns = all_nouns()
-    latents, captions = [], []
+    latents, captions = [torch.empty(0, 4, side // 8, side // 8)], []
     for _ in tqdm(range(rounds), desc=f"latents of close-ups, {side} px"):
         for part in np.array_split(rng.permutation(len(nouns)), 17):
             close = sampler.sample(part, side, rng, (0.45, 1.05), distractor_share=0.15)
@@ -161,7 +161,7 @@ def load_vae(folder: Path) -> AutoencoderKL:
     """The trained autoencoder; :class:`CheckpointError` if it is not there."""
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder} holds no autoencoder: train one first with python -m training.pretrain.vae")
-    vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder, local_files_only=True)
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
     return vae.eval().requires_grad_(False)
 
 
@@ -172,13 +172,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder that holds vae/; unet/, text_encoder/ go there")
     parser.add_argument("--config", default="odise-tiny")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch", type=int, default=24, help="whole windows a step; twice as many small close-ups")
-    parser.add_argument("--small-rounds", type=int, default=20, help="small close-ups of each noun in the cache")
+    parser.add_argument("--small-rounds", type=int, default=16, help="small close-ups of each noun in the cache")
     parser.add_argument("--window-rounds", type=int, default=8, help="whole-window close-ups of each noun in the cache")
-    parser.add_argument("--windows", type=int, default=800, help="windows of scenes in the cache")
-    parser.add_argument("--rate", type=float, default=1.2e-3, help="peak learning rate")
-    parser.add_argument("--sample-every", type=int, default=500)
+    parser.add_argument("--windows", type=int, default=600, help="windows of scenes in the cache")
+    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--sample-every", type=int, default=300)
+    parser.add_argument("--sampler-steps", type=int, default=30, help="DDIM steps of samples.png")
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--font", type=Path)
@@ -217,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
         trainer.unet.save_pretrained(options.out / "unet")
         trainer.text.save_pretrained(options.out / "text_encoder")
         trainer.schedule.save_pretrained(options.out / "scheduler")
-        save_grid(trainer.sample(vae, prompts, 30, options.guidance, 0), options.out / "samples.png")
+        save_grid(trainer.sample(vae, prompts, options.sampler_steps, options.guidance, 0), options.out / "samples.png")
         print(f"{options.out}: samples.png shows " + "; ".join(SAMPLE_PROMPTS))
     except OdiseError as exc:
         print(f"error: {exc}", file=sys.stderr)

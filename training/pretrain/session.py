@@ -146,7 +146,7 @@ class Session:
             )
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(self.modules.parameters(), self.clip_norm)
         for optimizer in self.optimizers:
             optimizer.step()

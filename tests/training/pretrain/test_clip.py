@@ -101,12 +101,31 @@ def test_mosaics_cover_the_picture_once_and_regions_stay_in_their_tiles(
     rng = np.random.default_rng(0)
     mosaic = draw_mosaics(sampler, np.arange(30).reshape(3, 10), clip_config, rng)
     assert mosaic.images.shape == (3, 3, 128, 128)
-    assert mosaic.visible.shape == (3, 10, 256)
-    assert (mosaic.visible.sum(1) <= 1).all(), "tiles do not overlap"
+    assert mosaic.visible.shape == (3, 12, 256)
     assert (mosaic.visible.sum(2) >= 1).all(), "every region sees something"
-    assert mosaic.nouns.tolist() == np.arange(30).reshape(3, 10).tolist()
-    assert (mosaic.visible[:, :2].sum(2) <= 64).all()
-    assert (mosaic.visible[:, 2:].sum(2) <= 16).all()
+    assert mosaic.nouns[:, :10].tolist() == np.arange(30).reshape(3, 10).tolist()
+    neat = draw_mosaics(sampler, np.arange(30).reshape(3, 10), clip_config, rng, scatter=False).visible
+    assert (neat[:, :10].sum(1) <= 1).all(), "without scatter, the regions of things do not overlap"
+    assert (neat[:, :2].sum(2) <= 64).all()
+    assert (neat[:, 2:10].sum(2) <= 16).all()
+
+
+@pytest.mark.font
+def test_the_ground_of_a_large_tile_is_what_the_thing_leaves(sampler: CloseUpSampler, clip_config: ClipConfig) -> None:
+    nouns = np.arange(100).reshape(10, 10)
+    mosaic = draw_mosaics(sampler, nouns, clip_config, np.random.default_rng(5), scatter=False)
+    grounds = 0
+    for row in range(10):
+        for tile in range(2):
+            thing, ground = (mosaic.visible[row, index].view(16, 16) for index in (tile, 10 + tile))
+            if mosaic.nouns[row, 10 + tile] != mosaic.ground[row, tile]:
+                assert mosaic.nouns[row, 10 + tile] == mosaic.nouns[row, tile], "a thing that fills its tile"
+                continue
+            grounds += 1
+            inner = -F.max_pool2d(-thing[None].float(), 3, 1, 1)[0] > 0
+            assert not (inner & ground).any(), "the ground reaches only the rim of the thing"
+            assert (thing & ground).any(), "but it does reach the rim, as real masks do"
+    assert grounds > 5
 
 
 @pytest.mark.font

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from odise_rt.errors import OdiseError
+from training.data.sticker_world.nouns import ClassSelection
 from training.data.sticker_world.writer import Recipe, write_dataset
 
 
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     parser.add_argument("--overwrite", action="store_true", help="replace the split if it exists")
     options = parser.parse_args(arguments)
-    classes = options.classes or ("seen" if options.split == "train" else "all")
+    classes: ClassSelection = options.classes or ("seen" if options.split == "train" else "all")
     recipe = Recipe(options.seed, options.split, options.size, classes, options.font)
     try:
         write_dataset(options.out, options.images, recipe, options.workers, options.overwrite)
