@@ -210,6 +210,26 @@ def test_occluded_mask_is_dropped_by_the_overlap_threshold() -> None:
     assert [c for c, _ in merge(case, overlap=0.4)[1]] == [0, 1]
 
 
+def test_close_rivals_are_both_computed() -> None:
+    """Neither score is far enough above the other for either mask to be left out anywhere."""
+    weak, strong = np.full((40, 40), 2.0), np.full((40, 40), 5.0)
+    strong[:, :20] = 1.0
+    case = simple_case([weak, strong], [[0.6, 0.3, 0.1], [0.3, 0.55, 0.15]], [True, True])
+    segment_map, found = merge(case, overlap=0.0)
+    assert [c for c, _ in found] == [0, 1]
+    assert (segment_map[:, :70] == 1).all()
+    assert (segment_map[:, 90:] == 2).all()
+
+
+def test_area_counts_where_a_mask_cannot_win() -> None:
+    """A mask hidden behind a better one keeps a quarter of itself, many blocks away from where it is hidden."""
+    wide = np.full((16, 128), 9.0)
+    better = np.where(np.arange(128) < 96, 9.0, -9.0) * np.ones((16, 1))
+    case = simple_case([wide, better], [[0.5, 0.3, 0.2], [0.1, 0.8, 0.1]], [True, True])
+    assert [c for c, _ in merge(case, overlap=0.3)[1]] == [1]
+    assert [c for c, _ in merge(case, overlap=0.2)[1]] == [0, 1]
+
+
 def test_score_of_joined_stuff_is_the_best() -> None:
     case = simple_case([LEFT, -LEFT], [[0.6, 0.4], [0.9, 0.1]], [False])
     _, found = merge_panoptic(case.logits, case.probabilities, case.isthing, case.resizer, 0.0, 0.8)

@@ -240,6 +240,7 @@ def test_damaged_files_decode_or_are_refused(data: st.DataObject) -> None:
         ((640, 480), (1365, 1024)),
         ((1024, 1024), (1024, 1024)),
         ((427, 640), (1024, 1535)),  # 1534.8 rounds up
+        ((640, 427), (1535, 1024)),
         ((500, 2000), (640, 2560)),  # the longer edge is capped
         ((2000, 500), (2560, 640)),
         ((1, 10_000), (1, 2560)),  # never less than a pixel
