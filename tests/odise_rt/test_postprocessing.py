@@ -210,15 +210,12 @@ def test_occluded_mask_is_dropped_by_the_overlap_threshold() -> None:
     assert [c for c, _ in merge(case, overlap=0.4)[1]] == [0, 1]
 
 
-def test_close_rivals_are_both_computed() -> None:
-    """Neither score is far enough above the other for either mask to be left out anywhere."""
-    weak, strong = np.full((40, 40), 2.0), np.full((40, 40), 5.0)
-    strong[:, :20] = 1.0
-    case = simple_case([weak, strong], [[0.6, 0.3, 0.1], [0.3, 0.55, 0.15]], [True, True])
-    segment_map, found = merge(case, overlap=0.0)
-    assert [c for c, _ in found] == [0, 1]
-    assert (segment_map[:, :70] == 1).all()
-    assert (segment_map[:, 90:] == 2).all()
+def test_unsure_mask_takes_pixels_from_a_surer_but_worse_one() -> None:
+    """A mask below one half wins by its score; nobody then gets the pixels, and the other mask is dropped."""
+    unsure, sure = np.full((40, 40), -0.2), np.full((40, 40), 0.3)
+    segment_map, found = merge(simple_case([unsure, sure], [[0.9, 0.1, 0.0], [0.2, 0.5, 0.3]], [True, True]), overlap=0)
+    assert found == []
+    assert not segment_map.any()
 
 
 def test_area_counts_where_a_mask_cannot_win() -> None:
