@@ -12,11 +12,11 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm)
 
 
 def undecayed_names(model: nn.Module) -> set[str]:
-    """Parameters of norm layers, and parameters called ``bias``."""
+    """Parameters of norm layers, and parameters called ``bias``; attention's ``in_proj_bias`` decays, as published."""
     names = set()
     for prefix, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
-            if isinstance(module, _NORMS) or name == "bias" or name.endswith("_bias"):
+            if isinstance(module, _NORMS) or name == "bias":
                 names.add(f"{prefix}.{name}" if prefix else name)
     return names
 

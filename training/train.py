@@ -50,6 +50,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", help="cpu or cuda; by default cuda where there is one.")
     parser.add_argument("--threads", type=int, help="CPU threads of this process; by default PyTorch's choice.")
     parser.add_argument("--examples", default="val", help="The part of the data set to draw example predictions of.")
+    parser.add_argument("--tensorboard", action="store_true", help="Write curves to OUTPUT/tensorboard too.")
     parser.add_argument("--until", type=int, help="Stop after this many iterations in all, leaving the rest for later.")
     parser.add_argument(
         "--finish",
@@ -116,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
             pictures = ExamplePictures(
                 parts.step.model, parts.tokenizer_json, parts.training_vocabulary, examples, arguments.run / "pictures"
             )
-        trainer = Trainer(config, parts.step, parts.sources, arguments.run, pictures)
+        trainer = Trainer(config, parts.step, parts.sources, arguments.run, pictures, arguments.tensorboard)
         if arguments.resume:
             trainer.resume()
         trainer.train(arguments.until)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,24 +17,13 @@ from training.distributed import mean_over_processes, rank, world_size
 from training.experiment import Experiment
 from training.losses import NonFiniteLossError
 from training.optimizer import build_optimizer
+from training.run_log import RunLog, StepReport
 from training.run_state import load_state, save_state, saved_states
 from training.training_step import StepInput, TrainingStep
 
 logger = logging.getLogger(__name__)
 
 PictureWriter = Callable[[int], object]
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one iteration did; a line of ``log.jsonl``."""
-
-    step: int
-    loss: float
-    learning_rate: float
-    gradient_norm: float
-    seconds: float
-    losses: dict[str, float]
 
 
 class Trainer:
@@ -50,6 +36,7 @@ class Trainer:
         sources: Sequence[Callable[[], BatchSource]],
         run: Path,
         pictures: PictureWriter | None = None,
+        tensorboard: bool = False,
     ) -> None:
         """Prepare.
 
@@ -59,12 +46,14 @@ class Trainer:
             sources: one for each phase, made when the phase starts.
             run: folder for states, log and pictures.
             pictures: called with the iteration every ``picture_every`` iterations.
+            tensorboard: write curves to ``RUN/tensorboard`` too.
         """
         self.experiment = experiment
         self.step = step
         self.sources = sources
         self.run_folder = run
         self.pictures = pictures
+        self.log = RunLog(run, tensorboard and rank() == 0)
         self.device = step.model.noise.device
         self.optimizer = build_optimizer(step.model, experiment.optimizer)
         self.scaler = torch.amp.GradScaler(self.device.type) if experiment.precision == "fp16" else None
@@ -104,6 +93,7 @@ class Trainer:
                     self.after_step(reports[-1])
                     bar.set_postfix(loss=f"{reports[-1].loss:.3f}", refresh=False)
                     bar.update()
+        self.log.close()
         return reports
 
     def draws_of(self, batch: int, inner: int) -> list[int]:
@@ -157,7 +147,7 @@ class Trainer:
         last = finished == self.experiment.iterations
         if rank() != 0:
             return
-        self.log(report)
+        self.log.write(report)
         if last or finished % self.experiment.save_every == 0:
             save_state(
                 self.run_folder, finished, self.step.model, self.optimizer, self.scaler, self.experiment.to_dict()
@@ -165,17 +155,3 @@ class Trainer:
         if self.pictures is not None and (last or finished % self.experiment.picture_every == 0):
             self.pictures(finished)
             self.wrapped.train()
-
-    def log(self, report: StepReport) -> None:
-        """Append a line to ``log.jsonl``."""
-        self.run_folder.mkdir(parents=True, exist_ok=True)
-        line: dict[str, Any] = {
-            "step": report.step,
-            "loss": round(report.loss, 5),
-            "lr": report.learning_rate,
-            "gradient_norm": round(report.gradient_norm, 5),
-            "seconds": round(report.seconds, 3),
-            **{name: round(value, 5) for name, value in report.losses.items()},
-        }
-        with (self.run_folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")

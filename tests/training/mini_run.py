@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 import training.train
-from training.trainer import StepReport, Trainer
+from training.run_log import StepReport
+from training.trainer import Trainer
 
 
 def run(variant: str, kill_after: int, arguments: list[str]) -> int:

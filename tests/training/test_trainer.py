@@ -61,7 +61,7 @@ def test_kill_and_resume_equal_an_unbroken_run(
     mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path
 ) -> None:
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    assert training.train.main(arguments(mini_data, mini_frozen, unbroken)) == 0
+    assert training.train.main(arguments(mini_data, mini_frozen, unbroken, "--tensorboard")) == 0
     killed = start("label", 3, arguments(mini_data, mini_frozen, broken))
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
@@ -69,6 +69,7 @@ def test_kill_and_resume_equal_an_unbroken_run(
     assert training.train.main(arguments(mini_data, mini_frozen, broken)) == 1, "a run is not overwritten by mistake"
     assert training.train.main(arguments(mini_data, mini_frozen, broken, "--resume")) == 0
     assert log(broken) == log(unbroken)
+    assert list((unbroken / "tensorboard").glob("events.*"))
     assert sorted(log(unbroken)) == list(range(mini.iterations))
     first, second = (load_checkpoint(run / "checkpoint") for run in (unbroken, broken))
     assert first.training_vocabulary == ("sky", "grass", "lawn", "ball"), "a category without a segment stays unseen"

@@ -33,7 +33,7 @@ def experiment() -> Experiment:
                 iterations=600,
                 batch=4,
                 jitter=JitterOptions(target=256, crop=256, smallest=0.8, largest=1.2),
-                cached_views=1200,
+                cached_views=900,
             ),
         ),
         criterion=CriterionOptions(points=PointOptions(points=1024)),
