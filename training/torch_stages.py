@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odise_rt.backends.base import Device, StageFacts
+from odise_rt.backends.base import Backend, Device, StageFacts
 from odise_rt.backends.pool import StagePool
 from odise_rt.bundle import CONSTANTS_NAME, TOKENIZER_NAME, Bundle, StageEntry, StageFile
 from odise_rt.segmenter import Segmenter
@@ -148,13 +148,16 @@ class TorchBackend:
 
 
 @contextlib.contextmanager
-def torch_segmenter(model: Odise, tokenizer_json: str, training_vocabulary: Iterable[str]) -> Iterator[Segmenter]:
+def torch_segmenter(
+    model: Odise, tokenizer_json: str, training_vocabulary: Iterable[str], backend: Backend | None = None
+) -> Iterator[Segmenter]:
     """A :class:`Segmenter` that runs a PyTorch model, for the time of a ``with`` block.
 
     Args:
         model: in eval mode, on its device; ``model.structure`` chooses what is computed.
         tokenizer_json: of CLIP's text tower, as in a checkpoint.
         training_vocabulary: names and synonyms seen in training.
+        backend: runs the stages, e.g. to record them; ``None``: a :class:`TorchBackend` of the model.
     """
     facts = model_facts(model)
     with tempfile.TemporaryDirectory(prefix="odise-torch-") as folder:
@@ -173,7 +176,7 @@ def torch_segmenter(model: Odise, tokenizer_json: str, training_vocabulary: Iter
             digest="",
             verified=True,
         )
-        backend = TorchBackend(model)
+        backend = TorchBackend(model) if backend is None else backend
         stages = StagePool(backend, bundle, keep=frozenset(STAGES))
         # No disk cache: it is keyed by a graph's hash, and these weights have none.
         with Segmenter(bundle, backend, stages, TextEmbedder(bundle, stages, cache=None)) as segmenter:

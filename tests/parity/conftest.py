@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-import training  # noqa: F401  (prepares torch for the imports below)
 from tests.parity.recorded import VARIANTS
 from tests.parity.report import reference_runs
 from tests.parity.stages import Run

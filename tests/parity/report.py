@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-import training  # noqa: F401  (prepares torch for the imports below)
 from tests.parity.closed_form import write_released_files
 from tests.parity.recorded import VARIANTS, from_fixture, from_npz
 from tests.parity.stages import STAGES, Run, compare

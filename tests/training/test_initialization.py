@@ -25,5 +25,5 @@ def test_the_same_seed_gives_the_same_living_model_and_another_seed_another() ->
 
 
 def test_an_unknown_preset_is_named() -> None:
-    with pytest.raises(ConfigError, match="odise-large.*expected one of odise-sd1"):
+    with pytest.raises(ConfigError, match=r"odise-large.*expected one of odise-sd1"):
         random_checkpoint("odise-large", 0)

@@ -180,23 +180,25 @@ def uninitialised_model(config: OdiseConfig) -> Odise:
 
 
 class _NoRandomInitialisation(TorchFunctionMode):
-    """Leaves tensors as allocated where a constructor would fill them with random numbers."""
+    """Keeps constructors from drawing random numbers.
 
-    _SKIPPED = frozenset(
-        {
-            torch.Tensor.uniform_,
-            torch.Tensor.normal_,
-            torch.Tensor.erfinv_,
-            torch.nn.init.uniform_,
-            torch.nn.init.normal_,
-            torch.nn.init.kaiming_uniform_,
-        }
-    )
+    torch's usual initialisers do nothing. Where a tensor is filled directly, it becomes the centre of the distribution
+    instead: ``trunc_normal_`` draws until every number lies in its range, so it must not find what memory held.
+    """
+
+    _LEFT_ALONE = frozenset({torch.nn.init.uniform_, torch.nn.init.normal_, torch.nn.init.kaiming_uniform_})
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self._SKIPPED:
+        kwargs = kwargs or {}
+        if func in self._LEFT_ALONE:
             return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
+        if func is torch.Tensor.normal_:
+            return args[0].fill_(args[1] if len(args) > 1 else kwargs.get("mean", 0.0))
+        if func is torch.Tensor.uniform_:
+            low = args[1] if len(args) > 1 else kwargs.get("from", 0.0)
+            high = args[2] if len(args) > 2 else kwargs.get("to", 1.0)
+            return args[0].fill_((low + high) / 2)
+        return func(*args, **kwargs)
 
 
 def check_tokenizer(tokenizer_json: str, config: OdiseConfig, source: str) -> None:

@@ -39,7 +39,6 @@ _VAE_RESNET = {
 }
 _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 _OLD_DIFFUSERS_ATTENTION = {
-    "group_norm": "group_norm",
     "query": "to_q",
     "key": "to_k",
     "value": "to_v",
@@ -206,27 +205,31 @@ def _attention_as_linear(tensors: Tensors) -> Tensors:
 
 
 def _load_diffusers(root: Path, vae: nn.Module, unet: nn.Module, text: CLIPTextModel) -> list[PartReport]:
-    old_attention = {
-        f"{half}.mid_block.attentions.0.{their}": f"{half}.mid_block.attentions.0.{our}"
-        for half in ("encoder", "decoder")
-        for their, our in _OLD_DIFFUSERS_ATTENTION.items()
-    }
     reports = []
-    for folder, module, name, kind, table in (
-        ("vae", vae, "vae", "AutoencoderKL", KeyTable({"": "", **old_attention})),
-        ("unet", unet, "unet", "UNet2DConditionModel", KeyTable({"": ""})),
-        (
-            "text_encoder",
-            text,
-            "sd_text",
-            "CLIPTextModel",
-            KeyTable({"text_model": text_prefix(text)}, {"text_model.embeddings.position_ids": _COUNTED}),
-        ),
+    for folder, module, name, kind in (
+        ("vae", vae, "vae", "AutoencoderKL"),
+        ("unet", unet, "unet", "UNet2DConditionModel"),
+        ("text_encoder", text, "sd_text", "CLIPTextModel"),
     ):
         _check_diffusers_config(root / folder, kind)
         file = _diffusers_weights(root / folder)
+        table = _diffusers_table(name, file.tensors, text)
         reports.append(load_strict(module, file.tensors, table, source=str(file.path), name=name, advice=_ADVICE))
     return reports
+
+
+def _diffusers_table(name: str, tensors: Tensors, text: CLIPTextModel) -> KeyTable:
+    """Names are the module's own, but for what diffusers and transformers renamed over the years."""
+    if name == "sd_text":
+        theirs = "text_model" if any(key.startswith("text_model.") for key in tensors) else ""
+        position_ids = f"{theirs}.embeddings.position_ids".lstrip(".")
+        return KeyTable({theirs: text_prefix(text)}, {position_ids: _COUNTED})
+    names = {"": ""}
+    if name == "vae":
+        for half in ("encoder", "decoder"):
+            attention = f"{half}.mid_block.attentions.0"
+            names |= {f"{attention}.{their}": f"{attention}.{our}" for their, our in _OLD_DIFFUSERS_ATTENTION.items()}
+    return KeyTable(names)
 
 
 _DIFFUSERS_FILES = tuple(

@@ -74,6 +74,7 @@ _KINDS = (
     ("encoder.down_blocks.", "a diffusers VAE"),
     ("down_blocks.", "a diffusers UNet"),
     ("text_model.", "a transformers CLIP text encoder"),
+    ("embeddings.token_embedding.", "a transformers CLIP text encoder"),
 )
 
 
@@ -129,6 +130,8 @@ def _read_safetensors(path: Path) -> TensorFile:
 def _load(path: Path, file: Path | io.BytesIO) -> Any:
     """``torch.load`` that runs no code: unknown objects become placeholders, or an error if they may be code."""
     is_zip = zipfile.is_zipfile(file)
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
     foreign = get_unsafe_globals_in_checkpoint(file) if is_zip else []
     refused = sorted(name for name in foreign if not name.startswith(_FRAMEWORKS))
     if refused:

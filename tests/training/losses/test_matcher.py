@@ -39,10 +39,8 @@ def test_finds_the_cheapest_assignment() -> None:
                 - 2 * class_logits[image, query].softmax(0)[targets.labels[image, segment]]
             )
         cheapest = min(
-
-                sum(float(costs[q, s]) for s, q in enumerate(queries))
-                for queries in itertools.permutations(range(5), count)
-
+            sum(float(costs[q, s]) for s, q in enumerate(queries))
+            for queries in itertools.permutations(range(5), count)
         )
         chosen = matches.image == image
         total = costs[matches.query[chosen], matches.segment[chosen]].sum()

@@ -175,6 +175,7 @@ def test_text_warm_up_and_image_steps_lower_their_losses(
     assert set(logged) == {"region_loss", "scene_loss", "scale"}
 
 
+@pytest.mark.slow
 @pytest.mark.font
 def test_the_command_trains_evaluates_and_saves(
     sampler: CloseUpSampler, tokenizer: Tokenizer, scenes_root: Path, tmp_path: Path

@@ -110,6 +110,7 @@ def test_the_step_is_reproducible_and_the_sampler_obeys_the_prompt(
     assert size_of(tmp_path / "grid.png") == (256, 128)
 
 
+@pytest.mark.slow
 @pytest.mark.font
 def test_both_commands_train_and_save_diffusers_folders(
     sampler: CloseUpSampler, tokenizer: Tokenizer, scenes_root: Path, tmp_path: Path
