@@ -113,3 +113,7 @@ def _print_tensors(file: TensorFile, every: bool) -> None:
     for top, count in tensors.items():
         print(f"{top:24} {count:6} tensors {numbers[top]:15,} numbers")
     print(f"{'together':24} {len(file.tensors):6} tensors {numbers.total():15,} numbers")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
