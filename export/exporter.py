@@ -1,0 +1,257 @@
+"""One export from model to bundle: every stage written and compared with PyTorch, then the whole.
+
+Stages are worked on one after the other, and what one needed is released before the next, so the peak of memory is the
+model, its largest graph in ONNX Runtime, and that graph's activations.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxscript
+import torch
+from rich.console import Console
+
+from export.bundle_writer import BundleWriter, StageFiles
+from export.flops import StageFlops, count_flops
+from export.fusion import VARIANT, fuse_for_ort_cpu
+from export.onnx_from_stage import onnx_from_stage
+from export.precision import Precision, to_mixed_precision
+from export.progress import ExportProgress
+from export.report import ExportReport, StageRow
+from export.sources import Source
+from export.stages import StageGraph, stage_graphs
+from export.verify import (
+    VOCABULARIES,
+    Comparison,
+    Example,
+    ResultComparison,
+    compare_results,
+    compare_stage,
+    example_pictures,
+    run_example,
+)
+from export.weight_store import save_graph
+from odise_rt.bundle import Bundle
+from odise_rt.errors import ExportError
+from odise_rt.specs import STAGES
+from odise_rt.version import __version__
+from training.torch_stages import model_constants, model_facts
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export and how to check it."""
+
+    precision: Precision = "fp32"
+    """Inside the graphs; inputs and outputs are float32 in any case."""
+    stages: tuple[str, ...] = STAGES
+    """Fewer than all: only checked, no bundle is put in place."""
+    force: bool = False
+    """Replace a bundle that is there already."""
+    keep_going: bool = False
+    """After a stage that does not agree, go on with the others before failing."""
+    photo: np.ndarray | None = None
+    """uint8 (h, w, 3): checked on instead of the drawn picture."""
+    threads: int | None = None
+    """Inside an operator of ONNX Runtime; ``None``: its choice."""
+
+
+class Exporter:
+    """One export: the model, the writer and what was found so far."""
+
+    def __init__(self, source: Source, writer: BundleWriter, options: ExportOptions, progress: ExportProgress) -> None:
+        self.source = source
+        self.writer = writer
+        self.options = options
+        self.progress = progress
+        self.model = source.loaded.model
+        self.facts = model_facts(self.model)
+        self.failures: list[str] = []
+
+    def run(self) -> ExportReport:
+        """Write and verify everything; publishing is left to the caller.
+
+        Raises:
+            ExportError: something cannot be exported or does not agree with PyTorch.
+        """
+        started = time.perf_counter()
+        # Only its embedding of "" is needed from here on, and that is a constant.
+        self.model.drop_sd_text()
+        self.model.requires_grad_(False)
+        with self.progress.step("count operations"):
+            side = self.facts.window
+            flops = count_flops(self.model, self.facts, side, side)
+        with self.progress.step("run PyTorch on two pictures"):
+            pictures = example_pictures(self.facts, self.options.photo)
+            loaded = self.source.loaded
+            examples = [run_example(loaded, p, words) for p, words in zip(pictures, VOCABULARIES, strict=True)]
+        graphs = stage_graphs(self.model, self.facts)
+        rows = [self._stage(graphs[name], flops[name], examples) for name in STAGES if name in self.options.stages]
+        result = None
+        if self.options.stages == STAGES and not self.failures:
+            result = self._whole(examples[0])
+        if self.failures:
+            raise ExportError("not exported, the graphs do not agree with PyTorch:\n  " + "\n  ".join(self.failures))
+        return ExportReport(
+            name=loaded.config.name,
+            precision=self.options.precision,
+            image=(side, side),
+            rows=tuple(rows),
+            result=result,
+            seconds=time.perf_counter() - started,
+            peak_bytes=peak_memory(),
+            bundle_bytes=self.writer.size(),
+        )
+
+    def _stage(self, stage: StageGraph, flops: StageFlops, examples: list[Example]) -> StageRow:
+        """Export one stage in all its forms and compare each with PyTorch."""
+        started = time.perf_counter()
+        name, precision = stage.name, self.options.precision
+        notes: dict[str, Any] = {}
+        with self.progress.step(f"{name}: trace and translate"):
+            exported = onnx_from_stage(stage)
+            model = exported.model
+        if precision == "fp16":
+            with self.progress.step(f"{name}: mixed precision"):
+                report = to_mixed_precision(model)
+                notes["precision"] = report.to_dict()
+            kept = ", ".join(f"{count} for {rule}" for rule, count in report.kept.items())
+            self.progress.note(f"{sum(report.fp16.values())} nodes in fp16; in float32 {kept}")
+        store = self.writer.weights(stage.weight_file)
+        files = StageFiles(stage.spec, store, exported.parameters, {"official": flops.official, "pruned": flops.pruned})
+        nodes = {"portable": len(model.graph)}
+        with self.progress.step(f"{name}: write"):
+            path = self.writer.graphs / files.graph()
+            save_graph(model, path, store)
+            check_graph(path, name)
+        if precision == "fp32":
+            counts = fuse_for_ort_cpu(model)
+            if counts:
+                variant_path = self.writer.graphs / files.graph(VARIANT)
+                save_graph(model, variant_path, store)
+                check_graph(variant_path, name)
+                files.variants.append(VARIANT)
+                nodes[VARIANT] = len(model.graph)
+                notes["fusion"] = {"attention": counts.attention, "winograd": counts.winograd}
+                self.progress.note(f"for ONNX Runtime on CPU: {counts}")
+        del model, exported
+        gc.collect()
+        self.writer.stages[name] = files
+        comparisons: list[Comparison] = []
+        for form in nodes:
+            with self.progress.step(f"{name}: compare {form}"):
+                graph = self.writer.graphs / files.graph(None if form == "portable" else form)
+                comparisons += compare_stage(graph, stage.spec, form, precision, examples, self.options.threads)
+            gc.collect()
+        self._judge(comparisons)
+        on_disk = [self.writer.graphs / files.graph(None if form == "portable" else form) for form in nodes]
+        return StageRow(
+            stage=name,
+            parameters=files.parameters,
+            nodes=nodes,
+            flops=flops,
+            seconds=time.perf_counter() - started,
+            file_bytes=sum(p.stat().st_size for p in (*on_disk, store.path)),
+            notes=notes,
+            comparisons=tuple(comparisons),
+        )
+
+    def _judge(self, comparisons: Sequence[Comparison]) -> None:
+        failed = [
+            f"{c.stage} ({c.form}): {c.output} is off by at most {c.relative_max:.2e} and on average "
+            f"{c.relative_mean:.2e} of its scale, for {c.shapes}"
+            for c in comparisons
+            if not c.passed
+        ]
+        self.failures += failed
+        if failed and not self.options.keep_going:
+            raise ExportError(
+                "not exported, a graph does not agree with PyTorch (bounds: export/tolerances.py):\n  "
+                + "\n  ".join(failed)
+            )
+
+    def _whole(self, example: Example) -> ResultComparison:
+        """Complete the bundle and compare the runtime on it with the runtime on PyTorch."""
+        loaded, writer = self.source.loaded, self.writer
+        with self.progress.step("write manifest"):
+            writer.write_constants(model_constants(self.model))
+            writer.write_tokenizer(loaded.tokenizer_json)
+            writer.write_manifest(
+                self.facts,
+                {
+                    "name": loaded.config.name,
+                    "producer": {
+                        "odise_rt": __version__,
+                        "torch": torch.__version__,
+                        "onnx": onnx.__version__,
+                        "onnxscript": onnxscript.__version__,
+                    },
+                    "precision": self.options.precision,
+                    "created_from": self.source.created_from,
+                    "training_vocabulary": list(loaded.training_vocabulary),
+                    "config": loaded.config.to_dict(),
+                },
+            )
+            Bundle.open(writer.folder)
+        with self.progress.step("segment a picture with the bundle"):
+            found = compare_results(writer.folder, self.options.precision, example, self.options.threads)
+        if not found.passed:
+            self.failures.append(
+                f"end to end: {found.panoptic:.4%} of pixels in the same segment and {found.semantic:.4%} in the same "
+                "class as in PyTorch (bounds: RESULT_AGREEMENT in export/tolerances.py)"
+            )
+        return found
+
+
+def check_graph(path: Path, stage: str) -> None:
+    """Run ONNX's own checks on a graph file.
+
+    Raises:
+        ExportError: the graph is not valid ONNX.
+    """
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as exc:  # checker and shape inference raise types of their own
+        raise ExportError(f"stage {stage}: {path.name} is not valid ONNX: {str(exc)[:400]}") from exc
+
+
+def build_bundle(source: Source, out: Path, options: ExportOptions, console: Console) -> ExportReport:
+    """Export a model.
+
+    Args:
+        source: the model. Its diffusion text encoder is dropped.
+        out: the bundle's folder.
+        options: precision, checks and so on.
+        console: shows progress and the table.
+
+    Raises:
+        ExportError: nothing was put in place, and why.
+    """
+    whole = options.stages == STAGES
+    forms = 4 if options.precision == "fp32" else 3
+    steps = 2 + (1 + forms) * len(options.stages) + (2 if whole else 0)
+    with BundleWriter(out, options.force) as writer, ExportProgress(steps, console) as progress:
+        report = Exporter(source, writer, options, progress).run()
+        if whole:
+            writer.write_report(report.to_dict(), report.markdown())
+            writer.publish()
+    console.print(report.table())
+    for sentence in report.totals():
+        console.print(sentence, highlight=False, soft_wrap=True)
+    return report
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,70 @@
+"""Where the model of an export comes from, and a description of it that depends on its content alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from odise_rt.bundle import file_sha256
+from odise_rt.errors import CheckpointError
+from odise_rt.vocabulary import Vocabulary
+from training.checkpoints import LoadedCheckpoint, load_checkpoint, load_released
+from training.config import preset
+from training.initialization import random_checkpoint
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loaded model and the facts that bundle.json records of it."""
+
+    loaded: LoadedCheckpoint
+    created_from: dict[str, Any]
+    """Kind, and SHA-256 of every file, by file name; no path and no time."""
+
+
+def from_checkpoint(path: Path) -> Source:
+    """Read a checkpoint directory of this project.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    loaded = load_checkpoint(path)
+    files = {p.name: file_sha256(p) for p in sorted(path.iterdir()) if p.suffix in (".json", ".safetensors")}
+    return Source(loaded, {"kind": "checkpoint", "files": files})
+
+
+def from_released(config_name: str, odise: Path, stable_diffusion: Path, clip: Path) -> Source:
+    """Read the published files.
+
+    Args:
+        config_name: size and variant that they have.
+        odise: ``odise_*.pth``.
+        stable_diffusion: ``sd-v1-*.ckpt`` or a diffusers directory.
+        clip: OpenAI's ``.pt`` or an open_clip checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing, of another kind or of another size.
+    """
+    for path in (odise, stable_diffusion, clip):
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist: check the path")
+    # The released models saw the 133 classes of COCO, with all their synonyms.
+    seen = Vocabulary.builtin("coco").words
+    loaded = load_released(
+        preset(config_name), odise=odise, stable_diffusion=stable_diffusion, clip=clip, training_vocabulary=seen
+    )
+    hashes: dict[str, str] = {}
+    for path in (odise, stable_diffusion, clip):
+        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        hashes |= {str(p.relative_to(path.parent)): file_sha256(p) for p in inside}
+    return Source(loaded, {"kind": "released", "config": config_name, "files": hashes})
+
+
+def from_random(config_name: str, seed: int) -> Source:
+    """Make a preset with random weights, for tests of scale.
+
+    Raises:
+        ConfigError: an unknown preset.
+    """
+    return Source(random_checkpoint(config_name, seed), {"kind": "random", "config": config_name, "seed": seed})

@@ -1,0 +1,60 @@
+"""How far an exported graph may be from PyTorch: one table, used by every export and by the tests.
+
+Errors are relative to the scale of the tensor, its largest absolute value in PyTorch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from export.precision import Precision
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Bounds for the outputs of one stage."""
+
+    max: float
+    """Largest error over the scale."""
+    mean: float
+    """Mean error over the scale."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Bounds for whole results on an image."""
+
+    panoptic: float
+    """Share of pixels that must belong to the same segment."""
+    semantic: float
+    """Share of pixels that must get the same class."""
+    reason: str
+
+
+_ROUNDING = "float32 sums in another order, and Winograd products, which round ten times as much as direct sums"
+_MASKS = (
+    "attention masks and mask pooling cut at a logit of zero: a pixel whose logit is within rounding of zero may fall "
+    "on the other side, and then moves one query visibly; the mean bounds how many do"
+)
+_HALF = "products of fp16 numbers (11 bits), accumulated over the depth of the network"
+
+STAGE_TOLERANCES: dict[tuple[str, Precision], Tolerance] = {
+    ("clip_image", "fp32"): Tolerance(1e-4, 1e-5, _ROUNDING),
+    ("unet_tap", "fp32"): Tolerance(2e-4, 2e-5, _ROUNDING),
+    ("mask_decoder", "fp32"): Tolerance(3e-2, 1e-4, _MASKS),
+    ("clip_mask", "fp32"): Tolerance(1e-2, 1e-4, "a patch on the edge of a mask may become visible; see mask_decoder"),
+    ("clip_text", "fp32"): Tolerance(1e-4, 1e-5, _ROUNDING),
+    ("clip_image", "fp16"): Tolerance(1e-2, 2e-3, _HALF),
+    ("unet_tap", "fp16"): Tolerance(5e-2, 5e-3, _HALF),
+    ("mask_decoder", "fp16"): Tolerance(3e-1, 1e-2, _MASKS),
+    ("clip_mask", "fp16"): Tolerance(5e-2, 2e-3, _HALF),
+    ("clip_text", "fp16"): Tolerance(1e-2, 2e-3, _HALF),
+}
+"""Stage and precision inside the graph to bounds."""
+
+RESULT_AGREEMENT: dict[Precision, Agreement] = {
+    "fp32": Agreement(0.999, 0.999, "the bound that parity with the official implementation has to meet, too"),
+    "fp16": Agreement(0.97, 0.97, "borders between segments move by a pixel; whole segments must not change"),
+}
+"""Precision to bounds for the runtime on the bundle against the runtime on PyTorch."""

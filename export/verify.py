@@ -1,0 +1,269 @@
+"""Compares exported graphs with PyTorch: stage by stage on real inputs, then the whole way from pixels to segments.
+
+Real inputs are those that a stage gets when PyTorch segments a picture, because random ones exercise neither the range
+of activations nor the thresholds. Two pictures of different sizes tell a symbolic dimension from a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from export.precision import Precision
+from export.tolerances import RESULT_AGREEMENT, STAGE_TOLERANCES
+from export.verification_images import landscape
+from odise_rt.backends.base import Device, Stage, StageFacts
+from odise_rt.backends.ort import import_onnxruntime
+from odise_rt.bundle import Bundle
+from odise_rt.errors import ExportError
+from odise_rt.options import SegmentOptions
+from odise_rt.results import PanopticResult
+from odise_rt.segmenter import Segmenter
+from odise_rt.specs import ModelFacts, StageSpec
+from odise_rt.vocabulary import Vocabulary
+from training.checkpoints import LoadedCheckpoint
+from training.torch_stages import TorchBackend, model_facts, torch_segmenter
+
+Arrays = Mapping[str, np.ndarray]
+
+VOCABULARIES = (
+    "sky; grass, meadow; house, building; window; sun; road, path; tree, trees; person; purple elephant balloon",
+    "sky; ground; tree",
+)
+"""Words for the two pictures, of different numbers."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture with PyTorch's answer, and what every stage got and gave on the way."""
+
+    pixels: np.ndarray
+    vocabulary: Vocabulary
+    options: SegmentOptions
+    result: PanopticResult
+    inputs: dict[str, Arrays]
+    """Stage to the inputs of its first call."""
+    outputs: dict[str, Arrays]
+    """Stage to what PyTorch made of them."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One output of one graph on one example. Errors are absolute."""
+
+    stage: str
+    form: str
+    """"portable", or the variant's key."""
+    shapes: str
+    output: str
+    scale: float
+    max_error: float
+    mean_error: float
+    passed: bool
+
+    @property
+    def relative_max(self) -> float:
+        """Largest error over the scale."""
+        return self.max_error / max(self.scale, 1e-30)
+
+    @property
+    def relative_mean(self) -> float:
+        """Mean error over the scale."""
+        return self.mean_error / max(self.scale, 1e-30)
+
+
+@dataclass(frozen=True)
+class ResultComparison:
+    """The runtime on a bundle beside the runtime on PyTorch."""
+
+    panoptic: float
+    """Share of pixels in the same segment, in [0, 1]."""
+    semantic: float
+    """Share of pixels with the same class."""
+    segments: tuple[int, int]
+    """Segments that PyTorch and the bundle found."""
+    seconds: dict[str, float]
+    """Of the run on the bundle, by step."""
+    passed: bool
+
+
+class _Recording:
+    """A stage that keeps its first inputs and outputs."""
+
+    def __init__(self, stage: Stage, name: str, inputs: dict[str, Arrays], outputs: dict[str, Arrays]) -> None:
+        self._stage, self._name, self._inputs, self._outputs = stage, name, inputs, outputs
+
+    @property
+    def facts(self) -> StageFacts:
+        return self._stage.facts
+
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        outputs = self._stage.run(inputs)
+        if self._name not in self._inputs:
+            self._inputs[self._name] = {name: array.copy() for name, array in inputs.items()}
+            self._outputs[self._name] = {name: array.copy() for name, array in outputs.items()}
+        return outputs
+
+    def close(self) -> None:
+        self._stage.close()
+
+
+@dataclass
+class _RecordingBackend:
+    """PyTorch, with every stage recorded."""
+
+    inner: TorchBackend
+    inputs: dict[str, Arrays] = field(default_factory=dict)
+    outputs: dict[str, Arrays] = field(default_factory=dict)
+
+    @property
+    def device(self) -> Device:
+        return self.inner.device
+
+    @property
+    def description(self) -> str:
+        return self.inner.description
+
+    def windows_per_batch(self, side: int) -> int:
+        return self.inner.windows_per_batch(side)
+
+    def load(self, bundle: Bundle, stage: str) -> _Recording:
+        return _Recording(self.inner.load(bundle, stage), stage, self.inputs, self.outputs)
+
+
+def example_pictures(facts: ModelFacts, photo: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Two pictures: one window exactly, and an odd size with two smaller windows that need resizing and padding.
+
+    Args:
+        facts: of the model; they decide the sizes.
+        photo: takes the place of the drawing in the first picture, in whatever size it has.
+    """
+    window, divisor = facts.window, facts.size_divisor
+    low = max(window - divisor, divisor)
+    return (
+        landscape(window, window) if photo is None else photo,
+        landscape(low - divisor // 4, low + divisor - divisor // 8, seed=1),
+    )
+
+
+def run_example(loaded: LoadedCheckpoint, pixels: np.ndarray, words: str) -> Example:
+    """Segment a picture in PyTorch and record every stage.
+
+    Args:
+        loaded: the model.
+        pixels: uint8 ``(h, w, 3)``; the network sees it at its own size if it is smaller than the model's test size.
+        words: in the syntax of :meth:`Vocabulary.parse`.
+    """
+    facts = model_facts(loaded.model)
+    edge = min(pixels.shape[:2])
+    # Without an overlap threshold most pixels get a segment even from a model that was never trained.
+    options = SegmentOptions(
+        outputs=("panoptic", "semantic"),
+        overlap_threshold=0.0,
+        short_edge=min(edge, facts.test_short_edge),
+        windows_per_batch=2,
+    )
+    vocabulary = Vocabulary.parse(words)
+    backend = _RecordingBackend(TorchBackend(loaded.model))
+    with torch_segmenter(loaded.model, loaded.tokenizer_json, loaded.training_vocabulary, backend) as segmenter:
+        result = segmenter.segment(pixels, vocabulary, options)
+    return Example(pixels, vocabulary, options, result, backend.inputs, backend.outputs)
+
+
+def compare_stage(
+    graph: Path, spec: StageSpec, form: str, precision: Precision, examples: list[Example], threads: int | None = None
+) -> list[Comparison]:
+    """Run one graph in ONNX Runtime on the CPU beside what PyTorch gave.
+
+    Args:
+        graph: its file.
+        spec: of the stage.
+        form: for the report.
+        precision: chooses the tolerance.
+        examples: from :func:`run_example`.
+        threads: inside an operator; ``None``: ONNX Runtime's choice.
+
+    Raises:
+        ExportError: ONNX Runtime refuses the graph or fails to run it.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    names = [tensor.name for tensor in spec.outputs]
+    comparisons = []
+    try:
+        session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        for example in examples:
+            found = session.run(names, dict(example.inputs[spec.name]))
+            shapes = ", ".join(f"{k} {'x'.join(map(str, v.shape))}" for k, v in example.inputs[spec.name].items())
+            for name, array in zip(names, found, strict=True):
+                expected = example.outputs[spec.name][name]
+                comparisons.append(_compare(spec.name, form, precision, shapes, name, array, expected))
+    except Exception as exc:  # the bindings raise many unrelated types
+        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        raise ExportError(
+            f"stage {spec.name} ({form}): ONNX Runtime {ort.__version__} does not run {graph.name}: {reason[:300]}"
+        ) from exc
+    return comparisons
+
+
+def _compare(
+    stage: str, form: str, precision: Precision, shapes: str, output: str, found: np.ndarray, expected: np.ndarray
+) -> Comparison:
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        raise ExportError(
+            f"stage {stage} ({form}): {output} is {found.dtype} {found.shape}, PyTorch gives {expected.dtype} "
+            f"{expected.shape} for {shapes}: a symbolic dimension became a constant"
+        )
+    tolerance = STAGE_TOLERANCES[stage, precision]
+    error = np.abs(found.astype(np.float64) - expected)
+    scale, largest, mean = float(np.abs(expected).max()), float(error.max()), float(error.mean())
+    # NaN compares as False: a graph that gives NaN fails.
+    passed = largest <= tolerance.max * scale and mean <= tolerance.mean * scale
+    return Comparison(stage, form, shapes, output, scale, largest, mean, bool(passed))
+
+
+def compare_results(
+    bundle: Path, precision: Precision, example: Example, threads: int | None = None
+) -> ResultComparison:
+    """Segment the example's picture with the runtime on a bundle, as a user would.
+
+    Args:
+        bundle: its folder.
+        precision: chooses the bounds.
+        example: from :func:`run_example`.
+        threads: inside an operator; ``None``: the runtime's choice.
+    """
+    # One graph in memory at a time: the PyTorch model is there as well.
+    with Segmenter.load(bundle, device="cpu", threads=threads, low_memory=True, disk_cache=False) as segmenter:
+        found = segmenter.segment(example.pixels, example.vocabulary, example.options)
+    expected = example.result
+    assert found.semantic_map is not None
+    assert expected.semantic_map is not None
+    panoptic = panoptic_agreement(expected, found)
+    semantic = float((found.semantic_map == expected.semantic_map).mean())
+    bounds = RESULT_AGREEMENT[precision]
+    passed = panoptic >= bounds.panoptic and semantic >= bounds.semantic
+    segments = (len(expected.segments), len(found.segments))
+    return ResultComparison(panoptic, semantic, segments, dict(found.facts.seconds), passed)
+
+
+def panoptic_agreement(expected: PanopticResult, found: PanopticResult) -> float:
+    """Share of pixels in the same segment: same class, and the segment that overlaps most, each taken once."""
+    ours, theirs = found.segment_map.ravel(), expected.segment_map.ravel()
+    pairs, counts = np.unique(np.stack([theirs, ours]), axis=1, return_counts=True)
+    our_class = {segment.id: segment.class_index for segment in found.segments} | {0: -1}
+    their_class = {segment.id: segment.class_index for segment in expected.segments} | {0: -1}
+    agreeing, taken_theirs, taken_ours = 0, set(), set()
+    for index in np.argsort(-counts, kind="stable"):
+        their_id, our_id = int(pairs[0, index]), int(pairs[1, index])
+        same = their_class[their_id] == our_class[our_id]
+        if same and their_id not in taken_theirs and our_id not in taken_ours:
+            taken_theirs.add(their_id)
+            taken_ours.add(our_id)
+            agreeing += int(counts[index])
+    return agreeing / ours.size
