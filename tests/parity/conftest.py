@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.parity.recorded import VARIANTS
+from tests.parity.reference_run import Run
 from tests.parity.report import reference_runs
-from tests.parity.stages import Run
 
 
 @pytest.fixture(scope="session")

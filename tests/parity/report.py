@@ -15,7 +15,8 @@ import torch
 
 from tests.parity.closed_form import write_released_files
 from tests.parity.recorded import VARIANTS, from_fixture, from_npz
-from tests.parity.stages import STAGES, Run, compare
+from tests.parity.reference_run import Run
+from tests.parity.stages import STAGES, compare
 from tests.parity.whole_image import Agreement, agreement, from_raw_image, from_recorded_masks
 from training.checkpoints import load_released
 from training.config import preset

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tests.parity.stages import STAGES, Arrays, Run, compare, implicit_captioner, mask_clip, unet_taps
+from tests.parity.reference_run import Run
+from tests.parity.stages import STAGES, Arrays, compare, implicit_captioner, mask_clip, unet_taps
 
 TOLERANCE = 1e-4
 """Largest error over largest magnitude. Float32 takes 1e-6 of it, the fixture's own rounding up to 7e-5."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parity.stages import Run
+from tests.parity.reference_run import Run
 from tests.parity.whole_image import Agreement, agreement, from_raw_image, from_recorded_masks
 from training.models.odise import Structure
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from odise_rt.options import SegmentOptions
 from odise_rt.postprocessing import find_instances, merge_panoptic, semantic_map
-from tests.parity.stages import UNSEEN, Run, recorded_probabilities
+from tests.parity.reference_run import UNSEEN, Run
+from tests.parity.stages import recorded_probabilities
 from training.torch_stages import torch_segmenter
 
 THRESHOLD = 0.0
