@@ -23,6 +23,8 @@ from training.data.sticker_world.textures import draw_texture
 
 MIP_SIDES = (128, 64, 32)
 TEXTURE_SIDE = 256
+COLLAGE_LOG_SCALES = (math.log(36 / 256), math.log(130 / 256))
+"""Range of the longer side of a thing in a collage, as in the scenes, of which it is drawn log-uniformly."""
 PHOTO_TEMPLATE = "a photo of a {}."
 """The prompt that mask classification uses; most captions of close-ups have its form."""
 
@@ -123,7 +125,8 @@ class CloseUpSampler:
     ) -> tuple[Tensor, Tensor]:
         """Paste one thing into each picture; returns the pictures and the things' boxes."""
         count, side = len(canvas), canvas.shape[-1]
-        mip_side = min((mip for mip in MIP_SIDES if mip >= 0.8 * side), default=MIP_SIDES[0])
+        wanted = 0.8 * side * float(scale.max())
+        mip_side = min((mip for mip in MIP_SIDES if mip >= wanted), default=MIP_SIDES[0])
         sprites = self._mips[mip_side][things]
         angle = np.where(rng.random(count) < 0.85, rng.normal(0, 16, count), rng.uniform(-90, 90, count))
         radians = torch.from_numpy(np.deg2rad(angle)).float().to(self.device)
@@ -222,6 +225,35 @@ class CloseUpSampler:
             torch.from_numpy(grounds + things),
             boxes,
         )
+
+    def collage(
+        self, things: np.ndarray, grounds: np.ndarray, side: int, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw small scenes: a texture above another, a thing in each quarter, neighbours overlapping a little.
+
+        Args:
+            things: Integer (N, 4), indices of things in ``all_nouns()``.
+            grounds: Integer (N, 2), indices of the upper and the lower texture.
+            side: Pixels of a picture.
+            rng: Source of every choice.
+
+        Returns:
+            Pictures (N, 3, side, side) in [0, 1], boxes of the things (N, 4, 4) as shares of the side, and the height
+            (N,) at which the lower texture begins, as a share too.
+        """
+        count = len(things)
+        upper, lower = (self._ground(torch.from_numpy(column - len(self.things)), side, rng) for column in grounds.T)
+        horizon = torch.from_numpy(rng.uniform(0.25, 0.75, count)).float().to(self.device)
+        rows = (torch.arange(side, device=self.device) + 0.5) / side
+        canvas = torch.where((rows[None] < horizon[:, None])[:, None, :, None], upper, lower)
+        boxes = torch.zeros(count, 4, 4, device=self.device)
+        for quarter in rng.permutation(4).tolist():
+            corner = np.array([quarter % 2, quarter // 2]) * 0.5
+            centre = torch.from_numpy(corner + rng.uniform(0.05, 0.45, (count, 2))).float().to(self.device)
+            scale = torch.from_numpy(np.exp(rng.uniform(*COLLAGE_LOG_SCALES, count))).float().to(self.device)
+            thing = torch.from_numpy(things[:, quarter]).to(self.device)
+            canvas, boxes[:, quarter] = self._paste(canvas, thing, scale, centre, rng)
+        return self._develop(canvas, rng), boxes, horizon
 
     def _develop(self, canvas: Tensor, rng: np.random.Generator) -> Tensor:
         """Light, tint and noise."""

@@ -15,17 +15,11 @@ from torch.nn import functional as F
 
 from training.config import ClipConfig
 from training.data.sticker_world.nouns import all_nouns
-from training.pretrain.clip import (
-    ClipTrainer,
-    build_clip,
-    contrast,
-    draw_mosaics,
-    encode_images,
-    encode_tokens,
-    main,
-    normalise,
-)
+from training.models.frozen import build_clip
+from training.pretrain.clip import ClipTrainer, contrast, main
+from training.pretrain.clip_forward import encode_images, encode_tokens, normalise
 from training.pretrain.closeups import CloseUpSampler, caption
+from training.pretrain.regions import draw_collages, draw_mosaics
 from training.pretrain.scene_bank import SceneBank
 from training.pretrain.tokenizer import encode_texts
 
@@ -129,6 +123,24 @@ def test_the_ground_of_a_large_tile_is_what_the_thing_leaves(sampler: CloseUpSam
 
 
 @pytest.mark.font
+def test_collages_know_where_their_things_and_grounds_are(sampler: CloseUpSampler, clip_config: ClipConfig) -> None:
+    collage = draw_collages(sampler, 6, clip_config, np.random.default_rng(6), scatter=False)
+    assert collage.images.shape == (6, 3, 128, 128)
+    assert collage.visible.shape == (6, 6, 256)
+    assert (collage.nouns[:, :4] < 258).all()
+    assert (collage.nouns[:, 4:] >= 258).all()
+    assert (collage.nouns[:, 4] != collage.nouns[:, 5]).all()
+    grid = collage.visible.view(6, 6, 16, 16)
+    rows = torch.arange(16)[:, None].float()
+    for upper, lower in grid[:, 4:]:
+        assert (rows * upper).sum() / upper.sum() < (rows * lower).sum() / lower.sum()
+    assert (collage.visible[:, :4].sum(-1) < 150).all()
+    holed = draw_collages(sampler, 6, clip_config, np.random.default_rng(6)).visible
+    assert holed.sum() < collage.visible.sum()
+    assert holed.any(-1).all()
+
+
+@pytest.mark.font
 def test_close_ups_show_the_noun_inside_its_box(sampler: CloseUpSampler) -> None:
     nouns = np.arange(0, 258, 8)
     rng = np.random.default_rng(1)
@@ -165,10 +177,10 @@ def test_text_warm_up_and_image_steps_lower_their_losses(
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.7 * before
-    first = trainer.loss(0, 1, 2, 2)[0].item()
+    first = trainer.loss(0, 1, 1, 2, 2)[0].item()
     for _ in range(12):
         optimizer.zero_grad()
-        loss, logged = trainer.loss(0, 1, 2, 2)
+        loss, logged = trainer.loss(0, 1, 1, 2, 2)
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.8 * first
@@ -183,7 +195,20 @@ def test_the_command_trains_evaluates_and_saves(
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     out = tmp_path / "clip"
     arguments = ["--scenes", str(scenes_root), "--tokenizer", str(tmp_path / "tokenizer.json"), "--out", str(out)]
-    sizes = ["--mosaics", "1", "--close-ups", "1", "--scene-batch", "2", "--evaluate-rounds", "1", "--text-steps", "1"]
+    sizes = [
+        "--mosaics",
+        "1",
+        "--collages",
+        "1",
+        "--close-ups",
+        "1",
+        "--scene-batch",
+        "2",
+        "--evaluate-rounds",
+        "1",
+        "--text-steps",
+        "1",
+    ]
     assert main([*arguments, *sizes, "--steps", "3"]) == 0
     weights = load_file(out / "model.safetensors")
     assert weights["visual.conv1.weight"].shape == (128, 3, 8, 8)
