@@ -244,8 +244,11 @@ class Segmenter:
                     "noise": self._constants["noise"],
                     "null_text_embedding": self._constants["null_text_embedding"],
                 }
-                stitcher.add(unet_tap.run(inputs))
-        watch.lap("unet_tap")
+                features = unet_tap.run(inputs)
+                watch.lap("unet_tap")
+                stitcher.add(features)
+                del features
+                watch.lap("stitch")
         levels = stitcher.finish()
         watch.lap("stitch")
         return levels
@@ -358,7 +361,7 @@ class Segmenter:
 
 
 class _Stopwatch:
-    """Wall-clock seconds between laps."""
+    """Wall-clock seconds of each step; a step of several laps adds up."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -366,7 +369,7 @@ class _Stopwatch:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.seconds[name] = now - self._last
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
 
 

@@ -27,6 +27,11 @@ PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExec
 VARIANTS: dict[Device, str] = {"cpu": "ort-cpu", "cuda": "ort-cuda"}
 """Graphs of a bundle that are preferred over the portable ones, by device."""
 
+LARGE_STAGE_BYTES = 256 << 20
+"""From this size of graph and weights on, a stage gives its working memory back after each run. For large models the
+peak then is that of the hungriest stage instead of all of them together, and asking the system again costs next to
+nothing beside the run; for small ones it would be a fifth of it."""
+
 # An ONNX model of one Identity, float32 (1,) -> (1,), opset 13: enough to learn whether a provider really works.
 _PROBE_MODEL = bytes.fromhex(
     "08083a3b0a100a017812017922084964656e74697479120570726f62655a0f0a0178120a0a08080112040a020801"
@@ -128,20 +133,32 @@ class OrtBackend:
             load_seconds=time.perf_counter() - started,
         )
         logger.info("stage %s: %s on %s, loaded in %.2f s", stage, facts.engine, provider, facts.load_seconds)
-        return OrtStage(session, bundle.stages[stage].spec, facts)
+        files = [file.path, *(bundle.root / extra for extra in file.extra_files)]
+        run_options = None
+        if self.device == "cpu" and sum(f.stat().st_size for f in files) >= LARGE_STAGE_BYTES:
+            run_options = self._ort.RunOptions()
+            run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return OrtStage(session, bundle.stages[stage].spec, facts, run_options)
 
     def _session_options(self) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3  # what matters below errors is checked and logged here
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
+        # Every session has threads of its own: those of a stage that is done must not spin while the next one runs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         return options
 
 
 class OrtStage:
     """One ONNX Runtime session. Safe to share between threads."""
 
-    def __init__(self, session: Any, spec: StageSpec, facts: StageFacts) -> None:
+    def __init__(self, session: Any, spec: StageSpec, facts: StageFacts, run_options: Any = None) -> None:
+        """Wrap a session; ``run_options`` are ONNX Runtime's, for every run.
+
+        Raises:
+            BackendError: the graph has other inputs or outputs than the spec.
+        """
         found = {v.name for v in session.get_inputs()}, {v.name for v in session.get_outputs()}
         wanted = {t.name for t in spec.inputs}, {t.name for t in spec.outputs}
         if found != wanted:
@@ -151,6 +168,7 @@ class OrtStage:
             )
         self._session = session
         self._spec = spec
+        self._run_options = run_options
         self._outputs = [t.name for t in spec.outputs]
         self.facts = facts
 
@@ -161,7 +179,7 @@ class OrtStage:
         if session is None:
             raise BackendError(f"stage {self._spec.name} is closed: load the segmenter again")
         try:
-            outputs = session.run(self._outputs, dict(inputs))
+            outputs = session.run(self._outputs, dict(inputs), self._run_options)
         except Exception as exc:
             shapes = ", ".join(f"{k} {v.shape}" for k, v in inputs.items())
             raise _translate(exc, f"stage {self._spec.name} failed on {shapes}") from exc

@@ -151,6 +151,18 @@ def test_silent_fallback_of_a_session_is_an_error(label_bundle: Path, monkeypatc
         backend.load(Bundle.open(label_bundle), "clip_image")
 
 
+def test_large_stages_give_memory_back_and_agree(label_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = {"windows": np.random.default_rng(0).random((2, 3, 64, 64), np.float32)}
+    bundle = Bundle.open(label_bundle)
+    small = OrtBackend("cpu", 1).load(bundle, "clip_image")
+    monkeypatch.setattr(ort, "LARGE_STAGE_BYTES", 1)
+    large = OrtBackend("cpu", 1).load(bundle, "clip_image")
+    assert small._run_options is None
+    assert large._run_options is not None
+    for _ in range(2):
+        assert np.array_equal(large.run(inputs)["image_embedding"], small.run(inputs)["image_embedding"])
+
+
 def test_threads_are_reported() -> None:
     assert "3 threads" in open_backend("cpu", threads=3).description
 
