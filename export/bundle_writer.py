@@ -82,6 +82,7 @@ class BundleWriter:
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             _remove_abandoned(self.out)
+            self._check_place()
             self.folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=_PARTIAL, dir=self.out.parent))
             self.folder.chmod(0o755)
             self._lock = os.open(self.folder, os.O_RDONLY)

@@ -42,13 +42,14 @@ class FusionCounts:
         return f"{self.attention} attentions fused, {self.winograd} convolutions as Winograd products"
 
 
-def fuse_for_ort_cpu(model: ir.Model) -> FusionCounts:
+def fuse_for_ort_cpu(model: ir.Model, winograd: bool = True) -> FusionCounts:
     """Rewrite a portable float32 graph for ONNX Runtime's CPU provider. In place.
 
     Args:
         model: as :func:`export.onnx_from_stage.onnx_from_stage` makes it, static shapes still attached.
+        winograd: whether convolutions are rewritten too.
     """
-    counts = FusionCounts(attention=fuse_attention(model), winograd=apply_winograd(model))
+    counts = FusionCounts(attention=fuse_attention(model), winograd=apply_winograd(model) if winograd else 0)
     remove_unread(model.graph)
     return counts
 

@@ -1,0 +1,166 @@
+"""A bundle appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.bundle_writer import BundleWriter
+from odise_rt.bundle import MANIFEST_NAME
+from odise_rt.errors import ExportError
+
+
+def _fill(writer: BundleWriter, text: str = "new") -> None:
+    (writer.folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+    (writer.graphs / "a.onnx").write_bytes(b"graph")
+
+
+def _export(out: Path, text: str, force: bool = False) -> None:
+    with BundleWriter(out, force) as writer:
+        _fill(writer, text)
+        writer.publish()
+
+
+def _found(out: Path) -> str:
+    return (out / MANIFEST_NAME).read_text(encoding="utf-8")
+
+
+def test_publishes_whole_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "bundle"
+    _export(out, "one")
+    assert _found(out) == "one"
+    assert (out / "onnx" / "a.onnx").read_bytes() == b"graph"
+    assert [p.name for p in out.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("error", [ExportError("no"), KeyboardInterrupt()])
+def test_a_failed_or_interrupted_export_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), BundleWriter(tmp_path / "bundle") as writer:
+        _fill(writer)
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_is_replaced_only_when_forced(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    _export(out, "one")
+    with pytest.raises(ExportError, match="pass --force"):
+        BundleWriter(out)
+    _export(out, "two", force=True)
+    assert _found(out) == "two"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_failed_forced_export_keeps_the_old_bundle(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    _export(out, "one")
+    with pytest.raises(ExportError), BundleWriter(out, force=True) as writer:
+        _fill(writer, "two")
+        raise ExportError("does not agree")
+    assert _found(out) == "one"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_never_replaces_what_is_no_bundle(tmp_path: Path) -> None:
+    out = tmp_path / "home"
+    out.mkdir()
+    (out / "thesis.tex").write_text("precious", encoding="utf-8")
+    with pytest.raises(ExportError, match="no bundle"):
+        BundleWriter(out, force=True)
+    file = tmp_path / "file"
+    file.write_text("precious", encoding="utf-8")
+    with pytest.raises(ExportError, match="a file or a link"):
+        BundleWriter(file, force=True)
+    link = tmp_path / "link"
+    link.symlink_to(out)
+    with pytest.raises(ExportError, match="a file or a link"):
+        BundleWriter(link, force=True)
+
+
+def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    out.mkdir()
+    _export(out, "one")
+    assert _found(out) == "one"
+
+
+def test_of_two_exports_the_first_wins_whole(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    with BundleWriter(out) as first, BundleWriter(out) as second:
+        _fill(first, "first")
+        _fill(second, "second")
+        (second.graphs / "b.onnx").write_bytes(b"only in the second")
+        first.publish()
+        with pytest.raises(ExportError, match="pass --force"):
+            second.publish()
+    assert _found(out) == "first"
+    assert [p.name for p in (out / "onnx").iterdir()] == ["a.onnx"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_of_two_forced_exports_the_last_wins_whole(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    with BundleWriter(out, force=True) as first, BundleWriter(out, force=True) as second:
+        _fill(first, "first")
+        _fill(second, "second")
+        (first.graphs / "b.onnx").write_bytes(b"only in the first")
+        first.publish()
+        second.publish()
+    assert _found(out) == "second"
+    assert [p.name for p in (out / "onnx").iterdir()] == ["a.onnx"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_a_killed_export_left_is_removed(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    abandoned = tmp_path / ".bundle.killed.partial"
+    abandoned.mkdir()
+    (abandoned / "half.onnx").write_bytes(b"half")
+    fresh = tmp_path / ".bundle.fresh.partial"
+    fresh.mkdir()
+    other = tmp_path / ".other.killed.partial"
+    other.mkdir()
+    hour_ago = time.time() - 3600
+    for folder in (abandoned, other):
+        os.utime(folder, (hour_ago, hour_ago))
+    with BundleWriter(out) as running:
+        os.utime(running.folder, (hour_ago, hour_ago))
+        _export(out, "one")
+        # Locked folders are somebody's work, however old, and so may be those of the last minute.
+        assert running.folder.is_dir()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".bundle.fresh.partial", ".other.killed.partial", "bundle"]
+
+
+def test_a_bundle_caught_in_its_replacement_returns(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    caught = tmp_path / ".bundle.killed.partial" / "replaced"
+    caught.mkdir(parents=True)
+    (caught / MANIFEST_NAME).write_text("old", encoding="utf-8")
+    hour_ago = time.time() - 3600
+    os.utime(caught.parent, (hour_ago, hour_ago))
+    with pytest.raises(ExportError), BundleWriter(out, force=True):
+        raise ExportError("does not agree")
+    assert _found(out) == "old"
+
+
+def test_constants_are_the_same_bytes_every_time(tmp_path: Path) -> None:
+    arrays = {"noise": np.arange(6, dtype=np.float32).reshape(1, 6), "null_text_embedding": np.ones((1, 2, 3))}
+    written = []
+    for name in ("one", "two"):
+        with BundleWriter(tmp_path / name) as writer:
+            writer.write_constants(arrays)
+            written.append((writer.folder / "constants.npz").read_bytes())
+            with np.load(writer.folder / "constants.npz", allow_pickle=False) as stored:
+                np.testing.assert_array_equal(stored["noise"], arrays["noise"])
+                assert stored["null_text_embedding"].dtype == np.float32
+    assert written[0] == written[1]
+
+
+def test_an_unwritable_place_is_an_export_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(ExportError, match="cannot write beside"), BundleWriter(tmp_path / "file" / "bundle"):
+        pass

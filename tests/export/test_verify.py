@@ -1,0 +1,121 @@
+"""What counts as agreement."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.tolerances import RESULT_AGREEMENT, STAGE_TOLERANCES
+from export.verification_images import landscape
+from export.verify import (
+    VOCABULARIES,
+    compare_stage,
+    example_pictures,
+    panoptic_agreement,
+    run_example,
+)
+from export.weight_store import WeightStore, save_graph
+from odise_rt.errors import ExportError
+from odise_rt.results import PanopticResult, Segment
+from odise_rt.specs import STAGES, StageSpec, TensorSpec
+from tests.export.conftest import graph_from_text
+from training.checkpoints import LoadedCheckpoint
+from training.torch_stages import model_facts
+
+
+@pytest.fixture(scope="module")
+def example(small: LoadedCheckpoint):  # type: ignore[no-untyped-def]
+    return run_example(small, example_pictures(model_facts(small.model))[1], VOCABULARIES[1])
+
+
+def test_an_example_records_what_every_stage_got_and_gave(example, small: LoadedCheckpoint) -> None:  # type: ignore[no-untyped-def]
+    assert set(example.inputs) == set(example.outputs) == set(STAGES)
+    # Two windows in one batch, smaller than the model's: both are what a constant would hide.
+    assert example.inputs["unet_tap"]["windows"].shape == (2, 3, 64, 64) or (
+        example.inputs["unet_tap"]["windows"].shape[0] == 2
+    )
+    assert example.result.semantic_map is not None
+
+
+def test_the_two_pictures_differ_in_every_dimension(small: LoadedCheckpoint) -> None:
+    facts = replace(model_facts(small.model), window=128)
+    first, second = example_pictures(facts)
+    assert first.shape == (128, 128, 3)
+    assert second.shape[0] < 64 < second.shape[1] < 128
+    assert (landscape(40, 50) == landscape(40, 50)).all()
+    assert (landscape(40, 50) != landscape(40, 50, seed=1)).any()
+
+
+def _result(example, ids: list[list[int]], classes: dict[int, int]) -> PanopticResult:  # type: ignore[no-untyped-def]
+    segments = tuple(Segment(i, f"class {c}", c, 1.0, 1, (0, 0, 1, 1), True) for i, c in sorted(classes.items()))
+    return replace(example.result, segment_map=np.array(ids, np.int32), segments=segments)
+
+
+def test_agreement_does_not_depend_on_ids(example) -> None:  # type: ignore[no-untyped-def]
+    expected = _result(example, [[1, 1, 2, 0]], {1: 7, 2: 7})
+    assert panoptic_agreement(expected, _result(example, [[2, 2, 1, 0]], {1: 7, 2: 7})) == 1.0
+
+
+def test_agreement_counts_pixels_of_other_segments_and_classes(example) -> None:  # type: ignore[no-untyped-def]
+    expected = _result(example, [[1, 1, 2, 2]], {1: 3, 2: 3})
+    assert panoptic_agreement(expected, _result(example, [[1, 1, 1, 2]], {1: 3, 2: 3})) == 0.75
+    assert panoptic_agreement(expected, _result(example, [[1, 1, 2, 2]], {1: 3, 2: 4})) == 0.5
+    # Merging two things into one is an error for the smaller of them.
+    assert panoptic_agreement(expected, _result(example, [[1, 1, 1, 1]], {1: 3})) == 0.5
+    assert panoptic_agreement(expected, _result(example, [[0, 0, 0, 0]], {})) == 0.0
+
+
+SPEC = StageSpec("clip_text", (TensorSpec("x", "float32", ("L", 2)),), (TensorSpec("y", "float32", ("L", 2)),))
+
+
+def _compare(tmp_path: Path, example, body: str, expected: np.ndarray):  # type: ignore[no-untyped-def]
+    x = np.array([[1.0, -2.0]], np.float32)
+    recorded = replace(example, inputs={"clip_text": {"x": x}}, outputs={"clip_text": {"y": expected}})
+    with WeightStore(tmp_path / "w.data") as store:
+        save_graph(graph_from_text(f"g (float[L, 2] x) => (float[L, 2] y) {{ {body} }}"), tmp_path / "g.onnx", store)
+    return compare_stage(tmp_path / "g.onnx", SPEC, "portable", "fp32", [recorded], threads=1)
+
+
+def test_equal_outputs_pass(tmp_path: Path, example) -> None:  # type: ignore[no-untyped-def]
+    (comparison,) = _compare(tmp_path, example, "y = Neg(x)", np.array([[-1.0, 2.0]], np.float32))
+    assert comparison.passed
+    assert (comparison.scale, comparison.max_error) == (2.0, 0.0)
+
+
+def test_errors_are_relative_to_the_scale(tmp_path: Path, example) -> None:  # type: ignore[no-untyped-def]
+    (comparison,) = _compare(tmp_path, example, "y = Neg(x)", np.array([[-1.0, 2.002]], np.float32))
+    assert not comparison.passed
+    assert comparison.relative_max == pytest.approx(0.001, rel=0.01)
+    assert comparison.relative_mean == pytest.approx(0.0005, rel=0.01)
+
+
+def test_nan_does_not_pass(tmp_path: Path, example) -> None:  # type: ignore[no-untyped-def]
+    (comparison,) = _compare(tmp_path, example, "y = Log(x)", np.array([[0.0, 1.0]], np.float32))
+    assert np.isnan(comparison.max_error)
+    assert not comparison.passed
+
+
+def test_another_shape_is_an_error(tmp_path: Path, example) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ExportError, match="symbolic dimension"):
+        _compare(tmp_path, example, "y = Neg(x)", np.zeros((2, 2), np.float32))
+
+
+def test_a_graph_that_does_not_run_is_an_error(tmp_path: Path, example) -> None:  # type: ignore[no-untyped-def]
+    recorded = replace(example, inputs={"clip_text": {"z": np.zeros((1, 2), np.float32)}})
+    with WeightStore(tmp_path / "w.data") as store:
+        save_graph(graph_from_text("g (float[L, 2] x) => (float[L, 2] y) { y = Neg(x) }"), tmp_path / "g.onnx", store)
+    with pytest.raises(ExportError, match=r"does not run g\.onnx"):
+        compare_stage(tmp_path / "g.onnx", SPEC, "portable", "fp32", [recorded])
+
+
+def test_every_stage_has_bounds_for_every_precision() -> None:
+    assert {stage for stage, _ in STAGE_TOLERANCES} == set(STAGES)
+    for precision, agreement in RESULT_AGREEMENT.items():
+        assert 0.9 < agreement.semantic <= agreement.panoptic + 0.1 <= 1.1
+        for stage in STAGES:
+            tolerance = STAGE_TOLERANCES[stage, precision]
+            assert 0 < tolerance.mean <= tolerance.max < 1
+            assert tolerance.reason
