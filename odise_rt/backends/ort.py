@@ -30,7 +30,7 @@ VARIANTS: dict[Device, str] = {"cpu": "ort-cpu", "cuda": "ort-cuda"}
 LARGE_STAGE_BYTES = 256 << 20
 """From this size of graph and weights on, a stage gives its working memory back after each run. For large models the
 peak then is that of the hungriest stage instead of all of them together, and asking the system again costs next to
-nothing beside the run; for small ones it would be a fifth of it."""
+nothing beside the run; for small ones it costs a noticeable part of it."""
 
 # An ONNX model of one Identity, float32 (1,) -> (1,), opset 13: enough to learn whether a provider really works.
 _PROBE_MODEL = bytes.fromhex(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,13 @@ def test_errors_end_in_one_line(wide: list[str], tmp_path: Path, capsys: pytest.
         assert error.startswith("error: ")
         assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_runs_as_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["checkpoints", "inspect", str(tmp_path / "none")])
+    # As ``python -m`` does; the copy that is already imported is out of its way.
+    monkeypatch.delitem(sys.modules, "training.checkpoints.__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("training.checkpoints", run_name="__main__", alter_sys=False)
+    assert ended.value.code == 1
+    assert "is missing" in capsys.readouterr().err
