@@ -103,9 +103,9 @@ def _segmenter(job: Job) -> Iterator[Any]:
             yield segmenter
         return
     import torch
-    from training.initialization import random_checkpoint
 
     from training.checkpoints import load_checkpoint
+    from training.initialization import random_checkpoint
     from training.torch_stages import torch_segmenter
 
     torch.set_num_threads(job.threads)
