@@ -192,38 +192,41 @@ def _with_legend(picture: Image.Image, result: PanopticResult, colours: list[Col
     from PIL import Image, ImageDraw
 
     line, margin = round(font_size * 1.7), font_size
-    room = max(1, (picture.height - 2 * margin) // line)
+    room = max(1, (picture.height - 2 * margin) // line - 1)  # below the heading
     order = sorted(zip(result.segments, colours, strict=True), key=lambda pair: -pair[0].area)
     shown = order if len(order) <= room else order[: room - 1]
     total = max(1, result.segment_map.size)
-    rows = [
-        (colour, segment.label, f"{segment.score:.2f}   {100 * segment.area / total:.1f} %")
+    rows: list[tuple[Colour | None, str, tuple[str, str]]] = [(None, "segment", ("score", "area"))]
+    rows += [
+        (colour, segment.label, (f"{segment.score:.2f}", f"{100 * segment.area / total:.1f} %"))
         for segment, colour in shown
     ]
     if len(shown) < len(order):
-        rows.append(((255, 255, 255), f"and {len(order) - len(shown)} smaller", ""))
-    if not rows:
-        rows.append(((255, 255, 255), "no segment", ""))
+        rows.append((None, f"and {len(order) - len(shown)} smaller", ("", "")))
+    if not shown:
+        rows.append((None, "no segment", ("", "")))
 
     ruler = ImageDraw.Draw(picture)
     most = max(picture.width // 2, 14 * font_size)
     fitted = [
         (colour, *_fit(ruler, label, most - 9 * font_size, font_size), figures) for colour, label, figures in rows
     ]
-    figures_font = _font(round(font_size * 0.85))
+    small = _font(round(font_size * 0.85))
     label_width = max(ruler.textlength(label, font=font) for _, label, font, _ in fitted)
-    figures_width = max(ruler.textlength(figures, font=figures_font) for *_, figures in fitted)
-    column = round(margin * 2.5 + font_size * 1.2 + label_width + figures_width + margin)
-    page = Image.new("RGB", (picture.width + column, picture.height), (255, 255, 255))
+    figure_width = ruler.textlength("100.0 % ", font=small)
+    page_width = round(picture.width + 3 * margin + 1.5 * font_size + label_width + 2 * figure_width)
+    page = Image.new("RGB", (page_width, picture.height), (255, 255, 255))
     page.paste(picture, (0, 0))
     draw = ImageDraw.Draw(page)
     for number, (colour, label, font, figures) in enumerate(fitted):
         x, middle = picture.width + margin, margin + number * line + line // 2
-        if figures:
+        if colour is not None:
             swatch = font_size * 0.5
             draw.rounded_rectangle((x, middle - swatch, x + 2 * swatch, middle + swatch), radius=2, fill=colour)
         draw.text((x + font_size * 1.5, middle), label, font=font, fill=(20, 20, 20), anchor="lm")
-        draw.text((page.width - margin, middle), figures, font=figures_font, fill=(110, 110, 110), anchor="rm")
+        for place, figure in enumerate(figures):
+            right = page.width - margin - (1 - place) * figure_width
+            draw.text((right, middle), figure, font=small, fill=(110, 110, 110), anchor="rm")
     return page
 
 
