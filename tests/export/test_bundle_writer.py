@@ -25,6 +25,12 @@ def _export(out: Path, text: str, force: bool = False) -> None:
         writer.publish()
 
 
+def _fail(out: Path, error: BaseException) -> None:
+    with BundleWriter(out, force=True) as writer:
+        _fill(writer, "half done")
+        raise error
+
+
 def _found(out: Path) -> str:
     return (out / MANIFEST_NAME).read_text(encoding="utf-8")
 
@@ -39,9 +45,8 @@ def test_publishes_whole_and_leaves_nothing_beside(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ExportError("no"), KeyboardInterrupt()])
 def test_a_failed_or_interrupted_export_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)), BundleWriter(tmp_path / "bundle") as writer:
-        _fill(writer)
-        raise error
+    with pytest.raises(type(error)):
+        _fail(tmp_path / "bundle", error)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -58,9 +63,8 @@ def test_a_bundle_is_replaced_only_when_forced(tmp_path: Path) -> None:
 def test_a_failed_forced_export_keeps_the_old_bundle(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     _export(out, "one")
-    with pytest.raises(ExportError), BundleWriter(out, force=True) as writer:
-        _fill(writer, "two")
-        raise ExportError("does not agree")
+    with pytest.raises(ExportError):
+        _fail(out, ExportError("does not agree"))
     assert _found(out) == "one"
     assert list(tmp_path.iterdir()) == [out]
 
@@ -142,8 +146,8 @@ def test_a_bundle_caught_in_its_replacement_returns(tmp_path: Path) -> None:
     (caught / MANIFEST_NAME).write_text("old", encoding="utf-8")
     hour_ago = time.time() - 3600
     os.utime(caught.parent, (hour_ago, hour_ago))
-    with pytest.raises(ExportError), BundleWriter(out, force=True):
-        raise ExportError("does not agree")
+    with pytest.raises(ExportError):
+        _fail(out, ExportError("does not agree"))
     assert _found(out) == "old"
 
 
