@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -96,7 +97,7 @@ def load_state(
         state = json.loads((path / "state.json").read_text("utf-8"))
         trained = load_file(path / "trained.safetensors")
         extra = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as exc:
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as exc:
         raise CheckpointError(f"training state {path} cannot be read ({exc}): delete it to use the one before") from exc
     if experiment is not None and state["experiment"] != json.loads(json.dumps(experiment)):
         raise CheckpointError(

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import training.run_state
 import training.train
 from training.checkpoints.own_format import load_checkpoint
 from training.experiment import Experiment, experiment
@@ -148,3 +149,24 @@ def test_published_schedule() -> None:
     drops = [s for s in range(1, found.iterations) if found.learning_rate(s) < 0.5 * found.learning_rate(s - 1)]
     assert drops == [81_945, 88_774]
     assert found.learning_rate(251) == found.optimizer.learning_rate == 1e-4
+
+
+def test_a_full_disk_keeps_the_earlier_state(
+    mini: Experiment,
+    mini_data: Path,
+    mini_frozen: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tmp_path / "run"
+    assert training.train.main(arguments(mini_data, mini_frozen, run, "--until", "3")) == 0
+
+    def no_space(tensors: object, path: str) -> None:
+        Path(path).write_bytes(b"half a fi")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training.run_state, "save_file", no_space)
+    assert training.train.main(arguments(mini_data, mini_frozen, run, "--resume")) == 1
+    assert "No space left" in caplog.text
+    assert [path.name for path in (run / "states").iterdir()] == ["000002"], "nothing half written is left"
