@@ -8,7 +8,7 @@ using namespace odise;
 
 // Numbers only, no structures: that is what every way of launching a kernel by name can pass.
 #define ODISE_ATTENTION(NAME, TYPE, VECTOR)                                                                          \
-  extern "C" __global__ void __launch_bounds__(kAttentionThreads)                                                     \
+  extern "C" __global__ void __launch_bounds__(kAttentionThreads, 4)                                                   \
       NAME(const TYPE* __restrict__ value, const float* __restrict__ references, const TYPE* __restrict__ offsets,    \
            const TYPE* __restrict__ weight_logits, int batch, int queries, int memory, int heads, int channels,       \
            int points, int reference_batch, int levels, int64_t shape0, int64_t shape1, int64_t shape2,               \

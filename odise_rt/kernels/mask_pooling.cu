@@ -44,6 +44,17 @@ ODISE_POOL_FINISH(odise_pool_finish_f32, float)
 ODISE_POOL_FINISH(odise_pool_finish_f16, Half)
 ODISE_POOL_FINISH(odise_pool_finish_bf16, BFloat16)
 
+// A TensorRT plugin passes inputs, numbers, outputs in this order; the features are an input only for their type.
+#define ODISE_POOL_FINISH_AFTER(NAME, TYPE)                                                                           \
+  extern "C" __global__ void __launch_bounds__(kPoolThreads)                                                          \
+      NAME(const float* __restrict__ partial, const int32_t* __restrict__ counts, const TYPE*, int queries,           \
+           int channels, int splits, TYPE* __restrict__ pooled, int32_t* __restrict__ areas) {                        \
+    mask_pool_finish<TYPE>(DeviceBlock(), shared_memory, partial, counts, queries, channels, splits, pooled, areas);  \
+  }
+
+ODISE_POOL_FINISH_AFTER(odise_pool_finish_after_f16, Half)
+ODISE_POOL_FINISH_AFTER(odise_pool_finish_after_bf16, BFloat16)
+
 namespace {
 
 cudaError_t plan_here(int32_t dtype, int64_t batch, int64_t queries, int64_t channels, int64_t pixels,

@@ -74,9 +74,7 @@ class Emulation:
         batch, queries = logits.shape[:2]
         channels, pixels = features.shape[1], int(np.prod(logits.shape[2:]))
         kind = DTYPES[features.dtype]
-        _, plan = self.pool_plan(
-            kind, batch, queries, channels, pixels, multiprocessors, shared_limit, capability
-        )
+        _, plan = self.pool_plan(kind, batch, queries, channels, pixels, multiprocessors, shared_limit, capability)
         workspace = aligned_empty(plan[8])
         workspace.fill(0xFF)
         pooled = np.full((batch, queries, channels), 0x7FFF if kind == 2 else np.nan, features.dtype)

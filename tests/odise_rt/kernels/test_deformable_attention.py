@@ -12,7 +12,14 @@ TOLERANCE = {"float32": 3e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
 
 
 def problem(
-    kind: str, batch: int, queries: int, heads: int, channels: int, points: int, shapes: list[tuple[int, int]], seed: int
+    kind: str,
+    batch: int,
+    queries: int,
+    heads: int,
+    channels: int,
+    points: int,
+    shapes: list[tuple[int, int]],
+    seed: int,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Value, references, offsets and weight logits as stored, and the values that they stand for."""
     random = np.random.default_rng(seed)

@@ -149,8 +149,8 @@ def test_conversions_are_numpys(emulation: Emulation) -> None:
     halves = bits.view(np.float16)
     random = np.random.default_rng(0)
     floats = (random.normal(size=1 << 16) * 10.0 ** random.integers(-9, 6, 1 << 16)).astype(np.float32)
-    finite = halves[: 0x7C00].astype(np.float32)
-    floats[: 0x7C00] = finite * np.float32(1 + 2**-11)  # ties, and next to them
+    finite = halves[:0x7C00].astype(np.float32)
+    floats[:0x7C00] = finite * np.float32(1 + 2**-11)  # ties, and next to them
     floats[0x8000:0xFC00] = -finite * np.float32(1 + 3 * 2**-11)
     floats[:6] = 0, -0.0, np.inf, -np.inf, 65519.996, 65520
     with np.errstate(over="ignore"):

@@ -20,6 +20,7 @@ SIZES = [
     ((2, 1), (7, 3), (9, 5)),
     ((1, 2), (1, 5), (3, 1)),
     ((16, 16), (64, 64), (1, 1)),
+    ((32, 40), (128, 160), (16, 27)),  # two cells from pixel to pixel
 ]
 
 
@@ -34,9 +35,7 @@ def blobs(queries: int, cells: tuple[int, int], seed: int = 0) -> tuple[np.ndarr
     return logits.astype(np.float32), random.uniform(0.05, 1, queries).astype(np.float32)
 
 
-def product(
-    logits: np.ndarray, scores: np.ndarray, test: tuple[int, int], original: tuple[int, int]
-) -> MergedPixels:
+def product(logits: np.ndarray, scores: np.ndarray, test: tuple[int, int], original: tuple[int, int]) -> MergedPixels:
     """What odise_rt/postprocessing.py makes of it, in the reference's terms."""
     kept = np.flatnonzero(scores > 0)
     resizer = MaskResizer((logits.shape[1], logits.shape[2]), test, original)
@@ -48,9 +47,7 @@ def product(
 
 
 @pytest.mark.parametrize(("cells", "test", "original"), SIZES)
-def test_definition_is_the_products(
-    cells: tuple[int, int], test: tuple[int, int], original: tuple[int, int]
-) -> None:
+def test_definition_is_the_products(cells: tuple[int, int], test: tuple[int, int], original: tuple[int, int]) -> None:
     logits, scores = blobs(12, cells)
     scores[3] = 0  # takes no part
     assert merge_errors(product(logits, scores, test, original), logits, scores, test, original) == []
