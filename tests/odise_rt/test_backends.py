@@ -163,9 +163,7 @@ def test_large_bundles_give_memory_back_and_agree(label_bundle: Path, monkeypatc
         assert np.array_equal(large.run(inputs)["image_embedding"], small.run(inputs)["image_embedding"])
 
 
-def test_stages_of_large_bundles_that_load_in_no_time_are_not_kept(
-    label_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_bundles_keep_only_what_is_slow_to_load(label_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.random.default_rng(0).integers(0, 256, (70, 100, 3), np.uint8)
     with Segmenter.load(label_bundle, device="cpu", threads=1) as segmenter:
         assert all(slot.stage is not None for name, slot in segmenter._stages._slots.items() if name != "clip_text")
