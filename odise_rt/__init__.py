@@ -23,7 +23,7 @@ from odise_rt.errors import (
     VocabularyError,
 )
 from odise_rt.options import SegmentOptions
-from odise_rt.results import Instance, PanopticResult, RunFacts, Segment
+from odise_rt.results import Candidate, Instance, PanopticResult, RunFacts, Segment
 from odise_rt.segmenter import MaskProposals, Segmenter
 from odise_rt.version import __version__
 from odise_rt.vocabulary import Vocabulary, VocabularyClass
@@ -32,6 +32,7 @@ __all__ = [
     "BackendError",
     "Bundle",
     "BundleError",
+    "Candidate",
     "ImageError",
     "InputError",
     "Instance",

@@ -131,6 +131,17 @@ def _add_segment(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads inside an operator. Default: all usable cores.")
     parser.add_argument("--low-memory", action="store_true", help="Hold one graph in memory at a time; slower.")
     parser.add_argument("--no-verify", action="store_true", help="Skip the SHA-256 of the bundle's files.")
+    parser.add_argument(
+        "--unknown",
+        type=float,
+        metavar="P",
+        help='Call a segment "unknown" where no word reaches this probability. Default: every segment gets a word.',
+    )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="Add the five best names of every segment with both classifiers' scores to the JSON and the printed list.",
+    )
     group = parser.add_argument_group("options of the model; the default is the bundle's")
     group.add_argument("--object-mask-threshold", type=float, metavar="P", help="Least score of a mask.")
     group.add_argument("--overlap-threshold", type=float, metavar="P", help="Least share of its mask a segment keeps.")
@@ -172,6 +183,9 @@ def _print_image(done: dict[str, Any]) -> None:
         share = 100 * segment["area"] / (done["height"] * done["width"])
         kind = "thing" if segment["isthing"] else "stuff"
         print(f"  {segment['id']:>4}  {kind}  {segment['score']:.2f}  {share:5.1f} %  {segment['label']}")
+        for name in segment.get("candidates", ()):
+            scores = f"{name['score']:.2f} (masks {name['mask_score']:.2f}, CLIP {name['clip_score']:.2f})"
+            print(f"{'':>13}{scores}  {name['label']}")
     for path in done["files"]:
         print(path)
 

@@ -52,6 +52,7 @@ def segment_images(args: argparse.Namespace) -> Outcome:
             "overlap_threshold",
             "clip_weight_seen",
             "clip_weight_unseen",
+            "unknown",
             "short_edge",
             "long_edge",
             "max_pixels",
@@ -76,14 +77,14 @@ def segment_images(args: argparse.Namespace) -> Outcome:
             for path, name in zip(images, names, strict=True):
                 try:
                     result = segmenter.segment(path, vocabulary, options)
-                    written = write_result(result, path, args.out, name, formats, annotations)
+                    written = write_result(result, path, args.out, name, formats, annotations, args.explain)
                 except ImageError as exc:
                     outcome.failed.append((path, str(exc)))
                 else:
-                    outcome.done.append({"image": str(path), "files": written, **result.to_dict()})
+                    outcome.done.append({"image": str(path), "files": written, **result.to_dict(explain=args.explain)})
                 bar.update()
     if annotations:
-        _write_coco(args.out, annotations, vocabulary)
+        _write_coco(args.out, annotations, vocabulary if options.unknown is None else vocabulary.with_unknown)
     return outcome
 
 
@@ -136,6 +137,7 @@ def write_result(
     name: str,
     formats: Iterable[str],
     annotations: list[dict[str, Any]],
+    explain: bool = False,
 ) -> list[str]:
     """Write the files of one image, each atomically.
 
@@ -146,6 +148,7 @@ def write_result(
         name: stem of the new files.
         formats: of :data:`FORMATS`.
         annotations: gets the entry of ``panoptic.json`` when ``coco`` is among them.
+        explain: add the best names of each segment to the JSON.
 
     Returns:
         The files written.
@@ -162,7 +165,7 @@ def write_result(
             picture = result.overlay(image)
             save(folder / f"{name}.overlay.png", lambda p, picture=picture: _save_png(picture, p))  # type: ignore[misc]
         elif kind == "json":
-            save(folder / f"{name}.json", lambda p: write_json(p, result.to_dict()))
+            save(folder / f"{name}.json", lambda p: write_json(p, result.to_dict(explain=explain)))
         elif kind == "rle":
             save(folder / f"{name}.rle.json", lambda p: write_json(p, result.to_rle()))
         elif kind == "png":

@@ -47,14 +47,20 @@ def class_colour(index: int, variation: int = 0) -> Colour:
 
 
 def segment_colours(result: PanopticResult) -> list[Colour]:
-    """A colour for each segment, in their order."""
+    """A colour for each segment, in their order; unknown segments are grey."""
     met: dict[int, int] = {}
     colours = []
     for segment in result.segments:
         variation = met.get(segment.class_index, 0)
         met[segment.class_index] = variation + 1
-        colours.append(class_colour(segment.class_index, variation))
+        colours.append(unknown_colour(variation) if segment.unknown else class_colour(segment.class_index, variation))
     return colours
+
+
+def unknown_colour(variation: int = 0) -> Colour:
+    """A grey for what no word fits; ``variation`` tells such segments apart by brightness."""
+    value = (150, 105, 195, 128, 80, 172)[variation % 6]
+    return value, value, value
 
 
 def overlay(image: ImageLike, result: PanopticResult, legend: bool = True) -> Image.Image:

@@ -52,6 +52,9 @@ REGION_NOUNS = frozenset(
 )
 """Head nouns that make a class stuff when the user does not say: what has no countable instances."""
 
+UNKNOWN = "unknown"
+"""Name of the class of masks that no word fits; see :attr:`Vocabulary.with_unknown`."""
+
 MAX_WORDS = 200_000
 MAX_WORD_CHARACTERS = 1_000
 MAX_FILE_BYTES = 64 << 20
@@ -304,6 +307,17 @@ class Vocabulary:
     def isthing(self) -> np.ndarray:
         """bool (K,): whether a class is a thing."""
         return np.array([c.isthing for c in self.classes], dtype=bool)
+
+    @functools.cached_property
+    def with_unknown(self) -> Vocabulary:
+        """This vocabulary and, last, a class for what no word fits; results with the option ``unknown`` have it.
+
+        The class is a thing, as nobody knows that two unknown regions are of one kind, and so they stay apart. Its id
+        follows the largest one where every class has its own.
+        """
+        ids = [c.id for c in self.classes if c.id is not None]
+        identifier = max(ids) + 1 if len(ids) == len(self.classes) else None
+        return Vocabulary((*self.classes, VocabularyClass((UNKNOWN,), isthing=True, id=identifier)))
 
     @functools.cached_property
     def words_hash(self) -> str:

@@ -15,6 +15,7 @@ PUBLIC = [
     "BackendError",
     "Bundle",
     "BundleError",
+    "Candidate",
     "ImageError",
     "InputError",
     "Instance",
