@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from odise_rt.segmenter import Segmenter
 
 logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 10
 
 
 class SegmentActor:
@@ -69,6 +73,7 @@ def segment_on_ray(
         BackendError: the cluster cannot be reached, or a process failed.
     """
     ray = _import_ray()
+    _check_address(address)
     job = replace(job, folder=job.folder.resolve())
     rows = [{"input": json.dumps({"path": str(i.path.resolve()), "name": i.name, "key": keys[i.name]})} for i in inputs]
     given = {i.name: str(i.path) for i in inputs}
@@ -104,6 +109,20 @@ def segment_on_ray(
     finally:
         if started:
             ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Refuse a host that does not answer at once: Ray itself would try for minutes, and may end the process."""
+    match = re.fullmatch(r"(?:ray://)?(?P<host>[^/:]+):(?P<port>\d+)", address)
+    if match is None:  # "local", "auto", or for Ray to judge
+        return
+    try:
+        socket.create_connection((match["host"], int(match["port"])), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as exc:
+        raise BackendError(
+            f"the Ray cluster {address!r} does not answer ({exc}): check the address and that the cluster runs, or "
+            "leave the address out for a new one here"
+        ) from exc
 
 
 def _import_ray() -> Any:
