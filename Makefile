@@ -8,7 +8,7 @@ EXAMPLE := training/pretrained/odise-tiny/example.jpg
 # Words of the demo: the model was never trained to segment the first class of this list (see the model card).
 DEMO_WORDS := training/pretrained/odise-tiny/example_vocabulary.txt
 
-.PHONY: help demo test test-slow lint format types wheel bench kernels clean
+.PHONY: help demo test test-slow lint format types docs wheel bench kernels clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,11 @@ format: $(STAMP)  ## apply ruff's fixes and formatting
 
 types: $(STAMP)  ## mypy over every package
 	$(BIN)/mypy odise_rt training export benchmarks
+
+docs: $(STAMP)  ## build the documentation with the API reference; a warning is an error
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open build/docs/index.html"
 
 wheel: $(STAMP)  ## build the wheel of the runtime and list it
 	rm -rf dist
