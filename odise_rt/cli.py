@@ -2,6 +2,7 @@
 
     odise-rt segment photo.jpg --bundle out/odise-tiny --vocab "black pickup truck, pickup truck; blue sky, sky"
     odise-rt segment photos/ --bundle out/odise-tiny --vocab coco --out results
+    odise-rt demo --bundle out/odise-tiny
     odise-rt inspect out/odise-tiny
     odise-rt doctor
     odise-rt labels ade20k
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("-q", "--quiet", action="store_true", help="Show no progress and no warnings.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_segment(commands, common)
+    _add_demo(commands, common)
 
     inspect = commands.add_parser("inspect", parents=[common], help="Show what a bundle holds and check it.")
     inspect.add_argument("bundle", type=Path, metavar="BUNDLE", help="The bundle's folder.")
@@ -153,6 +155,20 @@ def _add_segment(commands: Any, common: argparse.ArgumentParser) -> None:
     group.add_argument("--long-edge", type=int, metavar="PIXELS", help="Bound on the longer edge.")
     group.add_argument("--max-pixels", type=int, metavar="N", help="Refuse larger images. Default: 64 megapixels.")
     parser.set_defaults(command=_segment)
+
+
+def _add_demo(commands: Any, common: argparse.ArgumentParser) -> None:
+    from odise_rt.demo.command import add_demo
+
+    bundle = os.environ.get(BUNDLE_VARIABLE)
+    parser = commands.add_parser("demo", parents=[common], help="Open a web page to try a bundle with your pictures.")
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        default=Path(bundle) if bundle else None,
+        help=f"The bundle's folder. Default: the environment variable {BUNDLE_VARIABLE}.",
+    )
+    add_demo(parser)
 
 
 def _segment(args: argparse.Namespace) -> int:

@@ -303,7 +303,16 @@ class Segmenter:
             found = find_instances(masks, probabilities, isthing, resizer, settings.instances_per_image)
             size = proposals.original_size
             instances = tuple(
-                Instance(classes[i.class_index].name, i.class_index, i.score, i.area, i.box, size, i.bits)
+                Instance(
+                    classes[i.class_index].name,
+                    i.class_index,
+                    i.score,
+                    i.area,
+                    i.box,
+                    size,
+                    i.bits,
+                    _candidates(names, i.query, words),
+                )
                 for i in found
                 if i.area
             )
@@ -404,6 +413,7 @@ def _candidates(names: MaskNames, query: int, words: Vocabulary) -> tuple[Candid
         for k, score, mask, clip in zip(
             names.classes[query], names.scores[query], names.mask_scores[query], names.clip_scores[query], strict=True
         )
+        if score > 0  # masks that are likeliest no object at all are not ranked
     )
 
 
