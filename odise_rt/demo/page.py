@@ -132,15 +132,15 @@ def _words(label: str, value: str, identifier: str) -> tuple[Any, Any]:
     text = gr.Textbox(
         value,
         label=label,
-        lines=7,
-        max_lines=7,
+        lines=6,
+        max_lines=6,
         max_length=MAX_TEXT,
         placeholder="one class a line; commas separate synonyms",
         info="Shift + Enter applies them",
         elem_id=identifier,
     )
     lists = gr.CheckboxGroup(
-        [(title.partition(",")[0], name) for name, title in BUILTIN.items()],
+        [(title.split()[0].rstrip(","), name) for name, title in BUILTIN.items()],
         label="and built-in lists",
         elem_id=f"{identifier}-lists",
     )
