@@ -62,7 +62,7 @@ def run_demo(args: argparse.Namespace) -> int:
 
     if args.bundle is None:
         raise OptionsError(
-            "no bundle was named: pass --bundle FOLDER or set ODISE_RT_BUNDLE. A clone of the repository makes one with: "
+            "no bundle was named: pass --bundle FOLDER or set ODISE_RT_BUNDLE. Make one in a clone of the repository: "
             "python -m export.build_engines --checkpoint training/pretrained/odise-tiny --out out/odise-tiny"
         )
     for option, value in (("--max-pixels", args.max_pixels), ("--memory", args.memory)):

@@ -9,6 +9,7 @@ uploads: those are written to a disk.
 # could not resolve their text, as it is imported inside functions.
 
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ Without `thing:` or `stuff:`, words such as *sky*, *grass*, *road* or *wall* are
 go; those of the training count as *seen* and trust the diffusion classifier more, others trust CLIP more.
 """
 _FAILED = "() => window.dispatchEvent(new Event('odise-failed'))"
+_ASKED = "(...values) => { window.dispatchEvent(new Event('odise-asked')); return values; }"
 _TOGGLE_THEME = "() => { document.body.classList.toggle('dark'); }"
 
 
@@ -112,6 +114,7 @@ def build_page(bench: Workbench) -> "gradio.Blocks":
             _on_settings(bench),
             [token, *settings],
             stage,
+            js=_ASKED,
             trigger_mode="always_last",
             concurrency_limit=4,
             **quiet,
@@ -123,7 +126,9 @@ def build_page(bench: Workbench) -> "gradio.Blocks":
         values = [slider.value for slider in sliders]
         reset.click(lambda: values, None, sliders, **quiet)
         page.unload(_on_unload(bench))
-    return page.queue(max_size=64)
+    page.queue(max_size=64)
+    blocks: gradio.Blocks = page
+    return blocks
 
 
 def _words(label: str, value: str, identifier: str) -> tuple[Any, Any]:
@@ -140,7 +145,7 @@ def _words(label: str, value: str, identifier: str) -> tuple[Any, Any]:
         elem_id=identifier,
     )
     lists = gr.CheckboxGroup(
-        [(title.split()[0].rstrip(","), name) for name, title in BUILTIN.items()],
+        [("all" if name == "auto" else name.upper(), name) for name in BUILTIN],
         label="and built-in lists",
         elem_id=f"{identifier}-lists",
     )
@@ -208,9 +213,9 @@ def _on_picture(bench: Workbench) -> Any:
                 picture = bench.store.get(str(chosen.get("token")))
             bench.store.get(picture.token, owner=request.session_hash)
             token = picture.token
-            return bench.show(picture, _controls(*settings)), token, words
+            return _answer(bench.show(picture, _controls(*settings))), token, words
         except Exception as exc:
-            return {"error": _message(exc)}, token or gr.skip(), words
+            return _answer({"error": _message(exc)}), token or gr.skip(), words
 
     return on_picture
 
@@ -223,11 +228,16 @@ def _on_settings(bench: Workbench) -> Any:
         if not token:
             return gr.skip()
         try:
-            return bench.show(bench.store.get(token), _controls(*settings))
+            return _answer(bench.show(bench.store.get(token), _controls(*settings)))
         except Exception as exc:
-            return {"error": _message(exc)}
+            return _answer({"error": _message(exc)})
 
     return on_settings
+
+
+def _answer(content: dict[str, Any]) -> dict[str, Any]:
+    """Gradio tells the page of a value only if it differs from the one before, and the page waits for every answer."""
+    return content | {"serial": time.time_ns()}
 
 
 def _on_unload(bench: Workbench) -> Any:

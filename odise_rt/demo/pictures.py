@@ -25,6 +25,8 @@ from odise_rt.segmenter import MaskProposals
 SHOWN_LONG_EDGE = 1024
 """Pixels of a picture's longer edge on the page. Masks are named at this size there, which keeps sliders swift whatever
 a camera's resolution; downloads have the picture's own size."""
+SEMANTIC_LONG_EDGE = 640
+"""The same for semantic maps, which cost the number of pixels times that of classes."""
 MAX_ENLARGEMENT = 4
 """Small pictures are enlarged at most this many times: masks stay smooth, as they are not made of pixels."""
 
@@ -76,15 +78,14 @@ class Picture:
         """Height and width."""
         return self.pixels.shape[0], self.pixels.shape[1]
 
-    @property
-    def shown_size(self) -> tuple[int, int]:
+    def shown_size(self, long_edge: int = SHOWN_LONG_EDGE) -> tuple[int, int]:
         """Height and width on the page."""
         height, width = self.size
-        scale = min(SHOWN_LONG_EDGE / max(height, width), MAX_ENLARGEMENT)
+        scale = min(long_edge / max(height, width), MAX_ENLARGEMENT)
         return max(1, round(height * scale)), max(1, round(width * scale))
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Memory that it holds, without what Python itself needs."""
         total = self.pixels.nbytes
         if self.proposals is not None:
@@ -98,7 +99,7 @@ class Picture:
         from PIL import Image
 
         image = Image.fromarray(self.pixels)
-        height, width = self.shown_size
+        height, width = self.shown_size()
         if height < self.size[0]:
             image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
         buffer = io.BytesIO()
@@ -178,6 +179,6 @@ class PictureStore:
         for token, picture in list(self._pictures.items()):
             if picture is not newest and (picture.used < limit or token in surplus):
                 del self._pictures[token]
-        total = sum(p.bytes for p in self._pictures.values())
+        total = sum(p.nbytes for p in self._pictures.values())
         while total > self._max_bytes and len(self._pictures) > 1:
-            total -= self._pictures.popitem(last=False)[1].bytes
+            total -= self._pictures.popitem(last=False)[1].nbytes

@@ -84,7 +84,7 @@ def create_app(bench: Workbench, port: int) -> fastapi.FastAPI:
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _add_routes(app, bench)
     app.add_middleware(_Guard)
-    return gradio.mount_gradio_app(
+    mounted: fastapi.FastAPI = gradio.mount_gradio_app(
         app,
         build_page(bench),
         path="/",
@@ -99,6 +99,7 @@ def create_app(bench: Workbench, port: int) -> fastapi.FastAPI:
         max_file_size=1,
         **page_settings(),
     )
+    return mounted
 
 
 def _prepare_environment() -> None:
@@ -128,8 +129,7 @@ def _add_routes(app: fastapi.FastAPI, bench: Workbench) -> None:
         try:
             picture = await run_in_threadpool(bench.add, bytes(data), urllib.parse.unquote(name))
         except ImageError as exc:
-            text = str(exc)
-            return JSONResponse({"error": text[:1].upper() + text[1:]}, 422)
+            return JSONResponse({"error": str(exc)}, 422)
         return JSONResponse({"token": picture.token}, 201)
 
     def send(request: Request, kind: str, make: Callable[[Picture, str], bytes], suffix: str = "") -> Response:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from odise_rt.demo.examples import Example
-from odise_rt.demo.pictures import BoundedCache, Picture, PictureStore
+from odise_rt.demo.pictures import SEMANTIC_LONG_EDGE, SHOWN_LONG_EDGE, BoundedCache, Picture, PictureStore
 from odise_rt.demo.views import download, shown_as, view
 from odise_rt.errors import ImageError, InputError, OptionsError, VocabularyError
 from odise_rt.options import OUTPUTS, Output, SegmentOptions
@@ -216,7 +216,8 @@ class Workbench:
         self._recipes.put(place, controls)
         known = self._views.get(place)
         if known is None:
-            at_page_size = dataclasses.replace(proposals, original_size=picture.shown_size)
+            long_edge = SEMANTIC_LONG_EDGE if controls.mode == "semantic" else SHOWN_LONG_EDGE
+            at_page_size = dataclasses.replace(proposals, original_size=picture.shown_size(long_edge))
             vocabulary = controls.words.vocabulary()
             result = self.segmenter.name_masks(at_page_size, vocabulary, controls.options())
             known = view(result, controls.mode, controls.least_score, self.segmenter.bundle.training_vocabulary)

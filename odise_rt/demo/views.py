@@ -113,7 +113,7 @@ def view(
     seen = result.vocabulary.seen(training_vocabulary)
     places = label_places(shown.segment_map, len(shown.segments))
     height, width = shown.size
-    regions = []
+    regions: list[dict[str, Any]] = []
     for segment, colour, place in zip(shown.segments, segment_colours(shown), places, strict=True):
         regions.append(
             {

@@ -26,13 +26,25 @@ function complain(message) {
   find(".banner-text").textContent = message || "";
 }
 
-function busy(text) {
+// The whole stage waits for masks; names change beside what is shown, and only say so if they take their time.
+const PATIENCE = 400; // milliseconds
+let waiting = 0;
+
+function busy(text, aside = false) {
+  clearTimeout(waiting);
   find(".busy").hidden = !text;
+  find(".busy").classList.toggle("aside", aside);
   find(".busy-text").textContent = text || "";
   root.setAttribute("aria-busy", text ? "true" : "false");
 }
 
 find(".banner-close").addEventListener("click", () => complain(""));
+// Sent by the page when it asks the server for other names.
+window.addEventListener("odise-asked", () => {
+  if (root.dataset.phase !== "shown" || root.getAttribute("aria-busy") === "true") return;
+  clearTimeout(waiting);
+  waiting = setTimeout(() => busy("Naming …", true), PATIENCE);
+});
 // Sent by the page when an event failed without an answer, as when the server is gone or its queue is full.
 window.addEventListener("odise-failed", () => {
   busy("");
@@ -217,8 +229,9 @@ function makeView(content, state, index, count) {
   const plural = noun === "class" ? "classes" : `${noun}s`;
   const number = content.regions.length;
   heading.append(make("span", "side-title", count > 1 ? `Vocabulary ${letter}` : number === 1 ? noun : plural));
-  const seen = `${content.classes} ${content.classes === 1 ? "class" : "classes"}, ${content.seen} seen in training`;
-  heading.append(make("span", "side-note", `${number} ${number === 1 ? noun : plural} from ${seen}`));
+  const found = noun === "class" ? `${number} of` : `${number} ${number === 1 ? noun : plural} from`;
+  const given = `${content.classes.toLocaleString("en")} ${content.classes === 1 ? "class" : "classes"}`;
+  heading.append(make("span", "side-note", `${found} ${given}, ${content.seen.toLocaleString("en")} seen in training`));
   const legend = make("ul", "legend");
   legend.setAttribute("role", "listbox");
   legend.setAttribute("aria-label", count > 1 ? `Segments with vocabulary ${letter}` : "Segments");
@@ -455,7 +468,11 @@ function spread() {
     }
   }
 }
-new ResizeObserver(() => spread()).observe(find(".views"));
+const NARROW = 700; // pixels, below which everything stands in one column
+new ResizeObserver(() => {
+  root.classList.toggle("narrow", root.clientWidth < NARROW);
+  spread();
+}).observe(root);
 
 // ---- what the server says --------------------------------------------------------------------------------------
 
