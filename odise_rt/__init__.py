@@ -20,6 +20,7 @@ from odise_rt.errors import (
     OdiseError,
     OptionsError,
     OutOfMemoryError,
+    VideoError,
     VocabularyError,
 )
 from odise_rt.options import SegmentOptions
@@ -46,6 +47,7 @@ __all__ = [
     "Segment",
     "SegmentOptions",
     "Segmenter",
+    "VideoError",
     "Vocabulary",
     "VocabularyClass",
     "VocabularyError",

@@ -143,22 +143,21 @@ def _merge_list(merged: list[list[Draft]], drafts: Sequence[Draft]) -> None:
     taken: set[int] = set()
     left = []
     for draft in drafts:
-        group = by_name.get(noun_key(draft.words[0]))
-        if group is None or id(group) in taken:
+        same = by_name.get(noun_key(draft.words[0]))
+        if same is None or id(same) in taken:
             left.append(draft)
         else:
-            taken.add(id(group))
-            group.append(draft)
+            taken.add(id(same))
+            same.append(draft)
     for draft in left:
         found = list(by_synonym.get(noun_key(draft.words[0]), ()))
         found += [by_name[key] for key in map(noun_key, draft.words[1:]) if key in by_name]
         one = {id(group): group for group in found}
-        group = next(iter(one.values())) if len(one) == 1 else None
-        if group is None or id(group) in taken:
-            merged.append([draft])
+        if len(one) == 1 and not one.keys() & taken:
+            taken.update(one)
+            found[0].append(draft)
         else:
-            taken.add(id(group))
-            group.append(draft)
+            merged.append([draft])
 
 
 def _joint_kind(drafts: Iterable[Draft]) -> Kind | None:

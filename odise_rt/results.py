@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,8 @@ class Segment:
     candidates: tuple[Candidate, ...] = ()
     """The best names, best first: as many as ``SegmentOptions.explain`` says and the vocabulary has. Of joined stuff
     masks, the best one's."""
+    track_id: int | None = None
+    """In a video: the same number for the same thing, or the same stuff class, in every frame."""
 
     def to_dict(self, explain: bool = False) -> dict[str, Any]:
         """Plain JSON types; with ``candidates`` if they are asked for."""
@@ -82,6 +84,8 @@ class Segment:
             "isthing": self.isthing,
             "unknown": self.unknown,
         }
+        if self.track_id is not None:
+            data["track_id"] = self.track_id
         return data | {"candidates": [c.to_dict() for c in self.candidates]} if explain else data
 
 
@@ -271,11 +275,41 @@ class PanopticResult:
             for s in self.segments
         ]
 
-    def overlay(self, image: ImageLike, legend: bool = True) -> Image.Image:
+    def to_supervision(self) -> Any:
+        """``supervision.Detections``; see :func:`odise_rt.interchange.supervision_detections`."""
+        from odise_rt import interchange
+
+        return interchange.supervision_detections(self)
+
+    def to_labelme(self, image_path: str, tolerance: float = 1.0) -> dict[str, Any]:
+        """LabelMe's JSON with polygons.
+
+        Args:
+            image_path: of the image, relative to the file that the JSON will be saved in.
+            tolerance: how far in pixels outlines may be simplified; 0 keeps the mask exactly.
+        """
+        from odise_rt import interchange
+
+        return interchange.labelme_document(self, image_path, tolerance)
+
+    def to_cvat(self, file_name: str, tolerance: float = 1.0) -> str:
+        """The ``<image>`` element of CVAT's "images 1.1" XML; :func:`odise_rt.interchange.cvat_document` joins them.
+
+        Args:
+            file_name: the image's name in CVAT's task.
+            tolerance: how far in pixels outlines may be simplified; 0 keeps the mask exactly.
+        """
+        from odise_rt import interchange
+
+        return interchange.cvat_image(self, file_name, tolerance)
+
+    def overlay(
+        self, image: ImageLike, legend: bool = True, colours: Sequence[tuple[int, int, int]] | None = None
+    ) -> Image.Image:
         """The image with coloured segments, outlines, labels and a legend; see :func:`odise_rt.visualize.overlay`."""
         from odise_rt import visualize
 
-        return visualize.overlay(image, self, legend=legend)
+        return visualize.overlay(image, self, legend=legend, colours=colours)
 
 
 def category_ids(vocabulary: Vocabulary) -> tuple[int, ...]:

@@ -68,6 +68,10 @@ class RunLog:
             return False
         return True
 
+    def find(self, name: str, key: str) -> dict[str, Any] | None:
+        """The latest record of a name if it has this key."""
+        return self.read(name) if self._lines.get(name, (0, ""))[1] == key else None
+
     def read(self, name: str) -> dict[str, Any]:
         """The latest record of a name."""
         self._file.seek(self._lines[name][0])

@@ -7,6 +7,7 @@ import functools
 import logging
 import math
 import unicodedata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,13 +65,16 @@ def unknown_colour(variation: int = 0) -> Colour:
     return value, value, value
 
 
-def overlay(image: ImageLike, result: PanopticResult, legend: bool = True) -> Image.Image:
+def overlay(
+    image: ImageLike, result: PanopticResult, legend: bool = True, colours: Sequence[Colour] | None = None
+) -> Image.Image:
     """Draw a result over its image.
 
     Args:
         image: the image that was segmented.
         result: its segments.
         legend: add a column at the right with every label, its score and its share of the picture.
+        colours: one for each segment; ``None``: :func:`segment_colours`.
 
     Returns:
         An RGB PIL image; small ones are enlarged by a whole factor.
@@ -91,7 +95,7 @@ def overlay(image: ImageLike, result: PanopticResult, legend: bool = True) -> Im
     if factor > 1:
         size = (segment_map.shape[1], segment_map.shape[0])
         pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-    colours = segment_colours(result)
+    colours = segment_colours(result) if colours is None else list(colours)
     picture = Image.fromarray(_blend(pixels, segment_map, colours))
     font_size = max(12, round(max(picture.size) / 62))
     _draw_labels(picture, result, factor, font_size)

@@ -5,16 +5,27 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 from odise_rt.errors import MissingPackageError, OptionsError
+from odise_rt.segment_command import BUNDLE_VARIABLE
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 7860
 
 
-def add_demo(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command, ``--bundle`` excepted."""
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser("demo", parents=[common], help="Open a web page to try a bundle with your pictures.")
+    bundle = os.environ.get(BUNDLE_VARIABLE)
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        default=Path(bundle) if bundle else None,
+        help=f"The bundle's folder. Default: the environment variable {BUNDLE_VARIABLE}.",
+    )
     parser.add_argument(
         "--host",
         default=DEFAULT_HOST,
@@ -62,7 +73,7 @@ def run_demo(args: argparse.Namespace) -> int:
 
     if args.bundle is None:
         raise OptionsError(
-            "no bundle was named: pass --bundle FOLDER or set ODISE_RT_BUNDLE. Make one in a clone of the repository: "
+            f"no bundle was named: pass --bundle FOLDER or set {BUNDLE_VARIABLE}. Make one in a clone of the repository: "
             "python -m export.build_engines --checkpoint training/pretrained/odise-tiny --out out/odise-tiny"
         )
     for option, value in (("--max-pixels", args.max_pixels), ("--memory", args.memory)):

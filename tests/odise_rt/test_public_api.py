@@ -29,6 +29,7 @@ PUBLIC = [
     "Segment",
     "SegmentOptions",
     "Segmenter",
+    "VideoError",
     "Vocabulary",
     "VocabularyClass",
     "VocabularyError",
