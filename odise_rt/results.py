@@ -106,7 +106,7 @@ class Instance:
     """uint8: the mask inside its box, row by row, eight pixels a byte."""
     candidates: tuple[Candidate, ...] = ()
     """The best names of the mask, best first, as for a :class:`Segment`. The label need not be the first of them, as
-    one mask may be several instances. Empty for a mask that is likeliest no object."""
+    one mask may be several instances."""
 
     @property
     def mask(self) -> np.ndarray:

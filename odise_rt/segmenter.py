@@ -341,6 +341,7 @@ class Segmenter:
             settings.clip_weight_unseen,
             best=settings.explain,
             unknown=settings.unknown,
+            rank_all="instance" in settings.outputs,
         )
 
     def _run_facts(
@@ -413,7 +414,6 @@ def _candidates(names: MaskNames, query: int, words: Vocabulary) -> tuple[Candid
         for k, score, mask, clip in zip(
             names.classes[query], names.scores[query], names.mask_scores[query], names.clip_scores[query], strict=True
         )
-        if score > 0  # masks that are likeliest no object at all are not ranked
     )
 
 

@@ -73,7 +73,7 @@ def run_demo(args: argparse.Namespace) -> int:
 
     if args.bundle is None:
         raise OptionsError(
-            f"no bundle was named: pass --bundle FOLDER or set {BUNDLE_VARIABLE}. Make one in a clone of the repository: "
+            f"no bundle was named: pass --bundle FOLDER or set {BUNDLE_VARIABLE}. Make one in a clone: "
             "python -m export.build_engines --checkpoint training/pretrained/odise-tiny --out out/odise-tiny"
         )
     for option, value in (("--max-pixels", args.max_pixels), ("--memory", args.memory)):
@@ -100,7 +100,7 @@ def run_demo(args: argparse.Namespace) -> int:
                 text = json.dumps({"url": address, "bundle": segmenter.bundle.name, "device": segmenter.device})
             else:
                 text = f"odise-rt demo: {segmenter.bundle.name} at {address} (Ctrl-C stops it)"
-            print(text, flush=True)  # noqa: T201
+            print(text, flush=True)
 
         serve(bench, listener, ready)
     return 0

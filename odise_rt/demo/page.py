@@ -237,7 +237,7 @@ def _on_settings(bench: Workbench) -> Any:
 
 def _answer(content: dict[str, Any]) -> dict[str, Any]:
     """Gradio tells the page of a value only if it differs from the one before, and the page waits for every answer."""
-    return content | {"serial": time.time_ns()}
+    return content | {"serial": str(time.time_ns())}
 
 
 def _on_unload(bench: Workbench) -> Any:

@@ -7,6 +7,7 @@ otherwise.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import re
 import socket
 import tempfile
 import urllib.parse
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from odise_rt.errors import ImageError, InputError, MissingPackageError, OdiseError, OptionsError
@@ -81,25 +82,29 @@ def create_app(bench: Workbench, port: int) -> fastapi.FastAPI:
         ) from exc
     from odise_rt.demo.page import build_page, page_settings
 
-    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    _add_routes(app, bench)
-    app.add_middleware(_Guard)
-    mounted: fastapi.FastAPI = gradio.mount_gradio_app(
-        app,
-        build_page(bench),
-        path="/",
-        server_port=port,
-        footer_links=[],
-        run_history=False,
-        ssr_mode=False,
-        mcp_server=False,
-        pwa=False,
-        enable_monitoring=False,
-        show_error=False,
-        max_file_size=1,
-        **page_settings(),
-    )
-    return mounted
+    async def build() -> fastapi.FastAPI:
+        app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        _add_routes(app, bench)
+        app.add_middleware(_Guard)
+        mounted: fastapi.FastAPI = gradio.mount_gradio_app(
+            app,
+            build_page(bench),
+            path="/",
+            server_port=port,
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            enable_monitoring=False,
+            show_error=False,
+            max_file_size=1,
+            **page_settings(),
+        )
+        return mounted
+
+    # Outside of a running loop, Gradio makes loops of its own for its locks and never closes them.
+    return asyncio.run(build())
 
 
 def _prepare_environment() -> None:
@@ -116,7 +121,6 @@ def _add_routes(app: fastapi.FastAPI, bench: Workbench) -> None:
     from starlette.routing import Route
 
     async def add_picture(request: Request) -> Response:
-        # Other sites may not set this header without asking, so a page elsewhere cannot fill the memory here.
         name = request.headers.get(_NAME_HEADER)
         if name is None:
             return JSONResponse({"error": f"the header {_NAME_HEADER} is missing: it holds the file's name"}, 400)
@@ -183,13 +187,28 @@ class _Guard:
                 message["headers"] = [*message.get("headers", []), *_HEADERS]
             await send(message)
 
+        refusal = None
         if _REFUSED.match(scope["path"]):
-            body = json.dumps({"error": "this server takes pictures in memory only"}).encode()
+            refusal = "this server takes pictures in memory only"
+        elif _comes_from_elsewhere(scope["headers"]):
+            refusal = "this server answers its own page only; a proxy before it must pass Host or X-Forwarded-Host"
+        if refusal:
+            body = json.dumps({"error": refusal}).encode()
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
             await send_with_headers({"type": "http.response.start", "status": 403, "headers": headers})
             await send({"type": "http.response.body", "body": body})
             return
         await self._app(scope, receive, send_with_headers)
+
+
+def _comes_from_elsewhere(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether the page of another site sent a request: browsers then name that site, and nothing else sets Origin."""
+    found = {name: value.decode("latin-1") for name, value in headers}
+    origin = found.get(b"origin")
+    if origin is None:
+        return False
+    hosts = {found.get(b"host"), found.get(b"x-forwarded-host")}
+    return urllib.parse.urlsplit(origin).netloc not in hosts - {None}
 
 
 def listen(host: str, port: int) -> socket.socket:

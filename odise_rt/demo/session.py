@@ -18,13 +18,13 @@ from typing import Any
 
 from odise_rt.demo.examples import Example
 from odise_rt.demo.pictures import SEMANTIC_LONG_EDGE, SHOWN_LONG_EDGE, BoundedCache, Picture, PictureStore
-from odise_rt.demo.views import download, shown_as, view
+from odise_rt.demo.views import colours, download, shown_as, view
 from odise_rt.errors import ImageError, InputError, OptionsError, VocabularyError
 from odise_rt.options import OUTPUTS, Output, SegmentOptions
 from odise_rt.preprocessing import load_image
 from odise_rt.results import PanopticResult
 from odise_rt.segmenter import MaskProposals, Segmenter
-from odise_rt.text_embeddings import Progress
+from odise_rt.visualize import overlay
 from odise_rt.vocabulary import BUILTIN, Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -120,15 +120,17 @@ class Workbench:
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
         self.segmenter = segmenter
-        self.store = store or PictureStore()
+        self.store = PictureStore() if store is None else store
         self.examples = examples or []
         self.max_pixels = max_pixels
         self.network_runs = 0
         """How often the network ran so far."""
         self._views: BoundedCache[dict[str, Any]] = BoundedCache(_VIEWS_KEPT)
-        self._recipes: BoundedCache[Controls] = BoundedCache(4 * _VIEWS_KEPT)
+        self._recipes: BoundedCache[tuple[Controls, Words | None]] = BoundedCache(4 * _VIEWS_KEPT)
         # One network at a time: two would only share the same cores and need twice the memory.
         self._network = threading.Lock()
+        # Likewise for downloads, whose arrays are as large as the picture.
+        self._full_size = threading.Lock()
 
     # ---- pictures ------------------------------------------------------------------------------------------------
 
@@ -170,13 +172,12 @@ class Workbench:
                 logger.info("network run %d: %.3f s", self.network_runs, sum(picture.proposals.seconds.values()))
             return picture.proposals, True
 
-    def show(self, picture: Picture, controls: Controls, progress: Progress | None = None) -> dict[str, Any]:
+    def show(self, picture: Picture, controls: Controls) -> dict[str, Any]:
         """Name the masks of a picture and describe what the page draws.
 
         Args:
             picture: from :meth:`add` or the store.
             controls: words, mode and thresholds.
-            progress: called while words are embedded that nobody used before, with those done and all.
 
         Returns:
             Plain JSON types: ``picture``, one or two ``views`` (see :func:`odise_rt.demo.views.view`), ``mode`` and
@@ -190,37 +191,41 @@ class Workbench:
         views, words_seconds, names_seconds = [], 0.0, 0.0
         for words, vocabulary in zip(controls.vocabularies, vocabularies, strict=True):
             start = time.perf_counter()
-            self.segmenter.prepare(vocabulary, progress)
+            self.segmenter.prepare(vocabulary)
             embedded = time.perf_counter()
-            views.append(self._view(picture, proposals, dataclasses.replace(controls, words=words, other=None)))
+            beside = controls.words if views else None
+            views.append(self._view(picture, proposals, dataclasses.replace(controls, words=words, other=None), beside))
             words_seconds += embedded - start
             names_seconds += time.perf_counter() - embedded
         times = {"network": sum(proposals.seconds.values()), "words": words_seconds, "names": names_seconds}
         return {
-            "picture": self.describe(picture),
+            "picture": {
+                "token": picture.token,
+                "name": picture.name,
+                "height": picture.size[0],
+                "width": picture.size[1],
+            },
             "mode": controls.mode,
             "views": views,
             "times": {key: round(seconds, 4) for key, seconds in times.items()} | {"ran": ran},
         }
 
-    @staticmethod
-    def describe(picture: Picture) -> dict[str, Any]:
-        """What the page needs to know of a picture."""
-        height, width = picture.size
-        return {"token": picture.token, "name": picture.name, "height": height, "width": width}
-
-    def _view(self, picture: Picture, proposals: MaskProposals, controls: Controls) -> dict[str, Any]:
-        """What the page draws for the first vocabulary of ``controls``."""
-        key = _digest(dataclasses.astuple(controls))
+    def _view(
+        self, picture: Picture, proposals: MaskProposals, controls: Controls, beside: Words | None
+    ) -> dict[str, Any]:
+        """What the page draws for one vocabulary, perhaps beside another one."""
+        key = _digest([dataclasses.astuple(controls), beside and dataclasses.astuple(beside)])
         place = f"{picture.token} {key}"
-        self._recipes.put(place, controls)
+        self._recipes.put(place, (controls, beside))
         known = self._views.get(place)
         if known is None:
             long_edge = SEMANTIC_LONG_EDGE if controls.mode == "semantic" else SHOWN_LONG_EDGE
             at_page_size = dataclasses.replace(proposals, original_size=picture.shown_size(long_edge))
             vocabulary = controls.words.vocabulary()
             result = self.segmenter.name_masks(at_page_size, vocabulary, controls.options())
-            known = view(result, controls.mode, controls.least_score, self.segmenter.bundle.training_vocabulary)
+            first = beside.vocabulary() if beside else None
+            seen = self.segmenter.bundle.training_vocabulary
+            known = view(result, controls.mode, controls.least_score, seen, first)
             known |= {"key": key, "classes": len(vocabulary), "seen": result.facts.seen_classes}
             self._views.put(place, known)
         return known
@@ -228,25 +233,40 @@ class Workbench:
     # ---- downloads -----------------------------------------------------------------------------------------------
 
     def overlay_png(self, picture: Picture, key: str) -> bytes:
-        """What one view shows as a PNG file at the picture's own size, with a legend."""
-        result, controls = self._full_size(picture, key)
-        shown = shown_as(result, controls.mode, controls.least_score)
-        buffer = io.BytesIO()
-        shown.overlay(picture.pixels).save(buffer, format="PNG")
+        """What one view shows as a PNG file at the picture's own size, with a legend.
+
+        Raises:
+            InputError: ``key`` is of no view that was shown lately.
+        """
+        controls, beside = self._recipe(picture, key)
+        with self._full_size:
+            shown = shown_as(self._name(picture, controls), controls.mode, controls.least_score)
+            chosen = colours(shown, beside.vocabulary() if beside else None)
+            buffer = io.BytesIO()
+            overlay(picture.pixels, shown, colours=chosen).save(buffer, format="PNG")
         return buffer.getvalue()
 
     def result_json(self, picture: Picture, key: str) -> bytes:
-        """What one view shows as JSON: see :func:`odise_rt.demo.views.download`."""
-        result, controls = self._full_size(picture, key)
-        data = download(result, controls.mode, controls.least_score, picture.name)
+        """What one view shows as JSON: see :func:`odise_rt.demo.views.download`.
+
+        Raises:
+            InputError: ``key`` is of no view that was shown lately.
+        """
+        controls, _ = self._recipe(picture, key)
+        with self._full_size:
+            data = download(self._name(picture, controls), controls.mode, controls.least_score, picture.name)
         return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode()
 
-    def _full_size(self, picture: Picture, key: str) -> tuple[PanopticResult, Controls]:
-        controls = self._recipes.get(f"{picture.token} {key}")
-        if controls is None:
+    def _recipe(self, picture: Picture, key: str) -> tuple[Controls, Words | None]:
+        recipe = self._recipes.get(f"{picture.token} {key}")
+        if recipe is None:
             raise InputError("this result is no longer in the server's memory: change a setting to make it anew")
+        return recipe
+
+    def _name(self, picture: Picture, controls: Controls) -> PanopticResult:
+        """The result at the picture's own size."""
         proposals, _ = self.masks(picture)
-        return self.segmenter.name_masks(proposals, controls.words.vocabulary(), controls.options()), controls
+        return self.segmenter.name_masks(proposals, controls.words.vocabulary(), controls.options())
 
 
 class _NamedFile(io.BytesIO):

@@ -17,7 +17,8 @@ from odise_rt import rle
 from odise_rt.options import Output
 from odise_rt.postprocessing import boxes_and_areas
 from odise_rt.results import Candidate, Instance, PanopticResult, Segment
-from odise_rt.visualize import label_places, segment_colours
+from odise_rt.visualize import Colour, label_places, segment_colours
+from odise_rt.vocabulary import Vocabulary
 
 MAX_SHOWN_INSTANCES = 50
 """More overlapping masks than this are a picture of nothing."""
@@ -94,8 +95,28 @@ def _unknown_class(result: PanopticResult) -> int | None:
     return len(result.vocabulary) - 1 if result.facts.options.get("unknown") is not None else None
 
 
+def colours(shown: PanopticResult, beside: Vocabulary | None = None) -> list[Colour]:
+    """A colour for each segment; classes of one name have one colour in both results of a comparison.
+
+    Args:
+        shown: from :func:`shown_as`.
+        beside: the vocabulary of the result that it stands beside, which chose its colours first.
+    """
+    if beside is None:
+        return segment_colours(shown)
+    taken = {name: index for index, name in enumerate(beside.names)}
+    segments = tuple(
+        dataclasses.replace(s, class_index=taken.get(s.label, len(taken) + s.class_index)) for s in shown.segments
+    )
+    return segment_colours(dataclasses.replace(shown, segments=segments))
+
+
 def view(
-    result: PanopticResult, mode: Output, least_score: float, training_vocabulary: Collection[str]
+    result: PanopticResult,
+    mode: Output,
+    least_score: float,
+    training_vocabulary: Collection[str],
+    beside: Vocabulary | None = None,
 ) -> dict[str, Any]:
     """Everything that the page draws of one result, as plain JSON types.
 
@@ -104,6 +125,7 @@ def view(
         mode: what to show.
         least_score: for instances.
         training_vocabulary: to mark the names that were seen in training.
+        beside: the first vocabulary of a comparison, for the second's colours.
 
     Returns:
         ``map`` (``width``, ``height``, and the owners of pixels row by row as run lengths: ``ids``, ``lengths``; 0 is
@@ -114,7 +136,7 @@ def view(
     places = label_places(shown.segment_map, len(shown.segments))
     height, width = shown.size
     regions: list[dict[str, Any]] = []
-    for segment, colour, place in zip(shown.segments, segment_colours(shown), places, strict=True):
+    for segment, colour, place in zip(shown.segments, colours(shown, beside), places, strict=True):
         regions.append(
             {
                 "id": segment.id,

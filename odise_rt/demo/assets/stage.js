@@ -289,10 +289,7 @@ function makeView(content, state, index, count) {
     else facts.push(region.seen ? "seen in training" : "not seen in training");
     details.append(head, make("div", "details-facts", facts.join(" · ")));
     if (!region.names.length) {
-      const why =
-        state.mode === "semantic"
-          ? "Here every pixel has a class of its own: switch to panoptic or instance for the names of one mask."
-          : "This mask is likeliest no object at all, so its names are not ranked.";
+      const why = "Here every pixel has a class of its own: switch to panoptic or instance for the names of one mask.";
       details.append(make("p", "hint", why));
       return;
     }
@@ -501,8 +498,11 @@ function show(state) {
   spread();
 }
 
-watch("value", () => props.value && show(props.value));
-if (props.value) show(props.value);
+watch("value", () => {
+  if (!props.value) return;
+  show(props.value);
+  root.dataset.answer = props.value.serial;
+});
 
 find(".opacity").addEventListener("input", (event) => {
   opacity = event.target.value / 100;
