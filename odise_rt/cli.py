@@ -3,6 +3,7 @@
     odise-rt segment photo.jpg --bundle out/odise-tiny --vocab "black pickup truck, pickup truck; blue sky, sky"
     odise-rt segment photos/ --bundle out/odise-tiny --vocab coco --out results
     odise-rt segment clip.mp4 --bundle out/odise-tiny --vocab auto --unknown 0.3
+    odise-rt demo --bundle out/odise-tiny
     odise-rt inspect out/odise-tiny
     odise-rt doctor
     odise-rt labels ade20k
@@ -27,6 +28,7 @@ from typing import NoReturn
 
 from odise_rt import segment_command
 from odise_rt.completion import SHELLS
+from odise_rt.demo import command as demo_command
 from odise_rt.errors import OdiseError
 from odise_rt.segment_command import BUNDLE_VARIABLE as BUNDLE_VARIABLE
 from odise_rt.version import __version__
@@ -105,6 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
     common.add_argument("-q", "--quiet", action="store_true", help="Show no progress and no warnings.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     segment_command.add_parser(commands, common)
+    demo_command.add_parser(commands, common)
 
     inspect = commands.add_parser("inspect", parents=[common], help="Show what a bundle holds and check it.")
     inspect.add_argument("bundle", type=Path, metavar="BUNDLE", help="The bundle's folder.")

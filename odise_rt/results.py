@@ -104,6 +104,9 @@ class Instance:
     """Height and width of the image."""
     bits: np.ndarray
     """uint8: the mask inside its box, row by row, eight pixels a byte."""
+    candidates: tuple[Candidate, ...] = ()
+    """The best names of the mask, best first, as for a :class:`Segment`. The label need not be the first of them, as
+    one mask may be several instances."""
 
     @property
     def mask(self) -> np.ndarray:

@@ -304,7 +304,16 @@ class Segmenter:
             found = find_instances(masks, probabilities, isthing, resizer, settings.instances_per_image)
             size = proposals.original_size
             instances = tuple(
-                Instance(classes[i.class_index].name, i.class_index, i.score, i.area, i.box, size, i.bits)
+                Instance(
+                    classes[i.class_index].name,
+                    i.class_index,
+                    i.score,
+                    i.area,
+                    i.box,
+                    size,
+                    i.bits,
+                    _candidates(names, i.query, words),
+                )
                 for i in found
                 if i.area
             )
@@ -333,6 +342,7 @@ class Segmenter:
             settings.clip_weight_unseen,
             best=settings.explain,
             unknown=settings.unknown,
+            rank_all="instance" in settings.outputs,
         )
 
     def _run_facts(
