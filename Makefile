@@ -57,8 +57,8 @@ wheel: $(STAMP)  ## build the wheel of the runtime and list it
 bench: $(STAMP)  ## measure odise-tiny on this machine's CPU
 	$(BIN)/python -m benchmarks.bench_structure --config odise-tiny
 
-kernels:  ## compile the CUDA kernels; says so and stops where there is no nvcc
-	cmake -S . -B build/kernels && cmake --build build/kernels
+kernels:  ## compile the CUDA kernels into build/kernels; says so and builds nothing where there is no nvcc
+	cmake -S . -B build/kernels $(KERNEL_OPTIONS) && cmake --build build/kernels --parallel 2
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache
