@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 
 from export.bundle_writer import BundleWriter, StageFiles
+from export.engine_builds import EngineOptions, add_engines
 from export.flops import StageFlops, count_flops
 from export.fusion import VARIANT, fuse_for_ort_cpu
 from export.onnx_from_stage import onnx_from_stage
@@ -39,6 +40,7 @@ from export.verify import (
     ResultComparison,
     compare_results,
     compare_stage,
+    engine_references,
     example_pictures,
     run_example,
 )
@@ -67,6 +69,8 @@ class ExportOptions:
     """uint8 (h, w, 3): checked on instead of the drawn picture."""
     threads: int | None = None
     """Inside an operator of ONNX Runtime; ``None``: its choice."""
+    engines: EngineOptions | None = None
+    """Engines to build into the bundle when it is in place."""
 
 
 class Exporter:
@@ -290,6 +294,9 @@ def build_bundle(source: Source, out: Path, options: ExportOptions, console: Con
     console.print(report.table())
     for sentence in report.totals():
         console.print(sentence, highlight=False, soft_wrap=True)
+    if whole and options.engines is not None:
+        console.print(f"bundle: {out}; now its engines", highlight=False)
+        add_engines(Bundle.open(out), options.engines, console, engine_references(source.loaded))
     return report
 
 

@@ -108,7 +108,7 @@ class Segmenter:
             MissingPackageError: no engine is installed.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
-        backend = open_backend(device, threads)
+        backend = open_backend(device, threads, opened)
         # The text encoder runs once for a vocabulary; it is never kept.
         stages = StagePool(backend, opened, keep=frozenset() if low_memory else frozenset(IMAGE_STAGES))
         folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
