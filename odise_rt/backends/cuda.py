@@ -40,6 +40,9 @@ class CudaBackend:
         self._no_ort = _why_no_ort_cuda()
         self._session: CudaSession | None = None
         self._chosen: dict[str, Engine | None] = {stage: self._choose(bundle, stage) for stage in STAGES}
+        text = self._chosen["clip_text"]
+        self.text_precision = bundle.precision if text is None else text.facts.precision
+        """Inside the text encoder; embeddings on disk depend on it."""
 
     @property
     def device(self) -> Device:
