@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,13 @@ import onnx_ir as ir
 
 from export.cuda_fusion import fuse_for_ort_cuda, write_out_fusions
 from export.gather_sampling import replace_grid_sample
-from export.precision import Precision, node_blocks, to_mixed_precision, to_single_precision
+from export.precision import (
+    Precision,
+    make_rounding_explicit,
+    node_blocks,
+    to_mixed_precision,
+    to_single_precision,
+)
 from export.precision_search import search_precision
 from export.tolerances import STAGE_TOLERANCES
 from export.weight_store import WeightStore, save_graph
@@ -96,21 +102,53 @@ def prepare_graph(
         notes.update(_transform(model, kind, precision, {*keep, *kept}))
         return model
 
-    def problems(model: ir.Model) -> list[str]:
+    if precision == "fp16":
+        found_bad = blocks_to_keep(make, graph_blocks(file.path), spec, cases, bounds, folder, threads)
+        model = make(found_bad)
+        keep = (*keep, *found_bad)
+    else:
+        model = make(())
         checks = check_on_cpu(model, spec, cases, bounds, folder, threads)
-        return [check.describe(bounds) for check in checks if not check.passed]
-
-    model = make(())
-    found = problems(model)
-    if found and precision == "fp16":
-        search = search_precision(graph_blocks(file.path), lambda kept: not problems(make(kept)), spec.name, found[0])
-        model = make(search.kept)
-        keep = (*keep, *search.kept)
-    elif found:
-        raise ExportError(f"stage {spec.name} for {kind}: the graph does not agree: {'; '.join(found)}")
+        wrong = [check.describe(bounds) for check in checks if not check.passed]
+        if wrong:
+            raise ExportError(f"stage {spec.name} for {kind}: the graph does not agree: {'; '.join(wrong)}")
     if keep:
         notes["blocks_kept_fp32"] = list(keep)
     return _write(model, spec.name, folder, precision, notes)
+
+
+def blocks_to_keep(
+    make: Callable[[Collection[str]], ir.Model],
+    blocks: Sequence[str],
+    spec: StageSpec,
+    cases: Sequence[Case],
+    bounds: Bounds,
+    folder: Path,
+    threads: int | None = None,
+) -> tuple[str, ...]:
+    """The blocks that must stay in float32 for a mixed graph to agree on the CPU; none if all of it does.
+
+    Args:
+        make: the graph in fp16 but for the given blocks; called anew for every trial.
+        blocks: of the graph, in topological order.
+        spec: of the stage.
+        cases: what it must compute.
+        bounds: how well.
+        folder: for files of trials.
+        threads: inside an operator; ``None``: ONNX Runtime's choice.
+
+    Raises:
+        ExportError: the graph does not agree in float32 either, or too many blocks are bad.
+    """
+
+    def problems(keep: Collection[str]) -> list[str]:
+        checks = check_on_cpu(make(keep), spec, cases, bounds, folder, threads)
+        return [check.describe(bounds) for check in checks if not check.passed]
+
+    found = problems(())
+    if not found:
+        return ()
+    return search_precision(blocks, lambda keep: not problems(keep), spec.name, found[0]).kept
 
 
 def graph_blocks(path: Path) -> list[str]:
@@ -162,11 +200,12 @@ def check_on_cpu(
     """Compare a graph with expected outputs in ONNX Runtime on CPU.
 
     Operators that only the CUDA provider has are written out in standard ones: what is compared is everything but those
-    kernels.
+    kernels. fp16 values are really rounded (:func:`export.precision.make_rounding_explicit`).
     """
     ort = import_onnxruntime()
     candidate = model.clone()
     write_out_fusions(candidate)
+    make_rounding_explicit(candidate)
     path, weights = folder / f".candidate-{spec.name}.onnx", folder / f".candidate-{spec.name}.data"
     options = ort.SessionOptions()
     options.log_severity_level = 3
