@@ -11,9 +11,12 @@ from __future__ import annotations
 import ctypes
 import enum
 import json
+import os
 import sys
+import time
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,8 @@ from odise_rt.backends import machine
 GPU = "Fake GPU"
 CAPABILITY = (9, 0)
 VERSION = "10.16.0"
+BEHAVIOUR = "FAKE_TENSORRT"
+"""Environment variable that makes the builder "abort", "hang" or "fail"."""
 
 
 class Calls:
@@ -39,6 +44,8 @@ class Calls:
         """More device memory is refused."""
         self.corrupt: Callable[[str, np.ndarray], np.ndarray] = lambda name, array: array
         """Changes what the engine computes."""
+        self.spoils: Callable[[onnx.ModelProto], bool] = lambda model: False
+        """Engines of these graphs compute NaN."""
         self.streams: dict[int, Stream] = {}
 
     def count(self, word: str) -> int:
@@ -251,7 +258,8 @@ class _Context:
             )
         names = list(self._engine.outputs)
         for name, array in zip(names, self._engine.session.run(names, inputs), strict=True):
-            data = np.ascontiguousarray(self._calls.corrupt(name, array)).tobytes()
+            array = np.full_like(array, np.nan) if self._engine.spoilt else self._calls.corrupt(name, array)
+            data = np.ascontiguousarray(array).tobytes()
             ctypes.memmove(self._addresses[name], data, len(data))
 
 
@@ -260,6 +268,7 @@ class _Engine:
         data = json.loads(plan)
         self._calls, self.profiles = calls, data["profiles"]
         model = onnx.load_from_string(bytes.fromhex(data["graph"]))
+        self.spoilt = calls.spoils(model)
         self.inputs = {v.name: _IO[v.type.tensor_type.elem_type] for v in model.graph.input}
         self.outputs = {v.name: _IO[v.type.tensor_type.elem_type] for v in model.graph.output}
         options = onnxruntime.SessionOptions()
@@ -296,7 +305,155 @@ class ILogger:
         INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
 
-def _tensorrt(calls: Calls) -> types.ModuleType:
+class NetworkDefinitionCreationFlag(enum.IntEnum):
+    STRONGLY_TYPED = 1
+
+
+class BuilderFlag(enum.Enum):
+    TF32 = 0
+
+
+class MemoryPoolType(enum.Enum):
+    WORKSPACE = 0
+
+
+class _Named:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class _Network:
+    """What the parser read."""
+
+    model: onnx.ModelProto | None = None
+
+    @property
+    def _inputs(self) -> list[str]:
+        assert self.model is not None
+        return [value.name for value in self.model.graph.input]
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self._inputs)
+
+    def get_input(self, index: int) -> _Named:
+        return _Named(self._inputs[index])
+
+    @property
+    def num_layers(self) -> int:
+        assert self.model is not None
+        return len(self.model.graph.node)
+
+
+class _Error:
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def desc(self) -> str:
+        return self._text
+
+    def node(self) -> int:
+        return -1
+
+
+class OnnxParser:
+    def __init__(self, network: _Network, log: Any) -> None:
+        self._network, self._errors = network, []  # type: ignore[var-annotated]
+
+    def parse_from_file(self, path: str) -> bool:
+        if os.environ.get(BEHAVIOUR) == "abort":
+            print("unsupported operator: giving up", file=sys.stderr, flush=True)
+            os.abort()
+        if os.environ.get(BEHAVIOUR) == "hang":
+            time.sleep(600)
+        try:
+            self._network.model = onnx.load(path)
+        except Exception:
+            self._errors.append(_Error("no ONNX file"))
+            return False
+        assert all(node.op_type != "GridSample" for node in self._network.model.graph.node), "miscompiled by TensorRT"
+        return True
+
+    @property
+    def num_errors(self) -> int:
+        return len(self._errors)
+
+    def get_error(self, index: int) -> _Error:
+        return self._errors[index]
+
+
+class _OptimizationProfile:
+    def __init__(self) -> None:
+        self.shapes: dict[str, Any] = {}
+
+    def set_shape(self, name: str, low: Any, opt: Any, high: Any) -> None:
+        self.shapes[name] = {"min": low, "opt": opt, "max": high}
+
+
+class _TimingCache:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def serialize(self) -> bytes:
+        return self.data + b"learned;"
+
+
+class _Config:
+    builder_optimization_level = 3
+
+    def __init__(self) -> None:
+        self.profiles: list[dict[str, Any]] = []
+        self.flags = {BuilderFlag.TF32}
+        self.workspace: int | None = None
+        self.cache: _TimingCache | None = None
+
+    def clear_flag(self, flag: BuilderFlag) -> None:
+        self.flags.discard(flag)
+
+    def set_memory_pool_limit(self, pool: MemoryPoolType, size: int) -> None:
+        self.workspace = size
+
+    def add_optimization_profile(self, profile: _OptimizationProfile) -> int:
+        self.profiles.append(profile.shapes)
+        return len(self.profiles) - 1
+
+    def create_timing_cache(self, data: bytes) -> _TimingCache | None:
+        return None if data.startswith(b"damaged") else _TimingCache(data)
+
+    def set_timing_cache(self, cache: _TimingCache, ignore_mismatch: bool) -> bool:
+        self.cache = cache
+        return True
+
+    def get_timing_cache(self) -> _TimingCache | None:
+        return self.cache
+
+
+class Builder:
+    def __init__(self, log: Any) -> None:
+        self._log = log
+
+    def create_network(self, flags: int) -> _Network:
+        assert flags == 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED
+        return _Network()
+
+    def create_builder_config(self) -> _Config:
+        return _Config()
+
+    def create_optimization_profile(self) -> _OptimizationProfile:
+        return _OptimizationProfile()
+
+    def build_serialized_network(self, network: _Network, config: _Config) -> bytes | None:
+        assert network.model is not None
+        assert not config.flags, "TF32 must be off"
+        if os.environ.get(BEHAVIOUR) == "fail":
+            self._log.log(ILogger.Severity.ERROR, "Error Code 10: Could not find any implementation for node")
+            return None
+        return plan_of(network.model.SerializeToString(), config.profiles)
+
+
+def tensorrt_module(calls: Calls) -> types.ModuleType:
+    """The stand-in of the package."""
+
     class Runtime:
         def __init__(self, log: Any) -> None:
             self._log = log
@@ -318,6 +475,11 @@ def _tensorrt(calls: Calls) -> types.ModuleType:
         "TensorIOMode": TensorIOMode,
         "ExecutionContextAllocationStrategy": ExecutionContextAllocationStrategy,
         "nptype": lambda dtype: dtype,
+        "NetworkDefinitionCreationFlag": NetworkDefinitionCreationFlag,
+        "BuilderFlag": BuilderFlag,
+        "MemoryPoolType": MemoryPoolType,
+        "OnnxParser": OnnxParser,
+        "Builder": Builder,
     }.items():
         setattr(module, name, value)
     return module
@@ -329,10 +491,22 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Calls:
     core = _cuda_core(calls)
     cuda = types.ModuleType("cuda")
     cuda.core = core  # type: ignore[attr-defined]
-    modules = {"cuda": cuda, "cuda.core": core, "cuda.core.utils": core.utils, "tensorrt": _tensorrt(calls)}
+    modules = {"cuda": cuda, "cuda.core": core, "cuda.core.utils": core.utils, "tensorrt": tensorrt_module(calls)}
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(machine, "package_version", lambda kind: VERSION if kind == "tensorrt" else None)
     monkeypatch.setattr(machine, "package_cuda", lambda kind: "13" if kind == "tensorrt" else None)
     machine.this_machine.cache_clear()
     return calls
+
+
+def install_in_children(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let processes that the test starts find the stand-in of TensorRT, too."""
+    package = folder / "tensorrt"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(
+        "from tests.odise_rt.fake_gpu import Calls, tensorrt_module\n"
+        "globals().update({k: v for k, v in vars(tensorrt_module(Calls())).items() if k != '__name__'})\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
