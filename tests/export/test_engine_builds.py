@@ -1,4 +1,4 @@
-"""Engines get into a bundle whole and compared, or not at all. TensorRT and the GPU are stand-ins, processes are real."""
+"""Engines get into a bundle whole and compared, or not at all. GPU and TensorRT are stand-ins, processes are real."""
 
 from __future__ import annotations
 

@@ -212,7 +212,8 @@ def test_outputs_within_bounds_pass() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_fail_whatever_the_bounds(value: float) -> None:
-    bad = check_output(np.array([value, 1], np.float32), np.ones(2, np.float32), Bounds(0.9, 0.9), "y")
+    # Where a zero was expected, so that nothing but the guard can find it.
+    bad = check_output(np.array([value, 1], np.float32), np.array([0, 1], np.float32), Bounds(0.9, 0.9), "y")
     assert not bad.passed
     assert bad.not_finite == 1
     assert "1 NaN or infinite" in bad.describe(BOUNDS)
