@@ -89,6 +89,10 @@ class RecordingBackend:
         """Of the backend inside."""
         return self.inner.windows_per_batch(side)
 
+    def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
+        """Of the backend inside."""
+        return self.inner.keeps_loaded(bundle, stage)
+
     def load(self, bundle: Bundle, stage: str) -> RecordedStage:
         """Load a stage and record it."""
         return RecordedStage(self.inner.load(bundle, stage), stage, self.inputs, self.outputs)

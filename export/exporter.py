@@ -28,6 +28,8 @@ from export.engine_builds import EngineOptions, add_engines
 from export.engine_graphs import blocks_to_keep, stage_bounds
 from export.flops import StageFlops, count_flops
 from export.fusion import VARIANT, fuse_for_ort_cpu
+from export.graph_editing import remove_unread
+from export.group_norm import apply_precise_group_norm
 from export.onnx_from_stage import onnx_from_stage
 from export.precision import Precision, node_blocks, to_mixed_precision
 from export.progress import ExportProgress
@@ -130,7 +132,10 @@ class Exporter:
         with self.progress.step(f"{name}: trace and translate"):
             exported = onnx_from_stage(stage)
             model = exported.model
-        if precision == "fp16":
+        if precision == "fp32":
+            notes["precise_group_norms"] = apply_precise_group_norm(model)
+            remove_unread(model.graph)
+        else:
             with self.progress.step(f"{name}: mixed precision"):
                 kept_blocks = self._blocks_to_keep(model, stage, examples)
                 report = to_mixed_precision(model, kept_blocks)

@@ -69,6 +69,10 @@ class CudaBackend:
                 counts.append(max((r.max[0] for r in ranges if r.min[3] <= side <= r.max[3]), default=1))
         return min(counts) if counts else max(1, 8 * 512 * 512 // (side * side))
 
+    def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
+        """Always: loading an engine takes longer than running it."""
+        return True
+
     def load(self, bundle: Bundle, stage: str) -> Stage:
         """Load the chosen engine; one that was never compared on this GPU is compared first."""
         engine = self._chosen[stage]

@@ -42,10 +42,15 @@ CUDA_OPTIONS: dict[str, str] = {
 }
 """Options of the CUDA provider. TF32 is off: a graph that keeps a part in float32 means it."""
 
-LARGE_STAGE_BYTES = 256 << 20
-"""From this size of graph and weights on, a stage gives its working memory back after each run. For large models the
-peak then is that of the hungriest stage instead of all of them together, and asking the system again costs next to
-nothing beside the run; for small ones it costs a noticeable part of it."""
+LARGE_BUNDLE_BYTES = 1 << 30
+"""From this size of graphs and weights on, a bundle on CPU is run with little memory: stages give their working memory
+back after each run, and read matrices where they lie in the bundle's file, mapped, instead of copying them into an
+order of their own. For large models the peak then is that of the hungriest stage instead of all of them together, and
+neither costs a measurable part of a run; for small ones both do."""
+
+_MAPPED_STAGES = frozenset({"clip_image", "clip_mask"})
+"""Stages whose weights are nearly all matrices: mapped from the file, they load in a tenth of a second, so those of a
+large bundle are released after each run and their memory serves the next stage. Convolutions are always copied."""
 
 # An ONNX model of one Identity, float32 (1,) -> (1,), opset 13: enough to learn whether a provider really works.
 _PROBE_MODEL = bytes.fromhex(
@@ -129,16 +134,22 @@ class OrtBackend:
     def load(self, bundle: Bundle, stage: str) -> OrtStage:
         """Load the graph of a stage, the device's variant if the bundle has one."""
         file = bundle.stage_file(stage, VARIANTS[self.device])
-        files = [file.path, *(bundle.root / extra for extra in file.extra_files)]
+        large = self._is_large(bundle)
         run_options = None
-        if self.device == "cpu" and sum(f.stat().st_size for f in files) >= LARGE_STAGE_BYTES:
+        if large:
             run_options = self._ort.RunOptions()
             run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         relative = file.path.relative_to(bundle.root).as_posix()
-        return self.open_graph(file.path, bundle.stages[stage].spec, relative, bundle.precision, run_options)
+        return self.open_graph(file.path, bundle.stages[stage].spec, relative, bundle.precision, run_options, large)
 
     def open_graph(
-        self, path: Path, spec: StageSpec, file: str, precision: str = "", run_options: Any = None
+        self,
+        path: Path,
+        spec: StageSpec,
+        file: str,
+        precision: str = "",
+        run_options: Any = None,
+        large: bool = False,
     ) -> OrtStage:
         """Load a graph file.
 
@@ -148,6 +159,7 @@ class OrtBackend:
             file: its name relative to the bundle, for results.
             precision: inside the graph, for results.
             run_options: ONNX Runtime's, for every run.
+            large: read matrices where they lie in the file; see :data:`LARGE_BUNDLE_BYTES`.
 
         Raises:
             BackendError: ONNX Runtime refuses the graph, runs it elsewhere, or it has other inputs or outputs.
@@ -155,7 +167,7 @@ class OrtBackend:
         started = time.perf_counter()
         wanted = PROVIDERS[self.device]
         try:
-            session = self._ort.InferenceSession(str(path), self._session_options(), providers=self._providers())
+            session = self._ort.InferenceSession(str(path), self._session_options(large), providers=self._providers())
         except Exception as exc:
             raise _translate(exc, f"ONNX Runtime cannot load stage {spec.name} from {path}") from exc
         provider = session.get_providers()[0]
@@ -186,13 +198,27 @@ class OrtBackend:
         # Shape arithmetic stays on the CPU; whether the provider itself started is checked on the session.
         return [(PROVIDERS["cuda"], dict(CUDA_OPTIONS, enable_cuda_graph=str(int(self.cuda_graph)))), PROVIDERS["cpu"]]
 
-    def _session_options(self) -> Any:
+    def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
+        """All stages, but those of a large bundle that load in no time."""
+        return stage not in _MAPPED_STAGES or not self._is_large(bundle)
+
+    def _is_large(self, bundle: Bundle) -> bool:
+        """Whether to be careful with memory; see :data:`LARGE_BUNDLE_BYTES`."""
+        if self.device != "cpu":
+            return False
+        files = [bundle.stage_file(stage, VARIANTS["cpu"]) for stage in bundle.stages]
+        paths = {path for file in files for path in (file.path, *(bundle.root / extra for extra in file.extra_files))}
+        return sum(path.stat().st_size for path in paths) >= LARGE_BUNDLE_BYTES
+
+    def _session_options(self, large: bool) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3  # what matters below errors is checked and logged here
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         # Every session has threads of its own: those of a stage that is done must not spin while the next one runs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if large:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         return options
 
 
