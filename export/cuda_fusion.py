@@ -318,19 +318,29 @@ def _write_out(graph: ir.Graph, node: ir.Node, number: int) -> None:
 
 
 def _group_norm(emit: NodeEmitter, node: ir.Node, source: ir.Value, weight: ir.Value, bias: ir.Value) -> ir.Value:
-    """Channels last: mean and variance over all pixels and the channels of a group, then weight, bias and SiLU."""
+    """Channels last: mean and variance over all pixels and the channels of a group, then weight, bias and SiLU.
+
+    Means are taken of rows first, then of columns, then of a group's channels: one sum over all of them would round too
+    much for a comparison (see :mod:`export.group_norm`).
+    """
     groups = node.attributes.get_int("groups", 1)
-    image = emit("Transpose", source, perm=list(_TO_NCHW))
-    grouped = emit("Reshape", image, emit.constant(np.array([0, groups, -1], np.int64)))
-    normed = emit(
-        "InstanceNormalization",
-        grouped,
-        emit.constant(np.ones(groups, np.float32)),
-        emit.constant(np.zeros(groups, np.float32)),
-        epsilon=node.attributes.get_float("epsilon", 1e-5),
-    )
-    back = emit("Transpose", emit("Reshape", normed, emit("Shape", image)), perm=list(_TO_NHWC))
-    result = emit("Add", emit("Mul", back, weight), bias)
+    channels = weight.shape[0] if weight.shape is not None else None
+    assert isinstance(channels, int)
+    rows, columns, members = (emit.constant(np.array([axis], np.int64)) for axis in (2, 1, 2))
+    by_group = emit.constant(np.array([-1, groups, channels // groups], np.int64))
+    by_channel = emit.constant(np.array([-1, 1, 1, channels], np.int64))
+    ones = emit.constant(np.ones((groups, channels // groups), np.float32))
+
+    def group_mean(value: ir.Value) -> ir.Value:
+        means = emit("ReduceMean", emit("ReduceMean", value, rows, keepdims=1), columns, keepdims=1)  # (N, 1, 1, C)
+        grouped = emit("ReduceMean", emit("Reshape", means, by_group), members, keepdims=1)  # (N, groups, 1)
+        return emit("Reshape", emit("Mul", grouped, ones), by_channel)
+
+    centred = emit("Sub", source, group_mean(source))
+    variance = group_mean(emit("Mul", centred, centred))
+    epsilon = emit.constant(np.array(node.attributes.get_float("epsilon", 1e-5), np.float32))
+    normed = emit("Div", centred, emit("Sqrt", emit("Add", variance, epsilon)))
+    result = emit("Add", emit("Mul", normed, weight), bias)
     return emit("Mul", result, emit("Sigmoid", result)) if node.attributes.get_int("activation", 0) else result
 
 

@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from export.cuda_fusion import fuse_for_ort_cuda, write_out_fusions
 from export.gather_sampling import replace_grid_sample
+from export.group_norm import apply_precise_group_norm, restore_group_norm
 from export.precision import (
     Precision,
     make_rounding_explicit,
@@ -157,9 +158,11 @@ def graph_blocks(path: Path) -> list[str]:
 
 
 def load_single_precision(path: Path) -> ir.Model:
-    """The portable graph with everything in float32; weights that are fp16 in the file keep their rounded values."""
+    """The portable graph with everything in float32 and GroupNorms as engines know them; weights that are fp16 in the
+    file keep their rounded values."""
     model = ir.load(path)
     to_single_precision(model)
+    restore_group_norm(model)
     return model
 
 
@@ -200,12 +203,14 @@ def check_on_cpu(
     """Compare a graph with expected outputs in ONNX Runtime on CPU.
 
     Operators that only the CUDA provider has are written out in standard ones: what is compared is everything but those
-    kernels. fp16 values are really rounded (:func:`export.precision.make_rounding_explicit`).
+    kernels. GroupNorms of float32 graphs are summed precisely (:mod:`export.group_norm`), and fp16 values are really
+    rounded (:func:`export.precision.make_rounding_explicit`).
     """
     ort = import_onnxruntime()
     candidate = model.clone()
     write_out_fusions(candidate)
-    make_rounding_explicit(candidate)
+    if not make_rounding_explicit(candidate):
+        apply_precise_group_norm(candidate)
     path, weights = folder / f".candidate-{spec.name}.onnx", folder / f".candidate-{spec.name}.data"
     options = ort.SessionOptions()
     options.log_severity_level = 3
