@@ -173,12 +173,12 @@ class _StageBuild:
             engine = self._build(graph, folder.path)
             if self.machine.gpu is None:
                 self.progress.note("not compared: no GPU here; the runtime does it at its first load")
-                return folder.publish(engine.facts.key, replace=True), True
+                return folder.publish(engine.facts.key), True
             checks = self._compare(engine)
             if self.precision == "fp16" and not all(check.passed for check in checks):
                 engine, checks = self._search(graph, engine, checks, folder.path)
             self._judge(engine, checks)
-            return folder.publish(engine.facts.key, replace=True), True
+            return folder.publish(engine.facts.key), True
 
     def _existing(self, graph: PreparedGraph) -> Engine | None:
         """An engine of these facts, or of a graph that a search on the GPU made of this one."""

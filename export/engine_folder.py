@@ -53,12 +53,11 @@ class EngineFolder:
         if self._root.is_dir() and not any(self._root.iterdir()):
             self._root.rmdir()
 
-    def publish(self, key: str, replace: bool = False) -> Engine:
-        """Put the folder in place under its key.
+    def publish(self, key: str) -> Engine:
+        """Put the folder in place under its key; an engine of the same facts that is there goes.
 
         Args:
             key: :attr:`odise_rt.engines.EngineFacts.key`.
-            replace: take the place of an engine of the same facts; otherwise that one stays.
 
         Raises:
             ExportError: the file system refused.
@@ -68,10 +67,15 @@ class EngineFolder:
             for path in self.path.iterdir():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-            if replace and place.exists():
-                shutil.rmtree(place)
-            self.path.rename(place)
+            if place.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{self._name}.", suffix=PARTIAL_SUFFIX, dir=self._root))
+                place.rename(old / "replaced")
+                self.path.rename(place)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                self.path.rename(place)
         except OSError as exc:
+            # Another build of the same facts may have been first: its engine is as good.
             if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise ExportError(f"cannot put the engine at {place} ({exc}): free space and build it again") from exc
         return open_engine(place)

@@ -53,6 +53,8 @@ ENGINE_FILE = "engine.json"
 REFERENCE_FILE = "reference.npz"
 SCHEMA_VERSION = 1
 MAX_ENGINE_FILE_BYTES = 4 << 20
+MAX_REFERENCE_BYTES = 4 << 30
+"""Of all arrays in a reference file."""
 MAX_ENGINES = 1000
 """Folders that are looked at; more is no bundle of this project."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -411,6 +413,10 @@ def read_reference(path: Path, spec: StageSpec) -> list[Case]:
     problem = f"{path} is damaged or of another stage: build the engine again"
     cases: dict[int, dict[str, dict[str, np.ndarray]]] = {}
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > MAX_REFERENCE_BYTES:
+            raise ValueError(f"{size} bytes, more than {MAX_REFERENCE_BYTES}")
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             for entry in stored.files:
                 number, side, name = entry.split(".", 2)

@@ -24,6 +24,8 @@ from odise_rt.errors import BackendError, MissingPackageError, OutOfMemoryError
 
 logger = logging.getLogger(__name__)
 
+_DLPACK_CUDA = frozenset({2, 13})
+"""DLPack's numbers for memory of a GPU and for memory that CUDA moves about."""
 _OUT_OF_MEMORY = ("out of memory", "out_of_memory", "outofmemory", "bad_alloc", "memory_allocation")
 
 
@@ -110,17 +112,13 @@ def as_device_array(value: object, stream: int) -> DeviceArray | None:
     """
     if isinstance(value, DeviceArray):
         return value
-    if isinstance(value, np.ndarray) or not (
-        hasattr(value, "__cuda_array_interface__") or hasattr(value, "__dlpack__")
-    ):
+    if isinstance(value, np.ndarray) or not _is_on_device(value):
         return None
     import_cuda_core()
     from cuda.core.utils import StridedMemoryView
 
     try:
         view = StridedMemoryView.from_any_interface(value, stream_ptr=stream)
-        if not view.is_device_accessible:
-            return None
         shape, dtype = tuple(int(size) for size in view.shape), np.dtype(view.dtype)
         strides = tuple(int(step) for step in view.strides) if view.strides is not None else None
         pointer = int(view.ptr)
@@ -132,6 +130,19 @@ def as_device_array(value: object, stream: int) -> DeviceArray | None:
             "ascontiguousarray first"
         )
     return DeviceArray(pointer, shape, dtype, (value, view))
+
+
+def as_host_array(value: Any) -> np.ndarray:
+    """An array of the host: numpy's, or a view of somebody else's by DLPack, without a copy."""
+    if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
+        return np.asarray(value)
+    return np.from_dlpack(value)
+
+
+def _is_on_device(value: Any) -> bool:
+    if hasattr(value, "__cuda_array_interface__"):
+        return True
+    return hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) in _DLPACK_CUDA
 
 
 def _dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from odise_rt.backends.device import (
     CudaSession,
     DeviceArray,
     as_device_array,
+    as_host_array,
     is_out_of_memory,
     memory_error,
 )
@@ -156,7 +157,7 @@ class TrtStage:
             if engine is None:
                 raise BackendError(f"stage {self._spec.name} is closed: load the segmenter again")
             arrays: dict[str, Any] = {
-                name: as_device_array(value, session.handle) or value for name, value in inputs.items()
+                name: as_device_array(value, session.handle) or as_host_array(value) for name, value in inputs.items()
             }
             self._spec.check(arrays)
             shapes = tuple(sorted((name, tuple(array.shape)) for name, array in arrays.items()))

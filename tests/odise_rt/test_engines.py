@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from odise_rt import Bundle, BundleError
+from odise_rt import Bundle, BundleError, engines
 from odise_rt.backends.machine import engine_platform
 from odise_rt.engine_check import Bounds, Case, check_output, check_stage
 from odise_rt.engines import EngineFacts, Machine, ShapeRange, find_engines, open_engine, read_reference
@@ -165,7 +165,7 @@ def test_altered_files_are_found(bundle: Bundle) -> None:
         open_engine(engine.folder).verify_files()
 
 
-def test_reference_of_another_stage_or_damaged(bundle: Bundle) -> None:
+def test_reference_of_another_stage_or_damaged(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = write_engine(bundle, "clip_image")
     specs = {name: entry.spec for name, entry in bundle.stages.items()}
     (case,) = engine.reference(specs["clip_image"])
@@ -173,6 +173,9 @@ def test_reference_of_another_stage_or_damaged(bundle: Bundle) -> None:
     with pytest.raises(BundleError, match="damaged or of another stage"):
         engine.reference(specs["clip_text"])
     path = engine.folder / "reference.npz"
+    monkeypatch.setattr(engines, "MAX_REFERENCE_BYTES", 1000)
+    with pytest.raises(BundleError, match="more than 1000"):
+        read_reference(path, specs["clip_image"])
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(BundleError, match="damaged or of another stage"):
         read_reference(path, specs["clip_image"])

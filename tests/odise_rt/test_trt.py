@@ -153,6 +153,26 @@ def test_arrays_on_the_device_are_read_where_they_are(bundle: Bundle, gpu: Calls
     assert as_device_array(inputs["windows"], stage._session.handle) is None
 
 
+class OnHost:
+    """An array that speaks DLPack and is no numpy array, as torch's are on the CPU."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._array.__dlpack_device__()
+
+
+def test_arrays_of_others_on_the_host_are_read_by_dlpack(bundle: Bundle, gpu: Calls) -> None:
+    stage = opened(bundle, "clip_image")
+    inputs = windows(2)
+    found = stage.run({"windows": OnHost(inputs["windows"])})["image_embedding"]
+    np.testing.assert_array_equal(found, stage.run(inputs)["image_embedding"])
+
+
 def test_threads_take_turns(bundle: Bundle, gpu: Calls) -> None:
     stage = opened(bundle, "clip_image")
     reference = OrtBackend("cpu", 1).load(bundle, "clip_image")
