@@ -103,13 +103,15 @@ class RecordingBackend:
 
 
 def engine_pictures(facts: ModelFacts) -> tuple[np.ndarray, np.ndarray]:
-    """Two pictures that the engines' profiles hold: one window exactly, and two windows that overlap and need padding.
+    """Two pictures that the engines' profiles hold: one window exactly, and two windows that need padding
+    and, where the sizes allow it, overlap.
 
     Unlike the pictures that graphs are verified on, both give windows of full size: engines are built for no other.
     """
     window, divisor = facts.window, facts.size_divisor
     pad = max(divisor // 8, 1)
-    return landscape(window, window), landscape(window - pad, 2 * window - divisor - pad, seed=1)
+    width = max(2 * window - divisor, window + divisor)
+    return landscape(window, window), landscape(window - pad, width - pad, seed=1)
 
 
 def reference_options(pixels: np.ndarray) -> SegmentOptions:
