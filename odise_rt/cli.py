@@ -134,10 +134,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _inspect(args: argparse.Namespace) -> int:
     from odise_rt.bundle import Bundle
+    from odise_rt.engine_listing import engine_lines, list_engines
 
     bundle = Bundle.open(args.bundle, verify=not args.no_verify)
+    engines = list_engines(bundle)
     if args.json:
-        print(json.dumps(bundle.manifest | {"verified": bundle.verified, "digest": bundle.digest}, indent=1))
+        extra = {"verified": bundle.verified, "digest": bundle.digest, "engines": engines}
+        print(json.dumps(bundle.manifest | extra, indent=1))
         return 0
     facts = bundle.facts
     print(f"{bundle.name}: {facts.variant} variant, {bundle.precision}, {bundle.root}")
@@ -157,6 +160,10 @@ def _inspect(args: argparse.Namespace) -> int:
         print(f"  {name:<14}{count:>14}{size:>9.1f}  {' -> '.join(sides)}")
         for variant in entry.variants:
             print(f"  {'':<14}{'':>14}{'':>9}  also for {variant}")
+    if engines:
+        print(f"  {len(engines)} engines for GPUs")
+    for line in engine_lines(engines):
+        print(f"    {line}")
     return 0
 
 

@@ -321,5 +321,7 @@ def _print_image(record: Record, folder: Path) -> None:
         for name in entry.get("candidates", ()):
             scores = f"{name['score']:.2f} (masks {name['mask_score']:.2f}, CLIP {name['clip_score']:.2f})"
             print(f"{'':>13}{scores}  {name['label']}")
+    for note in facts["notes"]:
+        print(f"note: {note}")
     for path in record["files"]:
         print(folder / path)
