@@ -5,6 +5,8 @@
     odise-rt inspect out/odise-tiny
     odise-rt doctor
     odise-rt labels ade20k
+    odise-rt serve out/odise-tiny --vocabulary coco
+    odise-rt export-triton out/odise-tiny --out models
 
 Exit codes: 0 all done, 1 an error, 2 some images could not be read (the others are done) or wrong usage, 130 stopped
 by Ctrl-C.
@@ -95,6 +97,10 @@ def _parser() -> argparse.ArgumentParser:
         "vocabulary", nargs="?", help="A built-in name, a .json or .txt file, or words. Without it: the built-in names."
     )
     labels.set_defaults(command=_labels)
+
+    from odise_rt.serve import command as serve_command
+
+    serve_command.add_parser(commands, common, BUNDLE_VARIABLE).set_defaults(command=_serve)
     return parser
 
 
@@ -163,6 +169,13 @@ def _segment(args: argparse.Namespace) -> int:
         for _, message in outcome.failed:
             print(f"  {' '.join(message.split())}", file=sys.stderr)
     return 2 if outcome.failed else 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from odise_rt.serve.command import run
+
+    bundle = os.environ.get(BUNDLE_VARIABLE)
+    return run(args, args.bundle or (Path(bundle) if bundle else None), lambda line: print(line, flush=True))
 
 
 def _print_image(done: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 OdiseError
 ├── InputError         an image, vocabulary or option given by the caller
 │   ├── ImageError
+│   │   └── ImageTooLargeError
 │   ├── VocabularyError
 │   └── OptionsError
 ├── ConfigError        a model configuration that contradicts itself
@@ -28,6 +29,10 @@ class InputError(OdiseError, ValueError):
 
 class ImageError(InputError):
     """Not an image, a broken one, or one outside the accepted sizes."""
+
+
+class ImageTooLargeError(ImageError):
+    """An image with more pixels than are accepted."""
 
 
 class VocabularyError(InputError):

@@ -29,6 +29,7 @@ import numpy as np
 from odise_rt.backends.base import Backend
 from odise_rt.backends.pool import StagePool
 from odise_rt.backends.select import DeviceRequest, open_backend
+from odise_rt.backends.window_batching import BatchingBackend, Observer, WindowBatching
 from odise_rt.bundle import Bundle
 from odise_rt.classification import Classification, MaskEmbeddings, classify
 from odise_rt.embedding_cache import EmbeddingCache, default_cache_dir
@@ -89,6 +90,9 @@ class Segmenter:
         low_memory: bool = False,
         cache_dir: str | os.PathLike[str] | None = None,
         disk_cache: bool = True,
+        keep_text_encoder: bool = False,
+        window_batching: WindowBatching | None = None,
+        batch_observer: Observer | None = None,
     ) -> Segmenter:
         """Open a bundle and load its graphs.
 
@@ -101,6 +105,10 @@ class Segmenter:
                 graph; every image pays for loading.
             cache_dir: folder for text embeddings; ``None``: ``$ODISE_RT_CACHE``, else the user's cache folder.
             disk_cache: keep text embeddings on disk.
+            keep_text_encoder: keep the text encoder loaded as well, for new words in every call.
+            window_batching: run windows of images that several threads segment at a time together; ``None``: each
+                call runs its own.
+            batch_observer: told of each such run: stage, windows, callers.
 
         Raises:
             BundleError: the bundle is missing, altered, newer or unsafe.
@@ -109,8 +117,11 @@ class Segmenter:
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
         backend = open_backend(device, threads)
-        # The text encoder runs once for a vocabulary; it is never kept.
-        stages = StagePool(backend, opened, keep=frozenset() if low_memory else frozenset(IMAGE_STAGES))
+        if window_batching is not None:
+            backend = BatchingBackend(backend, window_batching, batch_observer)
+        # The text encoder runs once for a vocabulary; it is kept only on request.
+        kept = STAGES if keep_text_encoder else IMAGE_STAGES
+        stages = StagePool(backend, opened, keep=frozenset() if low_memory else frozenset(kept))
         folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
         cache = EmbeddingCache(folder, model_key(opened)) if disk_cache and folder is not None else None
         segmenter = cls(opened, backend, stages, TextEmbedder(opened, stages, cache))
