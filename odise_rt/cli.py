@@ -99,8 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     labels.set_defaults(command=_labels)
 
     from odise_rt.serve import command as serve_command
+    from odise_rt.serve.triton import command as triton_command
 
     serve_command.add_parser(commands, common, BUNDLE_VARIABLE).set_defaults(command=_serve)
+    triton_command.add_parser(commands, common).set_defaults(command=_export_triton)
     return parser
 
 
@@ -176,6 +178,12 @@ def _serve(args: argparse.Namespace) -> int:
 
     bundle = os.environ.get(BUNDLE_VARIABLE)
     return run(args, args.bundle or (Path(bundle) if bundle else None), lambda line: print(line, flush=True))
+
+
+def _export_triton(args: argparse.Namespace) -> int:
+    from odise_rt.serve.triton.command import run
+
+    return run(args, print)
 
 
 def _print_image(done: dict[str, Any]) -> None:
