@@ -14,10 +14,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import importlib.util
 import logging
 import os
 import secrets
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,10 +126,8 @@ class RayDispatcher:
         Raises:
             MissingPackageError: Ray is not installed.
         """
-        try:
-            import ray  # noqa: F401
-        except ImportError as exc:
-            raise MissingPackageError("serving with replicas needs Ray: pip install 'odise_rt[serve]'") from exc
+        if importlib.util.find_spec("ray") is None:  # not imported yet: it reads its environment when it is
+            raise MissingPackageError("serving with replicas needs Ray: pip install 'odise_rt[serve]'")
         self._worker = dataclasses.replace(worker, bundle=Path(worker.bundle).resolve())
         self._replicas = replicas
         self._handle: Any = None
@@ -219,6 +219,10 @@ class RayDispatcher:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if self._replicas.ray_address is not None:
             return
+        if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":
+            raise BackendError(
+                "Ray was imported before its environment was set: start the server in a process of its own"
+            )
         # Ray's servers listen on every interface and run what they are sent. Its switch for desktop systems binds them
         # to the loopback interface; the token keeps other users of this machine out.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

@@ -64,8 +64,6 @@ def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
     dispatcher: Dispatcher
     dispatcher = LocalDispatcher(worker) if settings.in_process else RayDispatcher(worker, settings.replicas)
     loopback = is_loopback(settings.host)
-    if not loopback and settings.token is None:
-        logger.warning("listening on %s without a token: everyone who reaches it can use it", settings.host)
     hosts = (*LOOPBACK_HOSTS, settings.host, *settings.allowed_hosts) if loopback else settings.allowed_hosts
     context = Context(bundle, dispatcher, worker.limits, dict(worker.vocabularies), settings.token, hosts)
     failures: list[BaseException] = []
@@ -113,6 +111,8 @@ def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
             timeout_graceful_shutdown=int(settings.drain if settings.drain is not None else worker.limits.timeout) + 1,
         )
         server = Server(config)
+        if not loopback and settings.token is None:
+            logger.warning("listening on %s without a token: everyone who reaches it can use it", url)
         say("listening", url)
         # uvicorn raises the signal again when it is done: by then it has been obeyed.
         before = {sig: signal.signal(sig, lambda *_: None) for sig in (signal.SIGTERM, signal.SIGINT)}

@@ -135,11 +135,14 @@ def test_decompression_bombs_are_refused_on_their_header(client: Any, width: int
     import struct
     import zlib
 
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + header
-    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    pixels = zlib.compress(bytes(1 << 20), 9)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     started = time.monotonic()
-    problem(post(client, bomb + b"\x00" * 64, **COLOURS), 413, "image_too_large")
+    problem(post(client, bomb, **COLOURS), 413, "image_too_large")
     assert time.monotonic() - started < 5
 
 
@@ -191,7 +194,7 @@ def test_a_vocabulary_never_names_a_file(client: Any, tmp_path: Path) -> None:
     secret.write_text("red\n")
     response = post(client, vocabulary=str(secret))
     assert response.status_code == 200
-    assert [s["label"] for s in response.json()["segments"]] in ([], [str(secret)])
+    assert {s["label"] for s in response.json()["segments"]} <= {str(secret)}
 
 
 def test_a_field_given_twice(client: Any) -> None:
