@@ -217,6 +217,7 @@ class RayDispatcher:
     def _environment(self) -> None:
         """What Ray's processes read. Only for a Ray that is started here; a cluster has settings of its own."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")  # it takes SIGTERM, which is no failure
         if self._replicas.ray_address is not None:
             return
         if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":
@@ -245,15 +246,15 @@ class RayDispatcher:
         return wanted
 
     def _stop(self) -> None:
-        from ray import serve, shutdown
+        import ray
+        from ray import serve
 
-        shut_down: Any = shutdown  # Ray gives it no types
-
+        stop_serve: Any = serve.shutdown  # Ray gives it no types
         with contextlib.suppress(Exception):  # it may have died before us
             serve.delete(APPLICATION)
             if self._replicas.ray_address is None:
-                serve.shutdown()
-        shut_down()
+                stop_serve()
+        ray.shutdown()
 
     async def _watch(self) -> None:
         while True:

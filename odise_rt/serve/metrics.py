@@ -29,7 +29,8 @@ class Metrics:
             import prometheus_client as prometheus
         except ImportError as exc:
             raise MissingPackageError("serving needs more packages: pip install 'odise_rt[serve]'") from exc
-        prometheus.disable_created_metrics()  # a second series for each first one, of use to nobody here
+        drop_creation_times: Any = prometheus.disable_created_metrics
+        drop_creation_times()  # a second series for each first one, of use to nobody here
         self._prometheus = prometheus
         registry = self._registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)

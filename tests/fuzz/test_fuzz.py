@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -144,7 +145,7 @@ def test_request_bodies(body: bytes, kind: str, cuts: list[int]) -> None:
     edges = [0, *sorted(min(c, len(body)) for c in cuts), len(body)]
 
     async def pieces() -> AsyncIterator[bytes]:
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in itertools.pairwise(edges):
             yield body[start:stop]
 
     async def read() -> None:

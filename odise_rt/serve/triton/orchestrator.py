@@ -75,9 +75,9 @@ class TritonPythonModel:
             raise OptionsError("expected VOCABULARY: one string, 'truck, pickup; stuff: sky' or JSON")
         options = read_options(given("OPTIONS"), self._limits.max_pixels)
         self._limits.check_edges(options, self._segmenter.facts)
-        result = self._segmenter.segment(
-            pixels if image is None else image.tobytes(), read_words(_text(words)), options
-        )
+        source = image.tobytes() if image is not None else pixels
+        assert source is not None, "one of them was given"
+        result = self._segmenter.segment(source, read_words(_text(words)), options)
         outputs = [
             utils.Tensor("SEGMENT_MAP", np.ascontiguousarray(result.segment_map, np.int32)),
             utils.Tensor("RESULT", np.array([json.dumps(result.to_dict()).encode()], dtype=np.object_)),

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -95,11 +96,16 @@ def free_ports(count: int) -> list[int]:
 def tritonserver(env: Path, repository: Path, folder: Path) -> Iterator[int]:
     """Start the server on loopback ports; gives the one for gRPC."""
     server = next(env.glob("lib/python3.*/site-packages/pytriton/tritonserver"))
+    # The package keeps the backend's process of each Python version beside, and joins them when it starts the server.
+    backends = folder / "backends"
+    shutil.copytree(server / "backends", backends)
+    version = server.parents[2].name.removeprefix("python")
+    shutil.copy(server / "python_backend_stubs" / version / "triton_python_backend_stub", backends / "python")
     http, grpc, metrics = free_ports(3)
     command = [
         str(server / "bin/tritonserver"),
         f"--model-repository={repository}",
-        f"--backend-directory={server / 'backends'}",
+        f"--backend-directory={backends}",
         f"--http-port={http}",
         f"--grpc-port={grpc}",
         f"--metrics-port={metrics}",
@@ -107,7 +113,11 @@ def tritonserver(env: Path, repository: Path, folder: Path) -> Iterator[int]:
         "--exit-on-error=true",
         f"--backend-config=python,shm-region-prefix-name=odise{os.getpid()}",
     ]
-    libraries = [str(p) for p in (server / "external_libs", server / "lib") if p.is_dir()]
+    libraries = [
+        str(p)
+        for p in (server.parents[1] / "nvidia_pytriton.libs", server / "external_libs", server / "lib")
+        if p.is_dir()
+    ]
     variables = os.environ | {
         "LD_LIBRARY_PATH": os.pathsep.join(libraries),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(server.parents[1])]),
@@ -118,7 +128,7 @@ def tritonserver(env: Path, repository: Path, folder: Path) -> Iterator[int]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables, cwd=folder)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 60
         while True:
             assert process.poll() is None, log.read_text()[-4000:]
             assert time.monotonic() < deadline, log.read_text()[-4000:]
