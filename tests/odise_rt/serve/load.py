@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.running_server import RunningServer, form
 from odise_rt import Segmenter
 from odise_rt.rle import encode
 from tests.odise_rt.fake_bundle import colour_image
 from tests.odise_rt.serve.conftest import png
-from tests.odise_rt.serve.running import RunningServer, form
 
 VOCABULARIES = ("red; green; blue; white", "red, crimson; stuff: sky; blue", "white; car; green, blue")
 SIZES = ((64, 96), (64, 64), (48, 160), (96, 64))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.running_server import running_server
 from tests.odise_rt.serve import load
-from tests.odise_rt.serve.running import running_server
 
 pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
 

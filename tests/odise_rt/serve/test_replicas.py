@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.running_server import RunningServer, running_server
 from odise_rt.errors import OptionsError
 from odise_rt.serve.application import ReplicaSettings
 from odise_rt.serve.problems import RETRYABLE
 from tests.odise_rt.serve import load
 from tests.odise_rt.serve.conftest import png
-from tests.odise_rt.serve.running import RunningServer, running_server
 
 pytest.importorskip("ray", reason="needs the extra 'serve'")
 grpc = pytest.importorskip("grpc", reason="needs grpcio")

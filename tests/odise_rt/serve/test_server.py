@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.running_server import ROOT, RunningServer, form, running_server
 from odise_rt import cli
 from odise_rt.errors import OptionsError
 from odise_rt.serve.command import named_vocabulary
 from odise_rt.serve.server import is_loopback, listen
 from tests.odise_rt.serve.conftest import WORDS, png
-from tests.odise_rt.serve.running import ROOT, RunningServer, form, running_server
 
 pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
 pytest.importorskip("fastapi", reason="needs the extra 'serve'")

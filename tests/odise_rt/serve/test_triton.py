@@ -29,10 +29,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.running_server import ROOT
 from odise_rt import Bundle, Segmenter, SegmentOptions
 from odise_rt.serve.triton.repository import RepositoryOptions, export_repository
 from tests.odise_rt.fake_bundle import colour_image
-from tests.odise_rt.serve.running import ROOT
 
 VARIABLE = "ODISE_RT_TRITON_ENV"
 WORDS = "red, crimson; green; blue; white"

@@ -1,4 +1,4 @@
-"""A real ``odise-rt serve`` on the loopback interface, for tests and the soak."""
+"""A real ``odise-rt serve`` on the loopback interface, for the soak and for tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[1]
 BOUNDARY = "odise-boundary"
 
 
