@@ -120,8 +120,9 @@ class Segmenter:
         if window_batching is not None:
             backend = BatchingBackend(backend, window_batching, batch_observer)
         # The text encoder runs once for a vocabulary; it is kept only on request.
-        kept = STAGES if keep_text_encoder else IMAGE_STAGES
-        stages = StagePool(backend, opened, keep=frozenset() if low_memory else frozenset(kept))
+        wanted = STAGES if keep_text_encoder else IMAGE_STAGES
+        kept = (name for name in wanted if not low_memory and backend.keeps_loaded(opened, name))
+        stages = StagePool(backend, opened, keep=frozenset(kept))
         folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
         cache = EmbeddingCache(folder, model_key(opened)) if disk_cache and folder is not None else None
         segmenter = cls(opened, backend, stages, TextEmbedder(opened, stages, cache))

@@ -82,6 +82,10 @@ class BatchingBackend:
         """As the engine says."""
         return self._backend.windows_per_batch(side)
 
+    def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
+        """As the engine says."""
+        return self._backend.keeps_loaded(bundle, stage)
+
     def load(self, bundle: Bundle, stage: str) -> Stage:
         """Load a stage; those of :data:`BATCHED_STAGES` are shared."""
         loaded = self._backend.load(bundle, stage)

@@ -44,6 +44,10 @@ class TritonBackend:
         pixels = 512 * 512 * (1 if self.device == "cpu" else 8)
         return max(1, pixels // (side * side))
 
+    def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
+        """Always: the server holds it."""
+        return True
+
     def load(self, bundle: Bundle, stage: str) -> TritonStage:
         """A stage; Triton loads it by itself."""
         return TritonStage(f"{self._prefix}_{stage}", bundle.stages[stage].spec, self.device)
