@@ -4,6 +4,7 @@ OdiseError
 ├── InputError         an image, vocabulary or option given by the caller
 │   ├── ImageError
 │   │   └── ImageTooLargeError
+│   ├── VideoError
 │   ├── VocabularyError
 │   └── OptionsError
 ├── ConfigError        a model configuration that contradicts itself
@@ -33,6 +34,10 @@ class ImageError(InputError):
 
 class ImageTooLargeError(ImageError):
     """An image with more pixels than are accepted."""
+
+
+class VideoError(InputError):
+    """Not a video, a broken one, or one whose frames are outside the accepted sizes."""
 
 
 class VocabularyError(InputError):

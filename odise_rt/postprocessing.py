@@ -40,7 +40,7 @@ class MergedSegment:
     """Left, top, right, bottom in pixels; right and bottom are exclusive."""
     isthing: bool
     query: int
-    """The mask that it comes from; of joined stuff masks, the first one."""
+    """The mask that it comes from; of joined stuff masks, the one with the best score."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,10 @@ def merge_panoptic(
             if not isthing[label]:
                 stuff_ids[label] = identifier
         ids[position] = identifier
-        best[identifier] = max(best.get(identifier, 0.0), float(scores[query]))
+        score = float(scores[query])
+        if score > best.setdefault(identifier, score):
+            best[identifier] = score
+            found[identifier - 1] = (int(query), label)
     np.take(ids, owner, out=segment_map, mode="wrap")  # -1, no mask, wraps to the last entry
     boxes, areas = boxes_and_areas(segment_map, len(found))
     segments = [
@@ -386,8 +389,9 @@ def find_instances(
 ) -> list[InstanceMask]:
     """The best pairs of mask and thing class.
 
-    The ``count`` best pairs over all classes are taken, then those of thing classes are kept. The mask is where the
-    logit is positive; the score is the class probability times the mean mask probability there.
+    The ``count`` best pairs over all classes are taken, then those of thing classes with a probability above 0 are
+    kept. The mask is where the logit is positive; the score is the class probability times the mean mask probability
+    there.
 
     Args:
         mask_logits: float32 (Q, mh, mw).
@@ -403,7 +407,8 @@ def find_instances(
     count = min(count, flat.size)
     best = np.argpartition(-flat, count - 1)[:count]
     queries, labels = np.divmod(best, probabilities.shape[1] - 1)
-    things = isthing[labels]
+    # A pair of probability 0 is a word that was taken from a mask which no word fits.
+    things = isthing[labels] & (flat[best] > 0)
     best, queries, labels = best[things], queries[things], labels[things]
     masks = {int(q): _binary_mask(mask_logits[q], resizer) for q in np.unique(queries)}
     instances = []

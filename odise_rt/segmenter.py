@@ -31,13 +31,13 @@ from odise_rt.backends.pool import StagePool
 from odise_rt.backends.select import DeviceRequest, open_backend
 from odise_rt.backends.window_batching import BatchingBackend, Observer, WindowBatching
 from odise_rt.bundle import Bundle
-from odise_rt.classification import Classification, MaskEmbeddings, classify
+from odise_rt.classification import MaskEmbeddings, MaskNames, name_queries
 from odise_rt.embedding_cache import EmbeddingCache, default_cache_dir
 from odise_rt.errors import OptionsError, VocabularyError
 from odise_rt.options import ResolvedOptions, SegmentOptions
 from odise_rt.postprocessing import MaskResizer, find_instances, merge_panoptic, semantic_map
 from odise_rt.preprocessing import ImageLike, load_image, network_size, prepare
-from odise_rt.results import Instance, PanopticResult, RunFacts, Segment
+from odise_rt.results import Candidate, Instance, PanopticResult, RunFacts, Segment
 from odise_rt.specs import LEVELS, STAGES, ModelFacts
 from odise_rt.text_embeddings import Progress, TextEmbedder, model_key
 from odise_rt.vocabulary import Vocabulary
@@ -275,23 +275,35 @@ class Segmenter:
         Args:
             proposals: from :meth:`find_masks`; they can be named any number of times.
             vocabulary: the classes.
-            options: of these, thresholds, ensemble weights and outputs matter here.
+            options: of these, thresholds, ensemble weights, ``unknown``, ``explain`` and outputs matter here.
         """
         words = _vocabulary(vocabulary)
         settings = _options(options).resolve(self.facts)
         watch = _Stopwatch()
         seen = words.seen(self.bundle.training_vocabulary)
-        classes = self._classify(proposals, words, seen, settings, watch)
+        names = self._classify(proposals, words, seen, settings, watch)
         watch.lap("classify")
 
-        probabilities, isthing = classes.probabilities, words.isthing
+        classes = words if settings.unknown is None else words.with_unknown
+        probabilities, isthing = names.probabilities, classes.isthing
         masks = proposals.mask_logits
         resizer = MaskResizer((masks.shape[1], masks.shape[2]), proposals.network_size, proposals.original_size)
         segment_map, merged = merge_panoptic(
             masks, probabilities, isthing, resizer, settings.object_mask_threshold, settings.overlap_threshold
         )
         segments = tuple(
-            Segment(s.id, words[s.class_index].name, s.class_index, s.score, s.area, s.box, s.isthing) for s in merged
+            Segment(
+                s.id,
+                classes[s.class_index].name,
+                s.class_index,
+                s.score,
+                s.area,
+                s.box,
+                s.isthing,
+                unknown=s.class_index == len(words),
+                candidates=_candidates(names, s.query, words),
+            )
+            for s in merged
         )
         watch.lap("panoptic")
 
@@ -303,13 +315,13 @@ class Segmenter:
             found = find_instances(masks, probabilities, isthing, resizer, settings.instances_per_image)
             size = proposals.original_size
             instances = tuple(
-                Instance(words[i.class_index].name, i.class_index, i.score, i.area, i.box, size, i.bits)
+                Instance(classes[i.class_index].name, i.class_index, i.score, i.area, i.box, size, i.bits)
                 for i in found
                 if i.area
             )
             watch.lap("instance")
         facts = self._run_facts(proposals, words, seen, settings, proposals.seconds | watch.seconds)
-        return PanopticResult(segment_map, segments, words, facts, semantic, instances)
+        return PanopticResult(segment_map, segments, classes, facts, semantic, instances)
 
     def _classify(
         self,
@@ -318,10 +330,10 @@ class Segmenter:
         seen: np.ndarray,
         settings: ResolvedOptions,
         watch: _Stopwatch,
-    ) -> Classification:
+    ) -> MaskNames:
         embedded = self._embedder.embed(words)
         watch.lap("words")
-        return classify(
+        return name_queries(
             proposals.embeddings,
             embedded,
             words.first_word,
@@ -330,6 +342,8 @@ class Segmenter:
             self._constants.get("no_object_embedding"),
             settings.clip_weight_seen,
             settings.clip_weight_unseen,
+            best=settings.explain,
+            unknown=settings.unknown,
         )
 
     def _run_facts(
@@ -393,6 +407,15 @@ def _vocabulary(words: Vocabulary | str) -> Vocabulary:
     raise VocabularyError(
         f"the vocabulary came as {type(words).__name__}: expected a Vocabulary or words as text; "
         "Vocabulary.from_lists takes lists"
+    )
+
+
+def _candidates(names: MaskNames, query: int, words: Vocabulary) -> tuple[Candidate, ...]:
+    return tuple(
+        Candidate(words[int(k)].name, int(k), float(score), float(mask), float(clip))
+        for k, score, mask, clip in zip(
+            names.classes[query], names.scores[query], names.mask_scores[query], names.clip_scores[query], strict=True
+        )
     )
 
 

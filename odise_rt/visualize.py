@@ -6,6 +6,7 @@ import colorsys
 import functools
 import logging
 import unicodedata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,23 +48,32 @@ def class_colour(index: int, variation: int = 0) -> Colour:
 
 
 def segment_colours(result: PanopticResult) -> list[Colour]:
-    """A colour for each segment, in their order."""
+    """A colour for each segment, in their order; unknown segments are grey."""
     met: dict[int, int] = {}
     colours = []
     for segment in result.segments:
         variation = met.get(segment.class_index, 0)
         met[segment.class_index] = variation + 1
-        colours.append(class_colour(segment.class_index, variation))
+        colours.append(unknown_colour(variation) if segment.unknown else class_colour(segment.class_index, variation))
     return colours
 
 
-def overlay(image: ImageLike, result: PanopticResult, legend: bool = True) -> Image.Image:
+def unknown_colour(variation: int = 0) -> Colour:
+    """A grey for what no word fits; ``variation`` tells such segments apart by brightness."""
+    value = (150, 105, 195, 128, 80, 172)[variation % 6]
+    return value, value, value
+
+
+def overlay(
+    image: ImageLike, result: PanopticResult, legend: bool = True, colours: Sequence[Colour] | None = None
+) -> Image.Image:
     """Draw a result over its image.
 
     Args:
         image: the image that was segmented.
         result: its segments.
         legend: add a column at the right with every label, its score and its share of the picture.
+        colours: one for each segment; ``None``: :func:`segment_colours`.
 
     Returns:
         An RGB PIL image; small ones are enlarged by a whole factor.
@@ -84,7 +94,7 @@ def overlay(image: ImageLike, result: PanopticResult, legend: bool = True) -> Im
     if factor > 1:
         size = (segment_map.shape[1], segment_map.shape[0])
         pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-    colours = segment_colours(result)
+    colours = segment_colours(result) if colours is None else list(colours)
     picture = Image.fromarray(_blend(pixels, segment_map, colours))
     font_size = max(12, round(max(picture.size) / 62))
     _draw_labels(picture, result, factor, font_size)

@@ -18,7 +18,7 @@ PNG_TEXT_KEY = "odise_rt"
 """Text chunk of a panoptic PNG that holds the segments as JSON."""
 
 
-def render(result: PanopticResult, pixels: np.ndarray, form: str, masks: bool) -> tuple[bytes, str]:
+def render(result: PanopticResult, pixels: np.ndarray, form: str, masks: bool, explain: bool) -> tuple[bytes, str]:
     """A result in one of :data:`odise_rt.serve.fields.FORMATS`.
 
     Args:
@@ -26,15 +26,16 @@ def render(result: PanopticResult, pixels: np.ndarray, form: str, masks: bool) -
         pixels: uint8 (h, w, 3), the image that was segmented; for the overlay.
         form: the format.
         masks: whether JSON holds the masks as run-length encoding.
+        explain: whether JSON holds the best names of each segment.
 
     Returns:
         Content and media type.
     """
     if form == "png":
-        return _png(result.to_png(), json.dumps(result.to_dict())), "image/png"
+        return _png(result.to_png(), json.dumps(result.to_dict(explain=explain))), "image/png"
     if form == "overlay":
         return _png(result.overlay(pixels)), "image/png"
-    data = coco(result) if form == "coco" else result.to_dict(rle_masks=masks)
+    data = coco(result) if form == "coco" else result.to_dict(rle_masks=masks, explain=explain)
     return json.dumps(data, ensure_ascii=False).encode(), "application/json"
 
 

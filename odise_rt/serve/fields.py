@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from odise_rt.options import OUTPUTS
+from odise_rt.options import MAX_EXPLAIN, OUTPUTS
 from odise_rt.serve.problems import RequestRefused
 
 FORMATS = ("json", "png", "overlay", "coco")
@@ -97,6 +97,13 @@ FIELDS: dict[str, Field] = {
     "overlap_threshold": _share("A segment must keep at least this share of its mask."),
     "clip_weight_seen": _share("Weight of CLIP for classes seen in training."),
     "clip_weight_unseen": _share("Weight of CLIP for other classes."),
+    "unknown": _share("Call segments whose best word does not reach this probability 'unknown'."),
+    "explain": Field(
+        _whole,
+        {"type": "integer", "minimum": 0, "maximum": MAX_EXPLAIN},
+        "Give each segment so many of its best names with both classifiers' scores.",
+        option=True,
+    ),
     "instances_per_image": Field(
         _whole, {"type": "integer", "minimum": 1}, "Instances that are kept, best first.", option=True
     ),

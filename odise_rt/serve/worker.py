@@ -114,7 +114,8 @@ class Worker:
         decoded = time.perf_counter()
         result = self.segmenter.segment(pixels, vocabulary, options)
         segmented = time.perf_counter()
-        content, media_type = render(result, pixels, values.get("format", "json"), values.get("masks", "rle") == "rle")
+        masks, explain = values.get("masks", "rle") == "rle", bool(values.get("explain"))
+        content, media_type = render(result, pixels, values.get("format", "json"), masks, explain)
         seconds = {k: v for k, v in result.facts.seconds.items() if k != "total"}
         seconds |= {"decode": decoded - started, "render": time.perf_counter() - segmented}
         return Answer(

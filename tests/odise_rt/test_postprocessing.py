@@ -231,7 +231,7 @@ def test_score_of_joined_stuff_is_the_best() -> None:
     case = simple_case([LEFT, -LEFT], [[0.6, 0.4], [0.9, 0.1]], [False])
     _, found = merge_panoptic(case.logits, case.probabilities, case.isthing, case.resizer, 0.0, 0.8)
     assert [s.score for s in found] == [pytest.approx(0.9)]
-    assert found[0].query == 0
+    assert found[0].query == 1, "the candidates of a joined segment are those of its best mask"
 
 
 def test_boxes_and_areas_by_hand() -> None:

@@ -73,14 +73,16 @@ class TritonPythonModel:
         words = given("VOCABULARY")
         if words is None or words.size != 1:
             raise OptionsError("expected VOCABULARY: one string, 'truck, pickup; stuff: sky' or JSON")
-        options = read_options(given("OPTIONS"), self._limits.max_pixels)
+        choice = given("OPTIONS")
+        options = read_options(choice, self._limits.max_pixels)
+        explain = choice is not None and "explain" in json.loads(_text(choice))
         self._limits.check_edges(options, self._segmenter.facts)
         source = image.tobytes() if image is not None else pixels
         assert source is not None, "one of them was given"
         result = self._segmenter.segment(source, read_words(_text(words)), options)
         outputs = [
             utils.Tensor("SEGMENT_MAP", np.ascontiguousarray(result.segment_map, np.int32)),
-            utils.Tensor("RESULT", np.array([json.dumps(result.to_dict()).encode()], dtype=np.object_)),
+            utils.Tensor("RESULT", np.array([json.dumps(result.to_dict(explain=explain)).encode()], dtype=np.object_)),
         ]
         return utils.InferenceResponse(output_tensors=outputs)
 

@@ -117,6 +117,16 @@ def test_options_reach_the_segmenter(client: Any) -> None:
     assert "rle" not in data["segments"][0]
 
 
+def test_candidates_and_unknown_on_request(client: Any) -> None:
+    plain = post(client, **COLOURS).json()
+    assert "candidates" not in plain["segments"][0]
+    explained = post(client, explain="3", **COLOURS).json()
+    assert [len(s["candidates"]) for s in explained["segments"]] == [3] * len(explained["segments"])
+    assert all(s["candidates"][0]["label"] == s["label"] for s in explained["segments"])
+    unsure = post(client, vocabulary="car; sky", unknown="0.99").json()
+    assert {s["label"] for s in unsure["segments"]} <= {"unknown"}
+
+
 # ---- the client's mistakes -----------------------------------------------------------------------------------------
 
 
@@ -178,6 +188,8 @@ def test_too_many_bytes_by_declaration_and_in_fact(client: Any) -> None:
         (COLOURS | {"short_edge": "65"}, "bad_options", "at most 64"),
         (COLOURS | {"long_edge": "9999999999999"}, "bad_options", "whole number"),
         (COLOURS | {"long_edge": "161"}, "bad_options", "at most 160"),
+        (COLOURS | {"explain": "101"}, "bad_options", "from 0 to 100"),
+        (COLOURS | {"unknown": "1.5"}, "bad_options", "in [0, 1]"),
         (COLOURS | {"format": "gif"}, "bad_options", "json, png"),
         (COLOURS | {"outputs": "panoptic,depth"}, "bad_options", "depth"),
         (COLOURS | {"overlap_treshold": "0.1"}, "bad_options", "overlap_threshold"),
