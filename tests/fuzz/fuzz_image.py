@@ -13,6 +13,9 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["odise_rt", "PIL"]):
+    from PIL import Image
+
+    Image.init()  # imports the decoders, so that they are instrumented, too
     from odise_rt.errors import ImageError
     from odise_rt.preprocessing import load_image
 
