@@ -8,7 +8,7 @@ EXAMPLE := training/pretrained/odise-tiny/example.jpg
 # Words of the demo: the model was never trained to segment the first class of this list (see the model card).
 DEMO_WORDS := training/pretrained/odise-tiny/example_vocabulary.txt
 
-.PHONY: help demo test test-slow lint format types docs wheel bench kernels clean
+.PHONY: help demo test test-slow lint format types docs wheel bench audit kernels clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,9 @@ wheel: $(STAMP)  ## build the wheel of the runtime and list it
 
 bench: $(STAMP)  ## measure odise-tiny on this machine's CPU
 	$(BIN)/python -m benchmarks.bench_structure --config odise-tiny
+
+audit: $(STAMP)  ## check that every installed package is pinned, and for advisories where a database is reached
+	$(BIN)/python .ci/audit.py
 
 kernels:  ## compile the CUDA kernels into build/kernels; says so and builds nothing where there is no nvcc
 	cmake -S . -B build/kernels $(KERNEL_OPTIONS) && cmake --build build/kernels --parallel 2

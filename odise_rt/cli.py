@@ -7,6 +7,8 @@
     odise-rt inspect out/odise-tiny
     odise-rt doctor
     odise-rt labels ade20k
+    odise-rt serve out/odise-tiny --vocabulary coco
+    odise-rt export-triton out/odise-tiny --out models
     odise-rt completion bash
 
 With --json every command prints one JSON document on standard output; an error is {"error": {"type", "message"}}.
@@ -126,10 +128,29 @@ def make_parser() -> argparse.ArgumentParser:
     )
     labels.set_defaults(command=_labels)
 
+    from odise_rt.serve import command as serve_command
+    from odise_rt.serve.triton import command as triton_command
+
+    serve_command.add_parser(commands, common, BUNDLE_VARIABLE).set_defaults(command=_serve)
+    triton_command.add_parser(commands, common).set_defaults(command=_export_triton)
+
     completion = commands.add_parser("completion", parents=[common], help="Print a script that completes commands.")
     completion.add_argument("shell", choices=SHELLS, help="The shell that will read the script.")
     completion.set_defaults(command=_completion)
     return parser
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from odise_rt.serve.command import run
+
+    bundle = os.environ.get(BUNDLE_VARIABLE)
+    return run(args, args.bundle or (Path(bundle) if bundle else None), lambda line: print(line, flush=True))
+
+
+def _export_triton(args: argparse.Namespace) -> int:
+    from odise_rt.serve.triton.command import run
+
+    return run(args, print)
 
 
 def _inspect(args: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ import numpy as np
 from odise_rt.backends.base import Backend
 from odise_rt.backends.pool import StagePool
 from odise_rt.backends.select import DeviceRequest, open_backend
+from odise_rt.backends.window_batching import BatchingBackend, Observer, WindowBatching
 from odise_rt.bundle import Bundle
 from odise_rt.classification import MaskEmbeddings, MaskNames, name_queries
 from odise_rt.embedding_cache import EmbeddingCache, default_cache_dir
@@ -93,6 +94,9 @@ class Segmenter:
         low_memory: bool = False,
         cache_dir: str | os.PathLike[str] | None = None,
         disk_cache: bool = True,
+        keep_text_encoder: bool = False,
+        window_batching: WindowBatching | None = None,
+        batch_observer: Observer | None = None,
     ) -> Segmenter:
         """Open a bundle and load its graphs.
 
@@ -105,6 +109,10 @@ class Segmenter:
                 graph; every image pays for loading.
             cache_dir: folder for text embeddings; ``None``: ``$ODISE_RT_CACHE``, else the user's cache folder.
             disk_cache: keep text embeddings on disk.
+            keep_text_encoder: keep the text encoder loaded as well, for new words in every call.
+            window_batching: run windows of images that several threads segment at a time together; ``None``: each
+                call runs its own.
+            batch_observer: told of each such run: stage, windows, callers.
 
         Raises:
             BundleError: the bundle is missing, altered, newer or unsafe.
@@ -113,11 +121,15 @@ class Segmenter:
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
         backend = open_backend(device, threads, opened)
-        # The text encoder runs once for a vocabulary; it is never kept.
-        kept = (name for name in IMAGE_STAGES if not low_memory and backend.keeps_loaded(opened, name))
+        key = _cache_key(opened, backend)
+        if window_batching is not None:
+            backend = BatchingBackend(backend, window_batching, batch_observer)
+        # The text encoder runs once for a vocabulary; it is kept only on request.
+        wanted = STAGES if keep_text_encoder else IMAGE_STAGES
+        kept = (name for name in wanted if not low_memory and backend.keeps_loaded(opened, name))
         stages = StagePool(backend, opened, keep=frozenset(kept))
         folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-        cache = EmbeddingCache(folder, _cache_key(opened, backend)) if disk_cache and folder is not None else None
+        cache = EmbeddingCache(folder, key) if disk_cache and folder is not None else None
         segmenter = cls(opened, backend, stages, TextEmbedder(opened, stages, cache))
         stages.load(IMAGE_STAGES)
         logger.info("bundle %s (%s, %s): %s", opened.name, opened.facts.variant, opened.precision, backend.description)
