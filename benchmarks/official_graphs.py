@@ -2,9 +2,9 @@
 
 Any exporter drops what no output needs, which would prune the graphs behind our back. So what the official code
 computes and throws away is kept alive as an output, as it is when whole networks are exported: the UNet's and the VAE
-decoder's own results, and the masks and mask embeddings of every prediction head. (The second, identical pooling of each
-head is merged by the exporter, and the text encoder's pass over "" depends on no input and is folded.) Shapes are fixed
-to one window and one image size, no optimisation of ours is applied.
+decoder's own results, and the masks and mask embeddings of every prediction head. (The second pooling of each head is
+identical and merged by the exporter; the text encoder's pass over "" depends on no input and is folded.) Shapes are
+fixed to one window and one image size, no optimisation of ours is applied.
 
     python -m benchmarks.official_graphs --checkpoint training/pretrained/odise-tiny --size 256 --out out/official
 """
