@@ -26,6 +26,8 @@ from rich.console import Console
 from export.bundle_writer import BundleWriter, StageFiles
 from export.flops import StageFlops, count_flops
 from export.fusion import VARIANT, fuse_for_ort_cpu
+from export.graph_editing import remove_unread
+from export.group_norm import apply_precise_group_norm
 from export.onnx_from_stage import onnx_from_stage
 from export.precision import Precision, to_mixed_precision
 from export.progress import ExportProgress
@@ -124,7 +126,10 @@ class Exporter:
         with self.progress.step(f"{name}: trace and translate"):
             exported = onnx_from_stage(stage)
             model = exported.model
-        if precision == "fp16":
+        if precision == "fp32":
+            notes["precise_group_norms"] = apply_precise_group_norm(model)
+            remove_unread(model.graph)
+        else:
             with self.progress.step(f"{name}: mixed precision"):
                 report = to_mixed_precision(model)
                 notes["precision"] = report.to_dict()

@@ -130,6 +130,9 @@ class _RecordingBackend:
     def windows_per_batch(self, side: int) -> int:
         return self.inner.windows_per_batch(side)
 
+    def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
+        return self.inner.keeps_loaded(bundle, stage)
+
     def load(self, bundle: Bundle, stage: str) -> _Recording:
         return _Recording(self.inner.load(bundle, stage), stage, self.inputs, self.outputs)
 

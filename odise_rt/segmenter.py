@@ -110,7 +110,8 @@ class Segmenter:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
         backend = open_backend(device, threads)
         # The text encoder runs once for a vocabulary; it is never kept.
-        stages = StagePool(backend, opened, keep=frozenset() if low_memory else frozenset(IMAGE_STAGES))
+        kept = (name for name in IMAGE_STAGES if not low_memory and backend.keeps_loaded(opened, name))
+        stages = StagePool(backend, opened, keep=frozenset(kept))
         folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
         cache = EmbeddingCache(folder, model_key(opened)) if disk_cache and folder is not None else None
         segmenter = cls(opened, backend, stages, TextEmbedder(opened, stages, cache))

@@ -89,3 +89,7 @@ class Backend(Protocol):
     def windows_per_batch(self, side: int) -> int:
         """How many windows of ``side`` pixels are best run at a time."""
         ...
+
+    def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
+        """Whether a stage should stay loaded between images, where memory is not asked to be spared."""
+        ...

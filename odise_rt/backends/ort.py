@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from odise_rt.backends.base import Device, StageFacts
-from odise_rt.bundle import Bundle
+from odise_rt.bundle import Bundle, StageFile
 from odise_rt.errors import BackendError, MissingPackageError, OutOfMemoryError
 from odise_rt.specs import StageSpec
 
@@ -28,9 +28,14 @@ VARIANTS: dict[Device, str] = {"cpu": "ort-cpu", "cuda": "ort-cuda"}
 """Graphs of a bundle that are preferred over the portable ones, by device."""
 
 LARGE_STAGE_BYTES = 256 << 20
-"""From this size of graph and weights on, a stage gives its working memory back after each run. For large models the
-peak then is that of the hungriest stage instead of all of them together, and asking the system again costs next to
-nothing beside the run; for small ones it costs a noticeable part of it."""
+"""From this size of graph and weights on, a stage on CPU is run with little memory: it gives its working memory back
+after each run, and reads matrices where they lie in the bundle's file, mapped, instead of copying them into an order of
+its own. For large models the peak then is that of the hungriest stage instead of all of them together, and neither
+costs a measurable part of a run; for small ones both do."""
+
+_MAPPED_STAGES = frozenset({"clip_image", "clip_mask"})
+"""Stages whose weights are nearly all matrices: mapped from the file, they load in a tenth of a second, so a large one
+is released after each run and its memory serves the next stage. Convolutions are always copied."""
 
 # An ONNX model of one Identity, float32 (1,) -> (1,), opset 13: enough to learn whether a provider really works.
 _PROBE_MODEL = bytes.fromhex(
@@ -114,8 +119,9 @@ class OrtBackend:
         started = time.perf_counter()
         wanted = PROVIDERS[self.device]
         providers = [wanted] if self.device == "cpu" else [wanted, PROVIDERS["cpu"]]
+        large = self._is_large(bundle, file)
         try:
-            session = self._ort.InferenceSession(str(file.path), self._session_options(), providers=providers)
+            session = self._ort.InferenceSession(str(file.path), self._session_options(large), providers=providers)
         except Exception as exc:
             raise _translate(exc, f"ONNX Runtime cannot load stage {stage} from {file.path}") from exc
         provider = session.get_providers()[0]
@@ -133,20 +139,32 @@ class OrtBackend:
             load_seconds=time.perf_counter() - started,
         )
         logger.info("stage %s: %s on %s, loaded in %.2f s", stage, facts.engine, provider, facts.load_seconds)
-        files = [file.path, *(bundle.root / extra for extra in file.extra_files)]
         run_options = None
-        if self.device == "cpu" and sum(f.stat().st_size for f in files) >= LARGE_STAGE_BYTES:
+        if large:
             run_options = self._ort.RunOptions()
             run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         return OrtStage(session, bundle.stages[stage].spec, facts, run_options)
 
-    def _session_options(self) -> Any:
+    def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
+        """All stages but large ones that load in no time."""
+        return stage not in _MAPPED_STAGES or not self._is_large(
+            bundle, bundle.stage_file(stage, VARIANTS[self.device])
+        )
+
+    def _is_large(self, bundle: Bundle, file: StageFile) -> bool:
+        """Whether a stage has to be careful with memory; see :data:`LARGE_STAGE_BYTES`."""
+        files = [file.path, *(bundle.root / extra for extra in file.extra_files)]
+        return self.device == "cpu" and sum(f.stat().st_size for f in files) >= LARGE_STAGE_BYTES
+
+    def _session_options(self, large: bool) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3  # what matters below errors is checked and logged here
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         # Every session has threads of its own: those of a stage that is done must not spin while the next one runs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if large:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         return options
 
 

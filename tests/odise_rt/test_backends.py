@@ -163,6 +163,20 @@ def test_large_stages_give_memory_back_and_agree(label_bundle: Path, monkeypatch
         assert np.array_equal(large.run(inputs)["image_embedding"], small.run(inputs)["image_embedding"])
 
 
+def test_large_stages_that_load_in_no_time_are_not_kept(label_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (70, 100, 3), np.uint8)
+    with Segmenter.load(label_bundle, device="cpu", threads=1) as segmenter:
+        assert all(slot.stage is not None for name, slot in segmenter._stages._slots.items() if name != "clip_text")
+        expected = segmenter.segment(image, "sky; tree")
+    monkeypatch.setattr(ort, "LARGE_STAGE_BYTES", 1)
+    with Segmenter.load(label_bundle, device="cpu", threads=1) as segmenter:
+        found = segmenter.segment(image, "sky; tree")
+        kept = {name for name, slot in segmenter._stages._slots.items() if slot.stage is not None}
+        assert kept == {"unet_tap", "mask_decoder"}
+        assert {stage.stage for stage in found.facts.stages} >= {"clip_image", "clip_mask"}
+    assert np.array_equal(found.segment_map, expected.segment_map)
+
+
 def test_threads_are_reported() -> None:
     assert "3 threads" in open_backend("cpu", threads=3).description
 
