@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     try:
         if options.compare:
-            return compare_files(*options.compare, force=options.force)
+            base_path, run_path = options.compare
+            return compare_files(base_path, run_path, options.force)
         run = Run.load(options.run)
         base = Run.load(options.base) if options.base else None
         write_report(run, base, options.out)
@@ -165,9 +166,9 @@ def sections_of(run: Run, base: Run | None = None) -> list[Section]:
     sections += [Section(f"Other results: {t.title}", (t,)) for t in other_groups(run)]
     if base is not None:
         differences = compare(base, run)
-        plot = comparison_plot(differences)
+        changes = comparison_plot(differences)
         sections.insert(
-            0, Section("Compared with the base run", (comparison_table(differences, base, run),), _one(plot))
+            0, Section("Compared with the base run", (comparison_table(differences, base, run),), _one(changes))
         )
     if run.group("peers"):
         sections.append(Section("Every implementation measured", (all_variants_table(run),)))

@@ -305,7 +305,7 @@ def sizes_table(run: Run) -> Table:
             continue
         facts = result.facts
         side, per_window = facts["size"], result.seconds / facts["windows"]
-        peak = size(facts["peak_bytes_so_far"])
+        peak = size(facts["peak_bytes"])
         outside = percent(facts["outside_share"])
         rows.append(
             (
@@ -324,7 +324,7 @@ def sizes_table(run: Run) -> Table:
         caption = f"Line through all points: {line}, R² {fit['r2']:.4f}."
         if "exponent" in fit:
             caption += f" From 4 windows on, time grows with windows to the power {fit['exponent']:.2f}."
-    header = ("pixels", "windows", "median", "a window", "outside the graphs", "peak memory so far")
+    header = ("pixels", "windows", "median", "a window", "outside the graphs", "peak memory")
     return Table("Picture size", header, tuple(rows), caption)
 
 

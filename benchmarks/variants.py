@@ -6,6 +6,7 @@ Importing this loads neither PyTorch nor an engine.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from odise_rt.backends.base import Stage
+    from odise_rt.backends.base import Stage, StageFacts
+    from odise_rt.bundle import Bundle
     from odise_rt.segmenter import Segmenter
 
 Graphs = Literal["official", "portable", "fused"]
@@ -119,7 +121,6 @@ def _open_torch(job: Job, variant: Variant) -> Iterator[Segmenter]:
     import torch
 
     from odise_rt.backends.base import Device
-    from odise_rt.bundle import Bundle
     from training.torch_stages import TorchBackend, TorchStage, torch_segmenter
 
     torch.set_num_threads(job.threads)
@@ -177,12 +178,21 @@ def load_model(source: Mapping[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _open_ort(job: Job, variant: Variant) -> Iterator[Segmenter]:
+    from odise_rt.backends.pool import StagePool
+    from odise_rt.bundle import Bundle
     from odise_rt.segmenter import Segmenter
+    from odise_rt.specs import STAGES
+    from odise_rt.text_embeddings import TextEmbedder
 
-    if variant.graphs == "fused" and variant.own_session:
+    if variant.own_session:
+        source: str | Bundle = job.source["bundle"]
+        if variant.graphs == "portable":
+            bundle = Bundle.open(job.source["bundle"])
+            without = {name: dataclasses.replace(entry, variants={}) for name, entry in bundle.stages.items()}
+            source = dataclasses.replace(bundle, stages=without)
         # The product as it is: nothing of the benchmark is in the way.
         with Segmenter.load(
-            job.source["bundle"],
+            source,
             device=job.device,
             threads=job.threads,
             cache_dir=job.cache_dir,
@@ -190,71 +200,73 @@ def _open_ort(job: Job, variant: Variant) -> Iterator[Segmenter]:
         ) as segmenter:
             yield segmenter
         return
-    from odise_rt.backends.pool import StagePool
-    from odise_rt.bundle import Bundle
-    from odise_rt.specs import STAGES
-    from odise_rt.text_embeddings import TextEmbedder
-
     bundle = Bundle.open(job.source["bundle"])
-    stages = StagePool(_plain_backend(job, variant), bundle, keep=frozenset(STAGES))
-    with Segmenter(bundle, stages._backend, stages, TextEmbedder(bundle, stages, cache=None)) as segmenter:
+    backend = DefaultOrtBackend(job, variant)
+    stages = StagePool(backend, bundle, keep=frozenset(STAGES))
+    with Segmenter(bundle, backend, stages, TextEmbedder(bundle, stages, cache=None)) as segmenter:
         stages.load(STAGES)
         yield segmenter
 
 
-def _plain_backend(job: Job, variant: Variant) -> Any:
-    """ONNX Runtime on graphs that the runtime would not choose, or with the settings that it would not."""
-    from odise_rt.backends.base import StageFacts
-    from odise_rt.backends.ort import PROVIDERS, OrtBackend, OrtStage, import_onnxruntime
-    from odise_rt.bundle import Bundle
+class DefaultOrtBackend:
+    """ONNX Runtime with the settings that it comes with, on the portable or the unpruned graphs."""
 
-    ort = import_onnxruntime()
+    def __init__(self, job: Job, variant: Variant) -> None:
+        import onnxruntime
 
-    class PlainBackend(OrtBackend):
-        def windows_per_batch(self, side: int) -> int:
-            return super().windows_per_batch(side) if variant.batched else 1
+        self._ort = onnxruntime
+        self._variant = variant
+        self._official = Path(job.source["graphs"]) if variant.graphs == "official" else None
+        self.device = job.device
+        self._provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[job.device]
 
-        @property
-        def description(self) -> str:
-            threads = f"{self.threads} threads" if variant.own_session else "default settings"
-            return f"onnxruntime {ort.__version__} on {PROVIDERS[self.device]}, {threads}"
+    @property
+    def description(self) -> str:
+        """Engine and settings in one line."""
+        return f"onnxruntime {self._ort.__version__} on {self._provider}, default settings"
 
-        def load(self, bundle: Bundle, stage: str) -> Stage:
-            path = bundle.stage_file(stage).path
-            if variant.graphs == "official" and stage != "clip_text":
-                path = Path(job.source["graphs"]) / f"{stage}.onnx"
-            if variant.own_session:
-                options = self._session_options()
-            else:
-                options = ort.SessionOptions()
-                options.log_severity_level = 3
-            started = time.perf_counter()
-            session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[self.device]])
-            wanted = {t.name for t in bundle.stages[stage].spec.outputs}
-            facts = StageFacts(
-                stage,
-                f"onnxruntime {ort.__version__}",
-                session.get_providers()[0],
-                self.device,
-                path.name,
-                time.perf_counter() - started,
-            )
-            return OrtStage(_Narrowed(session, wanted), bundle.stages[stage].spec, facts)
+    def windows_per_batch(self, side: int) -> int:
+        """As odise_rt does it, or one."""
+        pixels = 512 * 512 * (1 if self.device == "cpu" else 8)
+        return max(1, pixels // (side * side)) if self._variant.batched else 1
 
-    return PlainBackend(job.device, job.threads)
+    def keeps_loaded(self, _bundle: Bundle, _stage: str) -> bool:
+        """Always: nobody asked to spare memory."""
+        return True
+
+    def load(self, bundle: Bundle, stage: str) -> Stage:
+        """A session of one graph.
+
+        Raises:
+            RuntimeError: ONNX Runtime chose another provider than asked for.
+        """
+        from odise_rt.backends.base import StageFacts
+
+        path = bundle.stage_file(stage).path
+        if self._official is not None and stage != "clip_text":
+            path = self._official / f"{stage}.onnx"
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3
+        started = time.perf_counter()
+        session = self._ort.InferenceSession(str(path), options, providers=[self._provider])
+        provider = session.get_providers()[0]
+        if provider != self._provider:
+            raise RuntimeError(f"ONNX Runtime fell back to {provider}")
+        engine, seconds = f"onnxruntime {self._ort.__version__}", time.perf_counter() - started
+        facts = StageFacts(stage, engine, provider, self.device, path.name, seconds)
+        return _PlainStage(session, [tensor.name for tensor in bundle.stages[stage].spec.outputs], facts)
 
 
-class _Narrowed:
-    """A session that hides the outputs which only keep dead parts of a graph alive; they are computed all the same."""
+class _PlainStage:
+    """A session. Outputs that only keep dead parts of a graph alive are computed and not fetched."""
 
-    def __init__(self, session: Any, wanted: set[str]) -> None:
-        self._session, self._wanted = session, wanted
+    def __init__(self, session: Any, outputs: list[str], facts: StageFacts) -> None:
+        self._session, self._outputs, self.facts = session, outputs, facts
 
-    def get_inputs(self) -> Any:
-        return self._session.get_inputs()
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Arrays in, arrays out."""
+        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
 
-    def get_outputs(self) -> list[Any]:
-        return [value for value in self._session.get_outputs() if value.name in self._wanted]
-
-    def run(self, outputs: Any, inputs: Any, options: Any) -> Any:
-        return self._session.run(outputs, inputs, options)
+    def close(self) -> None:
+        """Release the session."""
+        self._session = None

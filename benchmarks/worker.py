@@ -94,14 +94,18 @@ class _Served:
         """Embed a vocabulary and remember it."""
         self.segmenter.prepare(self._vocabulary(words))
 
-    def do_run(self, height: int | None = None, width: int | None = None, words: str | None = None) -> dict[str, Any]:
-        """Segment the picture once."""
+    def do_run(
+        self, height: int | None = None, width: int | None = None, words: str | None = None, own_peak: bool = False
+    ) -> dict[str, Any]:
+        """Segment the picture once; with ``own_peak`` the peak of memory is that of this picture alone."""
         from odise_rt.options import SegmentOptions
 
         height, width = height or self.job.height, width or self.job.width
         vocabulary = self._vocabulary(words or self.job.words)
         image = picture(height, width)
         options = SegmentOptions(short_edge=min(height, width), long_edge=max(height, width), overlap_threshold=0.0)
+        if own_peak:
+            _reset_peak()
         start = time.perf_counter()
         result = self.segmenter.segment(image, vocabulary, options)
         seconds = time.perf_counter() - start

@@ -64,7 +64,7 @@ def make_run(seed: int = 0, spread: float = 0.01, rounds: int = 20, scale: dict[
     ]
     sizes = []
     for side in (128, 256, 512, 1024):
-        facts = {"size": [side, side], "windows": (side // 128) ** 2, "outside_share": 0.1, "peak_bytes_so_far": 2e8}
+        facts = {"size": [side, side], "windows": (side // 128) ** 2, "outside_share": 0.1, "peak_bytes": 2e8}
         seconds = samples((0.01 + 0.02 * facts["windows"]) * scale.get("sizes", 1.0))  # type: ignore[operator]
         sizes.append(Result.measured(f"sizes/{side}", f"odise_rt, {side}", seconds, facts=facts))
     words = [
