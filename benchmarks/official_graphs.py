@@ -18,6 +18,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ from training.models.official_structure import official_clip_mask, official_unet
 from training.torch_stages import model_facts
 
 OPSET = 20
+_ABANDONED_SECONDS = 3600.0
 
 
 class _Official(nn.Module):
@@ -121,6 +123,9 @@ def export_official(model: Odise, height: int, width: int, out: Path) -> None:
     dims = {"N": 1, "s": side, "Q": facts.queries, "H": canvas_h, "W": canvas_w, "h": height, "w": width}
     dims |= {"mh": canvas_h // 4, "mw": canvas_w // 4}
     out.parent.mkdir(parents=True, exist_ok=True)
+    for abandoned in out.parent.glob(f".{out.name}.*"):  # of a process that was killed
+        if time.time() - abandoned.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(abandoned, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         for name, stage in STAGES.items():

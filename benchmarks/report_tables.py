@@ -163,8 +163,9 @@ def _variants_table(run: Run, results: Sequence[Result], title: str) -> Table:
         "PQ",
         "seen / unseen",
         "same class as PyTorch",
+        "peak memory",
+        "load",
     )
-    header += ("peak memory", "load")
     rows = []
     for result in results:
         if result.status != "ok":
