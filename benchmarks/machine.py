@@ -143,6 +143,40 @@ def measure_rates(threads: int, size: int = 2048, repeats: int = 5) -> Rates:
     return Rates(**json.loads(done.stdout))
 
 
+_GPU_CALIBRATION = """
+import json, torch
+
+def best(call, repeats=10):
+    seconds = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        seconds.append(start.elapsed_time(end) / 1e3)
+    return min(seconds)
+
+size, rates = 8192, {}
+for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16)):
+    a = torch.randn(size, size, device="cuda", dtype=dtype)
+    rates[name] = 2 * size**3 / best(lambda: a @ a) / 1e9
+source = torch.ones(1 << 28, device="cuda")
+target = torch.empty_like(source)
+print(json.dumps({"matmul_gflops": rates, "copy_gbps": 2 * source.nbytes / best(lambda: target.copy_(source)) / 1e9}))
+"""
+
+
+def measure_gpu_rates() -> Rates:
+    """Matmul rate of PyTorch on the GPU by precision (float32 without TF32) and copy bandwidth in its memory.
+
+    Raises:
+        subprocess.CalledProcessError: PyTorch finds no CUDA device.
+    """
+    done = subprocess.run([sys.executable, "-c", _GPU_CALIBRATION], check=True, capture_output=True, text=True)
+    return Rates(**json.loads(done.stdout))
+
+
 def matmul_gflops(threads: int, size: int = 2048, repeats: int = 5) -> float:
     """float32 matmul rate of the fastest library here, right now."""
     return measure_rates(threads, size, repeats).peak_gflops

@@ -58,6 +58,17 @@ def measure_sizes(bench: Bench) -> None:
     bench.results += results
 
 
+def measure_batches(bench: Bench) -> None:
+    """One picture of several windows, of which more or fewer run at a time."""
+    side = 2 * max(bench.plan.size)
+    names = {
+        f"{count} windows": {"height": side, "width": side, "windows_per_batch": count, "own_peak": True}
+        for count in bench.plan.batches
+    }
+    results = _measure(bench, "batches", names, max(3, bench.plan.repeats // 2), "{0} at a time")
+    bench.results += add_ratios(results, f"batches/{bench.plan.size_text}/{bench.plan.batches[0]} windows")
+
+
 def measure_words(bench: Bench) -> None:
     """The same picture with vocabularies of growing size, all embedded before."""
     plan = bench.plan

@@ -13,7 +13,7 @@ from benchmarks.variants import VARIANTS, Job
 
 WORDS = "person; dog, puppy; red car, automobile; stuff: sky; stuff: grass, lawn; wooden chair; stuff: road"
 
-GROUPS = ("peers", "sizes", "words", "cold", "vocabulary")
+GROUPS = ("peers", "sizes", "batches", "words", "cold", "vocabulary")
 """Groups of results of the CPU and GPU suites, in the order in which they run."""
 
 _EXTRA_BYTES = 1 << 30
@@ -36,6 +36,8 @@ class Plan:
     """Pictures for panoptic quality; 0: none."""
     sizes: tuple[int, ...] = (128, 256, 384, 512, 768, 1024, 1536, 2048)
     """Image sides of the scaling measurement."""
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Windows that run at a time, on a picture of four windows a side."""
     word_counts: tuple[int, ...] = (1, 10, 100, 1_000, 10_000)
     new_words: tuple[int, ...] = (1, 10, 100, 1_000)
     cold_starts: int = 3
@@ -58,6 +60,7 @@ class Plan:
             warmup=1,
             scenes=min(self.scenes, 6),
             sizes=tuple(s for s in self.sizes if s <= 768),
+            batches=(1, 4, 16),
             word_counts=(100, 2_000),
             new_words=(1, 100),
             cold_starts=1,

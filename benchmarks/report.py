@@ -26,6 +26,7 @@ from benchmarks.report_plots import Plot, comparison_plot, plots_of
 from benchmarks.report_tables import (
     Table,
     all_variants_table,
+    batches_table,
     cold_table,
     comparison_table,
     kernels_table,
@@ -155,6 +156,7 @@ def sections_of(run: Run, base: Run | None = None) -> list[Section]:
         ]
     for group, title, table, plot in (
         ("sizes", "Picture size", sizes_table, "sizes"),
+        ("batches", "Batches of windows", batches_table, ""),
         ("words", "Vocabulary size", words_table, "words"),
     ):
         if run.group(group):

@@ -329,6 +329,24 @@ def sizes_table(run: Run) -> Table:
     return Table("Picture size", header, tuple(rows), caption)
 
 
+def batches_table(run: Run) -> Table:
+    """Cost by windows that run at a time."""
+    rows = []
+    for result in run.group("batches"):
+        if result.status != "ok":
+            rows.append((result.variant, failure(result), "", ""))
+            continue
+        peak = size(result.facts["peak_bytes"])
+        rows.append((result.variant.removesuffix(" windows"), duration(result.seconds), _ratio(result), peak))
+    measured = next((r.facts for r in run.group("batches") if r.status == "ok"), None)
+    caption = ""
+    if measured:
+        height, width = measured["size"]
+        caption = f"A picture of {height} × {width} pixels, {measured['windows']} windows in all."
+    header = ("windows at a time", "median", "of one at a time", "peak memory")
+    return Table("Batches of windows", header, tuple(rows), caption)
+
+
 def words_table(run: Run) -> Table:
     """Cost by number of cached words."""
     rows = []
@@ -375,7 +393,7 @@ def kernels_table(run: Run) -> Table:
 
 def other_groups(run: Run) -> list[Table]:
     """Groups without a table of their own: GPU results, and whatever a newer version adds."""
-    known = {"peers", "sizes", "words", "cold", "vocabulary", "kernels"}
+    known = {"peers", "sizes", "batches", "words", "cold", "vocabulary", "kernels"}
     tables = []
     for group in dict.fromkeys(r.group for r in run.results if r.group not in known):
         rows = [
@@ -423,6 +441,7 @@ TABLES: dict[str, Callable[[Run], Table]] = {
     "stages": stages_table,
     "roofline": roofline_table,
     "sizes": sizes_table,
+    "batches": batches_table,
     "words": words_table,
     "cold": cold_table,
     "vocabulary": vocabulary_table,

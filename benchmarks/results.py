@@ -134,7 +134,9 @@ class Run:
     quick: bool
     environment: dict[str, Any]
     rates: list[Rates] = field(default_factory=list)
-    """Measured at the start and at the end."""
+    """Of the CPU, measured at the start and at the end."""
+    gpu_rates: Rates | None = None
+    """Of the GPU: precision instead of library to its matmul rate."""
     clocks: list[dict[str, Any]] = field(default_factory=list)
     """Clock rates and load, as read at the start, between groups and at the end."""
     model: dict[str, Any] = field(default_factory=dict)
@@ -167,6 +169,7 @@ class Run:
         """Plain JSON types, the inverse of :meth:`from_dict`."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data["rates"] = [rate.to_dict() for rate in self.rates]
+        data["gpu_rates"] = None if self.gpu_rates is None else self.gpu_rates.to_dict()
         data["results"] = [result.to_dict() for result in self.results]
         return {"schema": SCHEMA, "kind": KIND, **data}
 
@@ -187,6 +190,7 @@ class Run:
         values = {key: value for key, value in data.items() if key not in ("schema", "kind")}
         try:
             values["rates"] = [Rates(**rate) for rate in values["rates"]]
+            values["gpu_rates"] = None if values["gpu_rates"] is None else Rates(**values["gpu_rates"])
             values["results"] = [Result.from_dict(result) for result in values["results"]]
             run = cls(**values)
         except (KeyError, TypeError) as exc:

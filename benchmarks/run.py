@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import REPOSITORY
-from benchmarks.machine import clocks, environment, gpu_facts, measure_rates
+from benchmarks.machine import Rates, clocks, environment, gpu_facts, measure_gpu_rates, measure_rates
 from benchmarks.measure_peers import measure_peers
-from benchmarks.measure_scaling import measure_sizes, measure_words
+from benchmarks.measure_scaling import measure_batches, measure_sizes, measure_words
 from benchmarks.measure_startup import measure_cold_starts, measure_vocabulary_change
 from benchmarks.plan import GROUPS, Bench, Plan
 from benchmarks.preparation import (
@@ -47,6 +47,7 @@ GPU_VARIANTS = ("official", "pruned", "compile", "ort-portable", "runtime", "run
 _GROUPS = {
     "peers": measure_peers,
     "sizes": measure_sizes,
+    "batches": measure_batches,
     "words": measure_words,
     "cold": measure_cold_starts,
     "vocabulary": measure_vocabulary_change,
@@ -64,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise BackendError("the gpu suite needs an NVIDIA GPU and nvidia-smi finds none: use --suite cpu")
         run.clocks.append({"when": "start", **clocks()})
         run.rates.append(measure_rates(options.threads))
+        if "gpu" in suites and gpu_facts():
+            run.gpu_rates = _gpu_rates(run)
         for suite in suites:
             print(f"suite {suite}", flush=True)
             if suite == "kernels":
@@ -184,6 +187,14 @@ def _measure(run: Run, options: argparse.Namespace, device: str, prefix: bool) -
     run.model["size"] = list(plan.size)
 
 
+def _gpu_rates(run: Run) -> Rates | None:
+    try:
+        return measure_gpu_rates()
+    except (OSError, subprocess.CalledProcessError) as exc:
+        run.notes.append(f"No roofline of the GPU: PyTorch could not measure its rates ({type(exc).__name__})")
+        return None
+
+
 def _identity(run: Run, prepared: Preparation) -> dict[str, Any]:
     """What every single result carries, so that none can be quoted without it."""
     return {"commit": run.environment["commit"], "model": prepared.config}
@@ -199,12 +210,19 @@ def _prefixed(result: Result, device: str) -> Result:
 
 
 def _with_roofline(result: Result, costs: dict[str, Any], run: Run) -> Result:
-    """The result with work and roofline share of its stages; on a GPU the roofline of this CPU says nothing."""
-    if result.status != "ok" or result.group != "peers" or result.facts.get("device") != "cpu":
+    """The result with work and roofline share of its stages, against the rates of the device that it ran on."""
+    device = result.facts.get("device")
+    if result.status != "ok" or not result.group.endswith("peers"):
         return result
+    rates = run.best_rates
+    if device == "cuda":
+        if run.gpu_rates is None:
+            return result
+        rate = run.gpu_rates.matmul_gflops[result.facts["precision"]]
+        rates = dataclasses.replace(run.gpu_rates, matmul_gflops={"torch": rate})
     work = costs.get(result.facts.get("structure", ""), {})
     seconds = {name: entry["seconds"] for name, entry in result.stages.items()}
-    return dataclasses.replace(result, stages=with_roofline(seconds, work, run.best_rates))
+    return dataclasses.replace(result, stages=with_roofline(seconds, work, rates))
 
 
 def _kernels(quick: bool) -> list[Result]:

@@ -95,7 +95,12 @@ class _Served:
         self.segmenter.prepare(self._vocabulary(words))
 
     def do_run(
-        self, height: int | None = None, width: int | None = None, words: str | None = None, own_peak: bool = False
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        words: str | None = None,
+        own_peak: bool = False,
+        windows_per_batch: int | None = None,
     ) -> dict[str, Any]:
         """Segment the picture once; with ``own_peak`` the peak of memory is that of this picture alone."""
         from odise_rt.options import SegmentOptions
@@ -103,7 +108,12 @@ class _Served:
         height, width = height or self.job.height, width or self.job.width
         vocabulary = self._vocabulary(words or self.job.words)
         image = picture(height, width)
-        options = SegmentOptions(short_edge=min(height, width), long_edge=max(height, width), overlap_threshold=0.0)
+        options = SegmentOptions(
+            short_edge=min(height, width),
+            long_edge=max(height, width),
+            overlap_threshold=0.0,
+            windows_per_batch=windows_per_batch,
+        )
         if own_peak:
             _reset_peak()
         start = time.perf_counter()

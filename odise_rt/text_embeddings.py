@@ -10,6 +10,7 @@ only what is left is encoded.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -81,15 +82,22 @@ class TextEmbedder:
             progress: told while words are encoded; not called when all are cached.
         """
         facts = self._bundle.facts
-        if facts.mask_prompt == facts.clip_prompt:
-            both = self._rows(vocabulary, facts.mask_prompt, (_MASK, _CLIP), progress)
-            return EmbeddedVocabulary(both[_MASK], both[_CLIP])
-        mask = self._rows(vocabulary, facts.mask_prompt, (_MASK,), progress)
-        clip = self._rows(vocabulary, facts.clip_prompt, (_CLIP,), progress)
-        return EmbeddedVocabulary(mask[_MASK], clip[_CLIP])
+        # A text encoder that was loaded for one template stays for the other.
+        with contextlib.ExitStack() as held:
+            if facts.mask_prompt == facts.clip_prompt:
+                both = self._rows(vocabulary, facts.mask_prompt, (_MASK, _CLIP), progress, held)
+                return EmbeddedVocabulary(both[_MASK], both[_CLIP])
+            mask = self._rows(vocabulary, facts.mask_prompt, (_MASK,), progress, held)
+            clip = self._rows(vocabulary, facts.clip_prompt, (_CLIP,), progress, held)
+            return EmbeddedVocabulary(mask[_MASK], clip[_CLIP])
 
     def _rows(
-        self, vocabulary: Vocabulary, template: str, names: tuple[str, ...], progress: Progress | None
+        self,
+        vocabulary: Vocabulary,
+        template: str,
+        names: tuple[str, ...],
+        progress: Progress | None,
+        held: contextlib.ExitStack,
     ) -> dict[str, np.ndarray]:
         facts = self._bundle.facts
         channels = {_MASK: facts.classification_dim, _CLIP: facts.clip_embed_dim}
@@ -107,7 +115,7 @@ class TextEmbedder:
                 return arrays
             arrays = self._cache.load(key, columns, len(prompts)) if self._cache else None
             if arrays is None:
-                arrays = self._assemble(prompts, columns, progress)
+                arrays = self._assemble(prompts, columns, progress, held)
                 if self._cache:
                     self._cache.store(key, prompts, arrays)
             for array in arrays.values():
@@ -116,7 +124,11 @@ class TextEmbedder:
         return arrays
 
     def _assemble(
-        self, prompts: Sequence[str], columns: Mapping[str, int], progress: Progress | None
+        self,
+        prompts: Sequence[str],
+        columns: Mapping[str, int],
+        progress: Progress | None,
+        held: contextlib.ExitStack,
     ) -> dict[str, np.ndarray]:
         unique = list(dict.fromkeys(prompts))
         rows = self._memory.find(unique, columns)
@@ -125,23 +137,27 @@ class TextEmbedder:
             rows |= self._cache.find(missing, columns)
             missing = [p for p in unique if p not in rows]
         if missing:
-            rows |= self._encode(missing, columns, progress)
+            rows |= self._encode(missing, columns, progress, held)
         return {name: np.stack([rows[p][name] for p in prompts]) for name in columns}
 
     def _encode(
-        self, prompts: Sequence[str], columns: Mapping[str, int], progress: Progress | None
+        self,
+        prompts: Sequence[str],
+        columns: Mapping[str, int],
+        progress: Progress | None,
+        held: contextlib.ExitStack,
     ) -> dict[str, dict[str, np.ndarray]]:
         started = time.perf_counter()
         rows: dict[str, dict[str, np.ndarray]] = {}
-        with self._stages.use("clip_text") as stage:
-            for start in range(0, len(prompts), BATCH):
-                batch = prompts[start : start + BATCH]
-                outputs = stage.run({"tokens": self._tokenizer(batch)})
-                normalised = {name: normalise(outputs[name]) for name in columns}
-                for row, prompt in enumerate(batch):
-                    rows[prompt] = {name: array[row] for name, array in normalised.items()}
-                if progress is not None:
-                    progress(len(rows), len(prompts))
+        stage = held.enter_context(self._stages.use("clip_text"))
+        for start in range(0, len(prompts), BATCH):
+            batch = prompts[start : start + BATCH]
+            outputs = stage.run({"tokens": self._tokenizer(batch)})
+            normalised = {name: normalise(outputs[name]) for name in columns}
+            for row, prompt in enumerate(batch):
+                rows[prompt] = {name: array[row] for name, array in normalised.items()}
+            if progress is not None:
+                progress(len(rows), len(prompts))
         logger.info("encoded %d prompts in %.2f s", len(prompts), time.perf_counter() - started)
         return rows
 

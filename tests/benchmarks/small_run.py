@@ -67,6 +67,15 @@ def make_run(seed: int = 0, spread: float = 0.01, rounds: int = 20, scale: dict[
         facts = {"size": [side, side], "windows": (side // 128) ** 2, "outside_share": 0.1, "peak_bytes": 2e8}
         seconds = samples((0.01 + 0.02 * facts["windows"]) * scale.get("sizes", 1.0))  # type: ignore[operator]
         sizes.append(Result.measured(f"sizes/{side}", f"odise_rt, {side}", seconds, facts=facts))
+    batches = [
+        Result.measured(
+            f"batches/256x256/{count} windows",
+            f"odise_rt, {count} at a time",
+            samples(0.2 + 0.1 / count),
+            facts={"size": [512, 512], "windows": 16, "peak_bytes": 1e8 * count},
+        )
+        for count in (1, 4)
+    ]
     words = [
         Result.measured(
             f"words/256x256/{count} words",
@@ -77,7 +86,8 @@ def make_run(seed: int = 0, spread: float = 0.01, rounds: int = 20, scale: dict[
         )
         for count in (100, 10_000)
     ]
-    run.results = add_ratios(peers, "peers/256x256/pruned") + sizes + add_ratios(words, "words/256x256/100 words")
+    run.results = add_ratios(peers, "peers/256x256/pruned") + sizes
+    run.results += add_ratios(batches, "batches/256x256/1 windows") + add_ratios(words, "words/256x256/100 words")
     run.results.append(Result.measured("cold/256x256/runtime", "odise_rt", samples(1.2), facts={"load_seconds": 1.0}))
     run.results.append(
         Result.measured("vocabulary/10 new words/runtime", "odise_rt, 10", samples(0.05), facts={"words": 10})
