@@ -44,6 +44,7 @@ def measure_peers(bench: Bench) -> None:
                 first[name] = _first_picture(pool, name)
             except WorkerError as exc:
                 failed[name] = Missing(str(exc), exc.status)
+                pool.end(name)
                 bench.say(f"{name}: {exc}")
 
         def runner(name: str) -> Any:
@@ -98,7 +99,7 @@ def measure_peers(bench: Bench) -> None:
             "windows": last["windows"],
             "words": last["words"],
             "segments": last["segments"],
-            "structure": "official" if "official" in variant else "pruned",
+            "official_stages": list(VARIANTS[variant].official_work),
             "outside_share": outside_share(stages, sum(stages.values())),
             "outside_seconds": total * outside_share(stages, sum(stages.values())),
             "peak_bytes": max(int(a["peak_bytes"]) for a in answers[variant]),

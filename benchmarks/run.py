@@ -220,7 +220,8 @@ def _with_roofline(result: Result, costs: dict[str, Any], run: Run) -> Result:
             return result
         rate = run.gpu_rates.matmul_gflops[result.facts["precision"]]
         rates = dataclasses.replace(run.gpu_rates, matmul_gflops={"torch": rate})
-    work = costs.get(result.facts.get("structure", ""), {})
+    theirs = VARIANTS[result.variant].official_work
+    work = {name: costs["official" if name in theirs else "pruned"][name] for name in costs.get("pruned", {})}
     seconds = {name: entry["seconds"] for name, entry in result.stages.items()}
     return dataclasses.replace(result, stages=with_roofline(seconds, work, rates))
 

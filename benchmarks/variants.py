@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Graphs = Literal["official", "portable", "fused"]
 
+_LOOPED = ("unet_tap", "mask_decoder", "clip_mask")
+"""Stages in which the official structure computes more than is needed."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -41,8 +44,11 @@ class Variant:
     """ONNX Runtime: odise_rt's session options; else the defaults of ONNX Runtime."""
     precision: Literal["fp32", "fp16"] = "fp32"
 
+    @property
+    def official_work(self) -> tuple[str, ...]:
+        """Stages that do the official amount of work."""
+        return _LOOPED if self.graphs == "official" else self.official_stages
 
-_LOOPED = ("unet_tap", "mask_decoder", "clip_mask")
 
 VARIANTS: dict[str, Variant] = {
     "official": Variant("official structure, PyTorch eager", "torch", official_stages=_LOOPED, batched=False),
