@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from odise_rt.backends.base import Device, StageFacts
-from odise_rt.bundle import Bundle, StageFile
+from odise_rt.bundle import Bundle
 from odise_rt.errors import BackendError, MissingPackageError, OutOfMemoryError
 from odise_rt.specs import StageSpec
 
@@ -27,15 +27,15 @@ PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExec
 VARIANTS: dict[Device, str] = {"cpu": "ort-cpu", "cuda": "ort-cuda"}
 """Graphs of a bundle that are preferred over the portable ones, by device."""
 
-LARGE_STAGE_BYTES = 256 << 20
-"""From this size of graph and weights on, a stage on CPU is run with little memory: it gives its working memory back
-after each run, and reads matrices where they lie in the bundle's file, mapped, instead of copying them into an order of
-its own. For large models the peak then is that of the hungriest stage instead of all of them together, and neither
-costs a measurable part of a run; for small ones both do."""
+LARGE_BUNDLE_BYTES = 1 << 30
+"""From this size of graphs and weights on, a bundle on CPU is run with little memory: stages give their working memory
+back after each run, and read matrices where they lie in the bundle's file, mapped, instead of copying them into an
+order of their own. For large models the peak then is that of the hungriest stage instead of all of them together, and
+neither costs a measurable part of a run; for small ones both do."""
 
 _MAPPED_STAGES = frozenset({"clip_image", "clip_mask"})
-"""Stages whose weights are nearly all matrices: mapped from the file, they load in a tenth of a second, so a large one
-is released after each run and its memory serves the next stage. Convolutions are always copied."""
+"""Stages whose weights are nearly all matrices: mapped from the file, they load in a tenth of a second, so those of a
+large bundle are released after each run and their memory serves the next stage. Convolutions are always copied."""
 
 # An ONNX model of one Identity, float32 (1,) -> (1,), opset 13: enough to learn whether a provider really works.
 _PROBE_MODEL = bytes.fromhex(
@@ -119,7 +119,7 @@ class OrtBackend:
         started = time.perf_counter()
         wanted = PROVIDERS[self.device]
         providers = [wanted] if self.device == "cpu" else [wanted, PROVIDERS["cpu"]]
-        large = self._is_large(bundle, file)
+        large = self._is_large(bundle)
         try:
             session = self._ort.InferenceSession(str(file.path), self._session_options(large), providers=providers)
         except Exception as exc:
@@ -146,15 +146,16 @@ class OrtBackend:
         return OrtStage(session, bundle.stages[stage].spec, facts, run_options)
 
     def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
-        """All stages but large ones that load in no time."""
-        return stage not in _MAPPED_STAGES or not self._is_large(
-            bundle, bundle.stage_file(stage, VARIANTS[self.device])
-        )
+        """All stages, but those of a large bundle that load in no time."""
+        return stage not in _MAPPED_STAGES or not self._is_large(bundle)
 
-    def _is_large(self, bundle: Bundle, file: StageFile) -> bool:
-        """Whether a stage has to be careful with memory; see :data:`LARGE_STAGE_BYTES`."""
-        files = [file.path, *(bundle.root / extra for extra in file.extra_files)]
-        return self.device == "cpu" and sum(f.stat().st_size for f in files) >= LARGE_STAGE_BYTES
+    def _is_large(self, bundle: Bundle) -> bool:
+        """Whether to be careful with memory; see :data:`LARGE_BUNDLE_BYTES`."""
+        if self.device != "cpu":
+            return False
+        files = [bundle.stage_file(stage, VARIANTS["cpu"]) for stage in bundle.stages]
+        paths = {path for file in files for path in (file.path, *(bundle.root / extra for extra in file.extra_files))}
+        return sum(path.stat().st_size for path in paths) >= LARGE_BUNDLE_BYTES
 
     def _session_options(self, large: bool) -> Any:
         options = self._ort.SessionOptions()
