@@ -90,6 +90,8 @@ def _scale(name: str, parameter: Tensor) -> float:
     if "sampling_offsets.bias" in name:
         return 2.0  # pixels
     if _EMBEDDING.search(name):
+        if "query" in name:
+            return 3.0  # larger than what attention adds, so that queries stay different from each other
         return 0.02 if name.startswith(("clip.", "sd_text.")) else 0.5
     return float(math.prod(parameter.shape[1:])) ** -0.5
 
