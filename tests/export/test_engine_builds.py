@@ -292,6 +292,11 @@ def test_command_adds_engines(bundle: Bundle, gpu: Calls, capsys: pytest.Capture
         (["--bundle", "B"], "--bundle needs --engine"),
         (["--bundle", "B", "--engine", "ort-cuda", "--out", "o"], "it cannot go with --out"),
         (["--bundle", "B", "--engine", "ort-cuda", "--checkpoint", "c"], "it cannot go with --checkpoint"),
+        (
+            ["--bundle", "B", "--engine", "ort-cuda", "--precision", "fp16"],
+            "cannot go with --precision; the precision of",
+        ),
+        (["--bundle", "B", "--engine", "ort-cuda", "--force", "--keep-going"], "cannot go with --force, --keep-going"),
         (["--checkpoint", "c"], "an export needs --out"),
         (["--bundle", "nowhere", "--engine", "ort-cuda", "--unverified"], "no bundle at nowhere"),
         (["--bundle", "B", "--engine", "tensorrt-rtx", "--unverified"], "is not installed"),
@@ -301,6 +306,21 @@ def test_command_refuses(
     bundle: Bundle, gpu: Calls, capsys: pytest.CaptureFixture[str], args: list[str], message: str
 ) -> None:
     assert main([str(bundle.root) if arg == "B" else arg for arg in args]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--size", "1024"], "'1024' is no size: expected HEIGHTxWIDTH"),
+        (["--size", "-1x5"], "is no size"),
+        (["--windows", "1,,2"], "are no counts"),
+        (["--engine", "tensorflow"], "invalid choice: 'tensorflow'"),
+    ],
+)
+def test_command_refuses_what_it_cannot_read(capsys: pytest.CaptureFixture[str], args: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--bundle", "B", *[f"{args[0]}={args[1]}"]])
     assert message in capsys.readouterr().err
 
 
