@@ -25,14 +25,15 @@ from typing import get_args
 from rich.console import Console
 
 from export.bundle_writer import BundleWriter
-from export.engine_builds import RTX_TARGETS, EngineOptions, add_engines, check_engine_options
+from export.engine_builds import add_engines
+from export.engine_options import RTX_TARGETS, EngineOptions, check_engine_options
 from export.engine_profiles import WINDOW_COUNTS
 from export.exporter import ExportOptions, build_bundle
 from export.precision import Precision
 from export.sources import Source, from_checkpoint, from_random, from_released
 from odise_rt.backends.machine import this_machine
 from odise_rt.bundle import Bundle
-from odise_rt.engines import ENGINE_KINDS
+from odise_rt.engine_facts import ENGINE_KINDS
 from odise_rt.engines import FOLDER as ENGINES_FOLDER
 from odise_rt.errors import InputError, OdiseError
 from odise_rt.preprocessing import load_image
