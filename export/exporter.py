@@ -214,6 +214,7 @@ class Exporter:
             save_graph(model, path, files.weights)
             nodes[VARIANT] = len(model.graph)
         products = apply_winograd(model)
+        remove_unread(model.graph)
         comparisons: list[Comparison] = []
         if products:
             candidate = path.with_name(f"candidate-{path.name}")

@@ -29,14 +29,15 @@ import numpy as np
 from odise_rt.backends.base import Backend
 from odise_rt.backends.pool import StagePool
 from odise_rt.backends.select import DeviceRequest, open_backend
+from odise_rt.backends.window_batching import BatchingBackend, Observer, WindowBatching
 from odise_rt.bundle import Bundle
-from odise_rt.classification import Classification, MaskEmbeddings, classify
+from odise_rt.classification import MaskEmbeddings, MaskNames, name_queries
 from odise_rt.embedding_cache import EmbeddingCache, default_cache_dir
 from odise_rt.errors import OptionsError, OutOfMemoryError, VocabularyError
 from odise_rt.options import ResolvedOptions, SegmentOptions
 from odise_rt.postprocessing import MaskResizer, find_instances, merge_panoptic, semantic_map
 from odise_rt.preprocessing import ImageLike, load_image, network_size, prepare
-from odise_rt.results import Instance, PanopticResult, RunFacts, Segment
+from odise_rt.results import Candidate, Instance, PanopticResult, RunFacts, Segment
 from odise_rt.specs import LEVELS, STAGES, ModelFacts
 from odise_rt.text_embeddings import Progress, TextEmbedder, model_key
 from odise_rt.vocabulary import Vocabulary
@@ -93,6 +94,9 @@ class Segmenter:
         low_memory: bool = False,
         cache_dir: str | os.PathLike[str] | None = None,
         disk_cache: bool = True,
+        keep_text_encoder: bool = False,
+        window_batching: WindowBatching | None = None,
+        batch_observer: Observer | None = None,
     ) -> Segmenter:
         """Open a bundle and load its graphs.
 
@@ -105,6 +109,10 @@ class Segmenter:
                 graph; every image pays for loading.
             cache_dir: folder for text embeddings; ``None``: ``$ODISE_RT_CACHE``, else the user's cache folder.
             disk_cache: keep text embeddings on disk.
+            keep_text_encoder: keep the text encoder loaded as well, for new words in every call.
+            window_batching: run windows of images that several threads segment at a time together; ``None``: each
+                call runs its own.
+            batch_observer: told of each such run: stage, windows, callers.
 
         Raises:
             BundleError: the bundle is missing, altered, newer or unsafe.
@@ -113,11 +121,15 @@ class Segmenter:
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
         backend = open_backend(device, threads, opened)
-        # The text encoder runs once for a vocabulary; it is never kept.
-        kept = (name for name in IMAGE_STAGES if not low_memory and backend.keeps_loaded(opened, name))
+        key = _cache_key(opened, backend)
+        if window_batching is not None:
+            backend = BatchingBackend(backend, window_batching, batch_observer)
+        # The text encoder runs once for a vocabulary; it is kept only on request.
+        wanted = STAGES if keep_text_encoder else IMAGE_STAGES
+        kept = (name for name in wanted if not low_memory and backend.keeps_loaded(opened, name))
         stages = StagePool(backend, opened, keep=frozenset(kept))
         folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-        cache = EmbeddingCache(folder, _cache_key(opened, backend)) if disk_cache and folder is not None else None
+        cache = EmbeddingCache(folder, key) if disk_cache and folder is not None else None
         segmenter = cls(opened, backend, stages, TextEmbedder(opened, stages, cache))
         stages.load(IMAGE_STAGES)
         logger.info("bundle %s (%s, %s): %s", opened.name, opened.facts.variant, opened.precision, backend.description)
@@ -277,23 +289,35 @@ class Segmenter:
         Args:
             proposals: from :meth:`find_masks`; they can be named any number of times.
             vocabulary: the classes.
-            options: of these, thresholds, ensemble weights and outputs matter here.
+            options: of these, thresholds, ensemble weights, ``unknown``, ``explain`` and outputs matter here.
         """
         words = _vocabulary(vocabulary)
         settings = _options(options).resolve(self.facts)
         watch = _Stopwatch()
         seen = words.seen(self.bundle.training_vocabulary)
-        classes = self._classify(proposals, words, seen, settings, watch)
+        names = self._classify(proposals, words, seen, settings, watch)
         watch.lap("classify")
 
-        probabilities, isthing = classes.probabilities, words.isthing
+        classes = words if settings.unknown is None else words.with_unknown
+        probabilities, isthing = names.probabilities, classes.isthing
         masks = proposals.mask_logits
         resizer = MaskResizer((masks.shape[1], masks.shape[2]), proposals.network_size, proposals.original_size)
         segment_map, merged = merge_panoptic(
             masks, probabilities, isthing, resizer, settings.object_mask_threshold, settings.overlap_threshold
         )
         segments = tuple(
-            Segment(s.id, words[s.class_index].name, s.class_index, s.score, s.area, s.box, s.isthing) for s in merged
+            Segment(
+                s.id,
+                classes[s.class_index].name,
+                s.class_index,
+                s.score,
+                s.area,
+                s.box,
+                s.isthing,
+                unknown=s.class_index == len(words),
+                candidates=_candidates(names, s.query, words),
+            )
+            for s in merged
         )
         watch.lap("panoptic")
 
@@ -305,13 +329,22 @@ class Segmenter:
             found = find_instances(masks, probabilities, isthing, resizer, settings.instances_per_image)
             size = proposals.original_size
             instances = tuple(
-                Instance(words[i.class_index].name, i.class_index, i.score, i.area, i.box, size, i.bits)
+                Instance(
+                    classes[i.class_index].name,
+                    i.class_index,
+                    i.score,
+                    i.area,
+                    i.box,
+                    size,
+                    i.bits,
+                    _candidates(names, i.query, words),
+                )
                 for i in found
                 if i.area
             )
             watch.lap("instance")
         facts = self._run_facts(proposals, words, seen, settings, proposals.seconds | watch.seconds)
-        return PanopticResult(segment_map, segments, words, facts, semantic, instances)
+        return PanopticResult(segment_map, segments, classes, facts, semantic, instances)
 
     def _classify(
         self,
@@ -320,10 +353,10 @@ class Segmenter:
         seen: np.ndarray,
         settings: ResolvedOptions,
         watch: _Stopwatch,
-    ) -> Classification:
+    ) -> MaskNames:
         embedded = self._embedder.embed(words)
         watch.lap("words")
-        return classify(
+        return name_queries(
             proposals.embeddings,
             embedded,
             words.first_word,
@@ -332,6 +365,9 @@ class Segmenter:
             self._constants.get("no_object_embedding"),
             settings.clip_weight_seen,
             settings.clip_weight_unseen,
+            best=settings.explain,
+            unknown=settings.unknown,
+            rank_all="instance" in settings.outputs,
         )
 
     def _run_facts(
@@ -438,6 +474,15 @@ def _vocabulary(words: Vocabulary | str) -> Vocabulary:
     raise VocabularyError(
         f"the vocabulary came as {type(words).__name__}: expected a Vocabulary or words as text; "
         "Vocabulary.from_lists takes lists"
+    )
+
+
+def _candidates(names: MaskNames, query: int, words: Vocabulary) -> tuple[Candidate, ...]:
+    return tuple(
+        Candidate(words[int(k)].name, int(k), float(score), float(mask), float(clip))
+        for k, score, mask, clip in zip(
+            names.classes[query], names.scores[query], names.mask_scores[query], names.clip_scores[query], strict=True
+        )
     )
 
 

@@ -63,6 +63,8 @@ _OUT_OF_MEMORY = ("out of memory", "failed to allocate", "bad allocation", "bad_
 
 def import_onnxruntime() -> Any:
     """The package, or a :class:`MissingPackageError` with the command that installs it."""
+    # Its official builds report their use to Microsoft from the first import on, unless told not to by then.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as exc:
