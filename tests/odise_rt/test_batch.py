@@ -20,6 +20,7 @@ from odise_rt import OptionsError, Segmenter, cli, rle
 from odise_rt.batch import Job
 from odise_rt.inputs import Input, find_inputs
 from odise_rt.options import SegmentOptions
+from odise_rt.result_files import FORMATS
 from odise_rt.run_log import FILE_NAME, RunLog
 from odise_rt.vocabulary import Vocabulary
 from tests.odise_rt.fake_bundle import colour_image
@@ -312,6 +313,24 @@ def test_results_are_not_taken_for_images(label_bundle: Path, photos: Path) -> N
     assert pattern == [f"p{i}" for i in range(6)]
     named = find_inputs([str(photos / "panoptic/*.png")], results=photos)
     assert len(named) == 6, "results that are named by the pattern are meant"
+
+
+def test_unusual_file_names(label_bundle: Path, tmp_path: Path) -> None:
+    names = ["ü 日本 😀.png", "new\nline.png", "-q.png", "a&<b>'\"c.png", "bytes \udcff.png", "x.y.z.png"]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        Image.fromarray(colour_image()).save(tmp_path / "plain.png")
+        (tmp_path / "plain.png").replace(tmp_path / "in" / name)
+    arguments = command(label_bundle, tmp_path / "in", "--out", tmp_path / "o", "--format", ",".join(FORMATS))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+    for done_before in (0, 6):
+        run = [sys.executable, "-m", "odise_rt", *arguments, "--json"]
+        done = subprocess.run(run, capture_output=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        document = json.loads(done.stdout)
+        assert document["done_before"] == done_before
+        assert {Path(i["image"]).name for i in document["images"]} == set(names)
+    assert len(json.loads((tmp_path / "o/panoptic.json").read_text())["images"]) == 6
 
 
 def test_links_that_lead_in_circles(tmp_path: Path) -> None:
