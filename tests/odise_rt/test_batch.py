@@ -302,17 +302,19 @@ def test_folder_that_holds_only_folders_says_how(tmp_path: Path) -> None:
 
 def test_results_are_not_taken_for_images(label_bundle: Path, photos: Path) -> None:
     """With the results inside the folder, or among its images, a second run finds the same inputs as the first."""
+    for i in range(2, 6):
+        (photos / f"p{i}.png").unlink()
     for out, recursive in ((photos / "results", ["--recursive"]), (photos, []), (photos, ["--recursive"])):
         shutil.rmtree(photos / "results", ignore_errors=True)
         for formats in ("overlay,png,semantic,json,coco", "overlay,json"):
             run = command(label_bundle, photos, *recursive, "--out", out, "--format", formats)
             assert cli.main(run) == 0
-            assert len(list(out.glob("p?.json"))) == 6
+            assert len(list(out.glob("p?.json"))) == 2
             assert not list(out.rglob("*.overlay.overlay.png"))
     pattern = [i.name for i in find_inputs([str(photos / "**/p?.png")], results=photos)]
-    assert pattern == [f"p{i}" for i in range(6)]
+    assert pattern == [f"p{i}" for i in range(2)]
     named = find_inputs([str(photos / "panoptic/*.png")], results=photos)
-    assert len(named) == 6, "results that are named by the pattern are meant"
+    assert len(named) == 2, "results that are named by the pattern are meant"
 
 
 def test_unusual_file_names(label_bundle: Path, tmp_path: Path) -> None:
