@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
     from odise_rt.preprocessing import ImageLike
-    from odise_rt.results import PanopticResult
+    from odise_rt.results import PanopticResult, Segment
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ def _with_legend(picture: Image.Image, result: PanopticResult, colours: list[Col
     rows += [
         (
             colour,
-            segment.label,
+            _legend_name(segment),
             ("" if math.isnan(segment.score) else f"{segment.score:.2f}", f"{100 * segment.area / total:.1f} %"),
         )
         for segment, colour in shown
@@ -243,6 +243,13 @@ def _with_legend(picture: Image.Image, result: PanopticResult, colours: list[Col
             right = page.width - margin - (1 - place) * figure_width
             draw.text((right, middle), figure, font=small, fill=(110, 110, 110), anchor="rm")
     return page
+
+
+def _legend_name(segment: Segment) -> str:
+    """The label; of an unknown segment also the word that came nearest, to whose probability the score belongs."""
+    if segment.unknown and segment.candidates:
+        return f"{segment.label} ({segment.candidates[0].label}?)"
+    return segment.label
 
 
 def _fit(draw: ImageDraw.ImageDraw, label: str, width: float, font_size: int) -> tuple[str, Any]:
