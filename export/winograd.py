@@ -8,6 +8,8 @@ tile with 36 multiplications for each pair of channels instead of 144. Written i
     products = kernels[f] @ tiles[f]              (N, 36, C', T)  36 matrix products: nearly all of the work
     y        = DepthToSpace(kron(A, A) @ products) + bias
 
+A large image is cut into bands of rows, so that tiles and products are never all in memory at once.
+
 The result is that of the convolution up to rounding (about ten times that of the direct sum; exact arithmetic would
 give equality). Kernels are computed in the graph on every run: stored, they would take four times the memory of the
 weights, and they cost little beside the products of a large image.
@@ -15,6 +17,7 @@ weights, and they cost little beside the products of a large image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -32,6 +35,9 @@ textbook's (0, 1, -1, 2, -2)."""
 
 MIN_CHANNELS = 96
 """With fewer, moving tiles to and fro costs more than the products save."""
+MAX_BAND_BYTES = 96 << 20
+"""Largest array of transformed tiles of one image. A larger image is worked on in bands of rows, one after the other:
+at 512 x 512 pixels and 128 channels tiles and products take 600 MB at once, and 1/4 of that in four bands."""
 MIN_TILES = 32
 """Tiles of one image. With fewer, computing the kernels costs more than the products save: for each pair of channels
 144 bytes are written once, and 216 of 288 operations saved for each tile."""
@@ -122,6 +128,12 @@ def _gains(node: ir.Node) -> bool:
     return whole and enough
 
 
+def band_rows(rows: int, bytes_per_row: int) -> list[int]:
+    """Split rows of tiles into as few bands as :data:`MAX_BAND_BYTES` allows, of nearly equal heights."""
+    count = min(rows, max(1, math.ceil(rows * bytes_per_row / MAX_BAND_BYTES)))
+    return [(i + 1) * rows // count - i * rows // count for i in range(count)]
+
+
 class _SharedConstants:
     """Matrices that all rewritten convolutions of a graph use."""
 
@@ -162,7 +174,7 @@ def _rewrite(graph: ir.Graph, conv: ir.Node, shared: _SharedConstants, number: i
     height, width = image.shape[2], image.shape[3]
     assert isinstance(height, int)
     assert isinstance(width, int)
-    rows, columns, values = height // TILE, width // TILE, (TILE + KERNEL - 1) ** 2
+    columns, values = width // TILE, (TILE + KERNEL - 1) ** 2
     added: list[ir.Node] = []
 
     def emit(
@@ -174,22 +186,37 @@ def _rewrite(graph: ir.Graph, conv: ir.Node, shared: _SharedConstants, number: i
         added.append(node)
         return node.outputs[0]
 
-    # Each channel becomes an image of its own: (N, C, H, W) -> (C N, 1, H, W). Channels go first because the product
-    # below takes its batch of 36 from behind them.
-    turned = emit("Transpose", [image], {"perm": [1, 0, 2, 3]})
-    single = emit("Reshape", [turned, shared.ints(-1, 1, height, width)])
-    cut = emit("Conv", [single, shared.tiles], {"strides": [TILE, TILE], "pads": [1, 1, 1, 1]})
-    tiles = emit("Reshape", [cut, shared.ints(in_channels, -1, values, rows * columns)])  # (C, N, 36, T)
-
     flat = add_constant(graph, f"{weight.name}.flat", _as_rows(weight.const_value))  # (C' C, 9)
     spread = emit("Gemm", [shared.kernels, flat], {"transB": 1})
     kernels = emit("Reshape", [spread, shared.ints(1, values, out_channels, in_channels)])
 
-    products = emit("FusedMatMul", [kernels, tiles], {"transBatchB": 1}, domain="com.microsoft")  # (N, 36, C', T)
-    joined = emit("Reshape", [products, shared.ints(0, values, -1)])
-    pixels = emit("MatMul", [shared.out, joined])  # (N, 16, C' T)
-    blocks = emit("Reshape", [pixels, shared.ints(-1, TILE**2 * out_channels, rows, columns)])
-    result = emit("DepthToSpace", [blocks], {"blocksize": TILE, "mode": "DCR"})
+    def convolve(band: ir.Value, rows: int, edges: tuple[int, int]) -> ir.Value:
+        """``rows`` rows of tiles of the result; ``edges`` says how many rows of zeros lie above and below the band."""
+        # Each channel becomes an image of its own: (N, C, h, W) -> (C N, 1, h, W). Channels go first because the
+        # product below takes its batch of 36 from behind them.
+        height = rows * TILE + 2 - sum(edges)
+        turned = emit("Transpose", [band], {"perm": [1, 0, 2, 3]})
+        single = emit("Reshape", [turned, shared.ints(-1, 1, height, width)])
+        cut = emit("Conv", [single, shared.tiles], {"strides": [TILE, TILE], "pads": [edges[0], 1, edges[1], 1]})
+        tiles = emit("Reshape", [cut, shared.ints(in_channels, -1, values, rows * columns)])  # (C, N, 36, T)
+        products = emit("FusedMatMul", [kernels, tiles], {"transBatchB": 1}, domain="com.microsoft")  # (N, 36, C', T)
+        joined = emit("Reshape", [products, shared.ints(0, values, -1)])
+        pixels = emit("MatMul", [shared.out, joined])  # (N, 16, C' T)
+        blocks = emit("Reshape", [pixels, shared.ints(-1, TILE**2 * out_channels, rows, columns)])
+        return emit("DepthToSpace", [blocks], {"blocksize": TILE, "mode": "DCR"})
+
+    bands = band_rows(height // TILE, values * columns * max(in_channels, out_channels) * 4)
+    parts, start = [], 0
+    for rows in bands:
+        first, last = start == 0, start + rows == height // TILE
+        band = image
+        if len(bands) > 1:
+            # A tile reads one row above and one below its output.
+            begin, end = max(start * TILE - 1, 0), min((start + rows) * TILE + 1, height)
+            band = emit("Slice", [image, shared.ints(begin), shared.ints(end), shared.ints(2)])
+        parts.append(convolve(band, rows, (int(first), int(last))))
+        start += rows
+    result = parts[0] if len(parts) == 1 else emit("Concat", parts, {"axis": 2})
     bias = conv.inputs[2] if len(conv.inputs) > 2 else None
     if bias is not None:
         result = emit("Add", [result, emit("Reshape", [bias, shared.ints(1, -1, 1, 1)])])

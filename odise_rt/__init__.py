@@ -24,6 +24,7 @@ from odise_rt.errors import (
     VocabularyError,
 )
 from odise_rt.options import SegmentOptions
+from odise_rt.pipelines import pipeline
 from odise_rt.results import Candidate, Instance, PanopticResult, RunFacts, Segment
 from odise_rt.segmenter import MaskProposals, Segmenter
 from odise_rt.version import __version__
@@ -52,4 +53,5 @@ __all__ = [
     "VocabularyClass",
     "VocabularyError",
     "__version__",
+    "pipeline",
 ]

@@ -7,6 +7,8 @@
     odise-rt inspect out/odise-tiny
     odise-rt doctor
     odise-rt labels ade20k
+    odise-rt serve out/odise-tiny --vocabulary coco
+    odise-rt export-triton out/odise-tiny --out models
     odise-rt completion bash
 
 With --json every command prints one JSON document on standard output; an error is {"error": {"type", "message"}}.
@@ -126,18 +128,40 @@ def make_parser() -> argparse.ArgumentParser:
     )
     labels.set_defaults(command=_labels)
 
+    from odise_rt.serve import command as serve_command
+    from odise_rt.serve.triton import command as triton_command
+
+    serve_command.add_parser(commands, common, BUNDLE_VARIABLE).set_defaults(command=_serve)
+    triton_command.add_parser(commands, common).set_defaults(command=_export_triton)
+
     completion = commands.add_parser("completion", parents=[common], help="Print a script that completes commands.")
     completion.add_argument("shell", choices=SHELLS, help="The shell that will read the script.")
     completion.set_defaults(command=_completion)
     return parser
 
 
+def _serve(args: argparse.Namespace) -> int:
+    from odise_rt.serve.command import run
+
+    bundle = os.environ.get(BUNDLE_VARIABLE)
+    return run(args, args.bundle or (Path(bundle) if bundle else None), lambda line: print(line, flush=True))
+
+
+def _export_triton(args: argparse.Namespace) -> int:
+    from odise_rt.serve.triton.command import run
+
+    return run(args, print)
+
+
 def _inspect(args: argparse.Namespace) -> int:
     from odise_rt.bundle import Bundle
+    from odise_rt.engine_listing import engine_lines, list_engines
 
     bundle = Bundle.open(args.bundle, verify=not args.no_verify)
+    engines = list_engines(bundle)
     if args.json:
-        print(json.dumps(bundle.manifest | {"verified": bundle.verified, "digest": bundle.digest}, indent=1))
+        extra = {"verified": bundle.verified, "digest": bundle.digest, "engines": engines}
+        print(json.dumps(bundle.manifest | extra, indent=1))
         return 0
     facts = bundle.facts
     print(f"{bundle.name}: {facts.variant} variant, {bundle.precision}, {bundle.root}")
@@ -157,6 +181,10 @@ def _inspect(args: argparse.Namespace) -> int:
         print(f"  {name:<14}{count:>14}{size:>9.1f}  {' -> '.join(sides)}")
         for variant in entry.variants:
             print(f"  {'':<14}{'':>14}{'':>9}  also for {variant}")
+    if engines:
+        print(f"  {len(engines)} engines for GPUs")
+    for line in engine_lines(engines):
+        print(f"    {line}")
     return 0
 
 

@@ -3,6 +3,7 @@
 OdiseError
 ├── InputError         an image, vocabulary or option given by the caller
 │   ├── ImageError
+│   │   └── ImageTooLargeError
 │   ├── VideoError
 │   ├── VocabularyError
 │   └── OptionsError
@@ -29,6 +30,10 @@ class InputError(OdiseError, ValueError):
 
 class ImageError(InputError):
     """Not an image, a broken one, or one outside the accepted sizes."""
+
+
+class ImageTooLargeError(ImageError):
+    """An image with more pixels than are accepted."""
 
 
 class VideoError(InputError):

@@ -146,12 +146,16 @@ class RunFacts:
     """Every option with its value."""
     seconds: Mapping[str, float]
     """Wall-clock seconds of each step."""
+    windows_per_batch: int = 0
+    """Windows that were run at a time; fewer than the engine prefers if memory ran out."""
+    notes: tuple[str, ...] = ()
+    """What went another way than planned, for people."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         data = dataclasses.asdict(self)
         data["seconds"] = {k: round(v, 6) for k, v in self.seconds.items()}
-        for key in ("image_size", "network_size", "stages"):
+        for key in ("image_size", "network_size", "stages", "notes"):
             data[key] = list(data[key])
         return data
 

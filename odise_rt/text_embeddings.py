@@ -38,8 +38,8 @@ Progress = Callable[[int, int], None]
 
 BATCH = 32
 """Prompts that the text tower encodes at a time: enough to fill a CPU, and 10 MB of activations a layer."""
-CHUNK = 4096
-"""Prompts of one file on disk: 4 to 16 MB at full size, and a minute or so of encoding on a CPU."""
+CHUNK = 2048
+"""Prompts of one file on disk: 2 to 6 MB at full size, and less than a minute of encoding on a CPU."""
 MEMORY_BYTES = 128 << 20
 """Bound on embeddings in memory: about 30,000 words at full size."""
 

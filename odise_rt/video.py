@@ -82,6 +82,7 @@ class VideoReader:
         self._av = _import_av()
         self._every = every
         self._max_pixels = max_pixels
+        self._broken = (self._av.FFmpegError, OSError, ValueError)  # what FFmpeg makes of damage, or of seeks in it
         self._resources = contextlib.ExitStack()
         try:
             file = self._resources.enter_context(self.path.open("rb"))
@@ -96,8 +97,10 @@ class VideoReader:
             self._stream = self._container.streams.video[0]
             self._stream.thread_type = "AUTO"
             self._check_size(self._stream.width or 1, self._stream.height or 1)
-        except self._av.FFmpegError as exc:
+        except (VideoError, *self._broken) as exc:
             self.close()
+            if isinstance(exc, VideoError):
+                raise
             raise VideoError(f"{self.path} is not a video that can be read ({_short(exc)}): {_EXPECTED}") from exc
         except BaseException:
             self.close()
@@ -129,7 +132,9 @@ class VideoReader:
                 seconds = frame.time if frame.time is not None else float(index / (self.rate * self._every))
                 start = seconds if start is None else start
                 yield Frame(index, seconds - start, _upright(frame))
-        except self._av.FFmpegError as exc:
+        except VideoError:
+            raise
+        except self._broken as exc:
             raise VideoError(
                 f"{self.path} is broken after frame {index} ({_short(exc)}): repair or download it again"
             ) from exc

@@ -60,7 +60,9 @@ def initialise(model: Odise, seed: int) -> None:
     }
     parameters = list(model.named_parameters())
     for name, parameter in tqdm(parameters, desc="random weights", unit="tensor", delay=2.0):
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ (seed * 0x9E3779B1 & 0xFFFFFFFF))
+        generator = torch.Generator(parameter.device).manual_seed(
+            zlib.crc32(name.encode()) ^ (seed * 0x9E3779B1 & 0xFFFFFFFF)
+        )
         if name in norms:
             parameter.fill_(1.0)
         elif name.endswith("bias") and "sampling_offsets" not in name:
@@ -88,6 +90,8 @@ def _scale(name: str, parameter: Tensor) -> float:
     if "sampling_offsets.bias" in name:
         return 2.0  # pixels
     if _EMBEDDING.search(name):
+        if "query" in name:
+            return 3.0  # larger than what attention adds, so that queries stay different from each other
         return 0.02 if name.startswith(("clip.", "sd_text.")) else 0.5
     return float(math.prod(parameter.shape[1:])) ** -0.5
 

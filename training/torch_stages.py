@@ -138,6 +138,10 @@ class TorchBackend:
         """Engine, structure and threads in one line."""
         return f"torch {torch.__version__} eager, {self.model.structure} structure, {torch.get_num_threads()} threads"
 
+    def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
+        """Always: a stage here is a method of the model."""
+        return True
+
     def windows_per_batch(self, side: int) -> int:
         """A 512 x 512 window fills a CPU; smaller ones run together, all of them on a GPU."""
         return max(1, (512 * 512 * (1 if self.device == "cpu" else 64)) // (side * side))

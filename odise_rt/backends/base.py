@@ -31,6 +31,8 @@ class StageFacts:
     file: str
     """Graph or engine file, relative to the bundle."""
     load_seconds: float
+    precision: str = ""
+    """Inside the graph; empty: the bundle's."""
 
     def to_dict(self) -> dict[str, str | float]:
         """Plain JSON types."""
@@ -88,4 +90,8 @@ class Backend(Protocol):
 
     def windows_per_batch(self, side: int) -> int:
         """How many windows of ``side`` pixels are best run at a time."""
+        ...
+
+    def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
+        """Whether a stage should stay loaded between images, where memory is not asked to be spared."""
         ...

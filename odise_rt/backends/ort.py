@@ -12,11 +12,13 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from odise_rt.backends.base import Device, StageFacts
+from odise_rt.backends.ort_binding import BoundRuns
 from odise_rt.bundle import Bundle
 from odise_rt.errors import BackendError, MissingPackageError, OutOfMemoryError
 from odise_rt.specs import StageSpec
@@ -24,13 +26,31 @@ from odise_rt.specs import StageSpec
 logger = logging.getLogger(__name__)
 
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-VARIANTS: dict[Device, str] = {"cpu": "ort-cpu", "cuda": "ort-cuda"}
-"""Graphs of a bundle that are preferred over the portable ones, by device."""
+VARIANTS: dict[Device, str | None] = {"cpu": "ort-cpu", "cuda": None}
+"""Graphs of a bundle that are preferred over the portable ones, by device. Those for CUDA are among the bundle's
+engines (:mod:`odise_rt.engines`)."""
 
-LARGE_STAGE_BYTES = 256 << 20
-"""From this size of graph and weights on, a stage gives its working memory back after each run. For large models the
-peak then is that of the hungriest stage instead of all of them together, and asking the system again costs next to
-nothing beside the run; for small ones it costs a noticeable part of it."""
+CUDA_OPTIONS: dict[str, str] = {
+    "device_id": "0",
+    # Convolutions want channels last in fp16; the norms of graphs for CUDA do, too.
+    "prefer_nhwc": "1",
+    "cudnn_conv_algo_search": "HEURISTIC",
+    "cudnn_conv_use_max_workspace": "1",
+    "use_tf32": "0",
+    # Of powers of two, half of the memory would be taken for nothing.
+    "arena_extend_strategy": "kSameAsRequested",
+}
+"""Options of the CUDA provider. TF32 is off: a graph that keeps a part in float32 means it."""
+
+LARGE_BUNDLE_BYTES = 1 << 30
+"""From this size of graphs and weights on, a bundle on CPU is run with little memory: stages give their working memory
+back after each run, and read matrices where they lie in the bundle's file, mapped, instead of copying them into an
+order of their own. For large models the peak then is that of the hungriest stage instead of all of them together, and
+neither costs a measurable part of a run; for small ones both do."""
+
+_MAPPED_STAGES = frozenset({"clip_image", "clip_mask"})
+"""Stages whose weights are nearly all matrices: mapped from the file, they load in a tenth of a second, so those of a
+large bundle are released after each run and their memory serves the next stage. Convolutions are always copied."""
 
 # An ONNX model of one Identity, float32 (1,) -> (1,), opset 13: enough to learn whether a provider really works.
 _PROBE_MODEL = bytes.fromhex(
@@ -79,12 +99,14 @@ def working_provider(device: Device) -> str | None:
 class OrtBackend:
     """Loads stages into ONNX Runtime sessions."""
 
-    def __init__(self, device: Device, threads: int | None = None) -> None:
+    def __init__(self, device: Device, threads: int | None = None, cuda_graph: bool = False) -> None:
         """Choose a device.
 
         Args:
             device: ``"cpu"`` or ``"cuda"``.
             threads: threads inside an operator. ``None``: the cores that this process may use.
+            cuda_graph: on CUDA, capture a graph for each of the first few shapes. ONNX Runtime refuses graphs of which
+                a part runs on the CPU.
 
         Raises:
             MissingPackageError: onnxruntime is not installed.
@@ -98,6 +120,7 @@ class OrtBackend:
             )
         self.device: Device = device
         self.threads = threads or _usable_cores()
+        self.cuda_graph = cuda_graph and device == "cuda"
         self._ort = ort
 
     @property
@@ -113,50 +136,113 @@ class OrtBackend:
     def load(self, bundle: Bundle, stage: str) -> OrtStage:
         """Load the graph of a stage, the device's variant if the bundle has one."""
         file = bundle.stage_file(stage, VARIANTS[self.device])
+        large = self._is_large(bundle)
+        run_options = None
+        if large:
+            run_options = self._ort.RunOptions()
+            run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        relative = file.path.relative_to(bundle.root).as_posix()
+        return self.open_graph(file.path, bundle.stages[stage].spec, relative, bundle.precision, run_options, large)
+
+    def open_graph(
+        self,
+        path: Path,
+        spec: StageSpec,
+        file: str,
+        precision: str = "",
+        run_options: Any = None,
+        large: bool = False,
+    ) -> OrtStage:
+        """Load a graph file.
+
+        Args:
+            path: the file, its weights beside it.
+            spec: what it must take and give.
+            file: its name relative to the bundle, for results.
+            precision: inside the graph, for results.
+            run_options: ONNX Runtime's, for every run.
+            large: read matrices where they lie in the file; see :data:`LARGE_BUNDLE_BYTES`.
+
+        Raises:
+            BackendError: ONNX Runtime refuses the graph, runs it elsewhere, or it has other inputs or outputs.
+        """
         started = time.perf_counter()
         wanted = PROVIDERS[self.device]
-        providers = [wanted] if self.device == "cpu" else [wanted, PROVIDERS["cpu"]]
         try:
-            session = self._ort.InferenceSession(str(file.path), self._session_options(), providers=providers)
+            session = self._ort.InferenceSession(str(path), self._session_options(large), providers=self._providers())
         except Exception as exc:
-            raise _translate(exc, f"ONNX Runtime cannot load stage {stage} from {file.path}") from exc
+            raise _translate(exc, f"ONNX Runtime cannot load stage {spec.name} from {path}") from exc
         provider = session.get_providers()[0]
         if provider != wanted:
             raise BackendError(
-                f"stage {stage} was to run on {wanted} but ONNX Runtime chose {provider}: run `odise-rt doctor`, or "
-                "use device='cpu'"
+                f"stage {spec.name} was to run on {wanted} but ONNX Runtime chose {provider}: run `odise-rt doctor`, "
+                "or use device='cpu'"
             )
         facts = StageFacts(
-            stage=stage,
+            stage=spec.name,
             engine=f"onnxruntime {self._ort.__version__}",
             provider=provider,
             device=self.device,
-            file=file.path.relative_to(bundle.root).as_posix(),
+            file=file,
             load_seconds=time.perf_counter() - started,
+            precision=precision,
         )
-        logger.info("stage %s: %s on %s, loaded in %.2f s", stage, facts.engine, provider, facts.load_seconds)
-        files = [file.path, *(bundle.root / extra for extra in file.extra_files)]
-        run_options = None
-        if self.device == "cpu" and sum(f.stat().st_size for f in files) >= LARGE_STAGE_BYTES:
-            run_options = self._ort.RunOptions()
-            run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        return OrtStage(session, bundle.stages[stage].spec, facts, run_options)
+        logger.info("stage %s: %s on %s, loaded in %.2f s", spec.name, facts.engine, provider, facts.load_seconds)
+        if self.device == "cuda":
+            return OrtStage(
+                session, spec, facts, run_options, BoundRuns(self._ort, session, spec, "cuda", self.cuda_graph)
+            )
+        return OrtStage(session, spec, facts, run_options)
 
-    def _session_options(self) -> Any:
+    def _providers(self) -> list[Any]:
+        if self.device == "cpu":
+            return [PROVIDERS["cpu"]]
+        # Shape arithmetic stays on the CPU; whether the provider itself started is checked on the session.
+        return [(PROVIDERS["cuda"], dict(CUDA_OPTIONS, enable_cuda_graph=str(int(self.cuda_graph)))), PROVIDERS["cpu"]]
+
+    def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
+        """All stages, but those of a large bundle that load in no time."""
+        return stage not in _MAPPED_STAGES or not self._is_large(bundle)
+
+    def _is_large(self, bundle: Bundle) -> bool:
+        """Whether to be careful with memory; see :data:`LARGE_BUNDLE_BYTES`."""
+        if self.device != "cpu":
+            return False
+        files = [bundle.stage_file(stage, VARIANTS["cpu"]) for stage in bundle.stages]
+        paths = {path for file in files for path in (file.path, *(bundle.root / extra for extra in file.extra_files))}
+        return sum(path.stat().st_size for path in paths) >= LARGE_BUNDLE_BYTES
+
+    def _session_options(self, large: bool) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3  # what matters below errors is checked and logged here
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         # Every session has threads of its own: those of a stage that is done must not spin while the next one runs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if large:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         return options
 
 
 class OrtStage:
     """One ONNX Runtime session. Safe to share between threads."""
 
-    def __init__(self, session: Any, spec: StageSpec, facts: StageFacts, run_options: Any = None) -> None:
-        """Wrap a session; ``run_options`` are ONNX Runtime's, for every run.
+    def __init__(
+        self,
+        session: Any,
+        spec: StageSpec,
+        facts: StageFacts,
+        run_options: Any = None,
+        bound: BoundRuns | None = None,
+    ) -> None:
+        """Wrap a session.
+
+        Args:
+            session: ONNX Runtime's.
+            spec: of the stage.
+            facts: for results.
+            run_options: ONNX Runtime's, for every run.
+            bound: runs the session on buffers of the device; ``None``: on arrays of the host.
 
         Raises:
             BackendError: the graph has other inputs or outputs than the spec.
@@ -171,16 +257,19 @@ class OrtStage:
         self._session = session
         self._spec = spec
         self._run_options = run_options
+        self._bound = bound
         self._outputs = [t.name for t in spec.outputs]
         self.facts = facts
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph; see :class:`odise_rt.backends.base.Stage`."""
-        self._spec.check(inputs)
+        dims = self._spec.check(inputs)
         session = self._session
         if session is None:
             raise BackendError(f"stage {self._spec.name} is closed: load the segmenter again")
         try:
+            if self._bound is not None:
+                return self._bound.run(inputs, dims)
             outputs = session.run(self._outputs, dict(inputs), self._run_options)
         except Exception as exc:
             shapes = ", ".join(f"{k} {v.shape}" for k, v in inputs.items())
@@ -189,7 +278,7 @@ class OrtStage:
 
     def close(self) -> None:
         """Release the session."""
-        self._session = None
+        self._session = self._bound = None
 
 
 def _translate(exc: Exception, what: str) -> BackendError:

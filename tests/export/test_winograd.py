@@ -9,8 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from export import winograd
 from export.weight_store import WeightStore, save_graph
-from export.winograd import apply_winograd, winograd_matrices
+from export.winograd import apply_winograd, band_rows, winograd_matrices
 from tests.export.conftest import graph_from_text, operators, run
 
 
@@ -48,6 +49,26 @@ def test_equals_the_convolution(images: int) -> None:
     assert found.shape == expected.shape
     # Ten times the rounding of a direct sum of 864 products, at a scale of about 5.
     np.testing.assert_allclose(found, expected, atol=3e-5)
+
+
+@pytest.mark.parametrize("bands", [2, 3, 6])
+def test_bands_equal_the_convolution(bands: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(2).standard_normal((2, 96, 24, 32), dtype=np.float32)
+    model = _convolution(96, 112, 24, 32)
+    expected = run(model, x=x)[0]
+    row = 36 * 8 * 112 * 4
+    monkeypatch.setattr(winograd, "MAX_BAND_BYTES", row * 6 // bands)
+    assert apply_winograd(model) == 1
+    assert operators(model).count("FusedMatMul") == bands
+    np.testing.assert_allclose(run(model, x=x)[0], expected, atol=3e-5)
+
+
+@pytest.mark.parametrize(("rows", "row_bytes"), [(1, 1 << 40), (7, 40 << 20), (128, 3), (128, 2 << 20)])
+def test_bands_cover_all_rows_within_the_limit(rows: int, row_bytes: int) -> None:
+    found = band_rows(rows, row_bytes)
+    assert sum(found) == rows
+    assert min(found) >= 1
+    assert max(found) * row_bytes <= winograd.MAX_BAND_BYTES + row_bytes or max(found) == 1
 
 
 @pytest.mark.parametrize(

@@ -151,16 +151,30 @@ def test_silent_fallback_of_a_session_is_an_error(label_bundle: Path, monkeypatc
         backend.load(Bundle.open(label_bundle), "clip_image")
 
 
-def test_large_stages_give_memory_back_and_agree(label_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_bundles_give_memory_back_and_agree(label_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = {"windows": np.random.default_rng(0).random((2, 3, 64, 64), np.float32)}
     bundle = Bundle.open(label_bundle)
     small = OrtBackend("cpu", 1).load(bundle, "clip_image")
-    monkeypatch.setattr(ort, "LARGE_STAGE_BYTES", 1)
+    monkeypatch.setattr(ort, "LARGE_BUNDLE_BYTES", 1)
     large = OrtBackend("cpu", 1).load(bundle, "clip_image")
     assert small._run_options is None
     assert large._run_options is not None
     for _ in range(2):
         assert np.array_equal(large.run(inputs)["image_embedding"], small.run(inputs)["image_embedding"])
+
+
+def test_large_bundles_keep_only_what_is_slow_to_load(label_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (70, 100, 3), np.uint8)
+    with Segmenter.load(label_bundle, device="cpu", threads=1) as segmenter:
+        assert all(slot.stage is not None for name, slot in segmenter._stages._slots.items() if name != "clip_text")
+        expected = segmenter.segment(image, "sky; tree")
+    monkeypatch.setattr(ort, "LARGE_BUNDLE_BYTES", 1)
+    with Segmenter.load(label_bundle, device="cpu", threads=1) as segmenter:
+        found = segmenter.segment(image, "sky; tree")
+        kept = {name for name, slot in segmenter._stages._slots.items() if slot.stage is not None}
+        assert kept == {"unet_tap", "mask_decoder"}
+        assert {stage.stage for stage in found.facts.stages} >= {"clip_image", "clip_mask"}
+    assert np.array_equal(found.segment_map, expected.segment_map)
 
 
 def test_threads_are_reported() -> None:

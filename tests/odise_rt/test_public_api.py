@@ -34,6 +34,7 @@ PUBLIC = [
     "VocabularyClass",
     "VocabularyError",
     "__version__",
+    "pipeline",
 ]
 
 IMPORT_ALL = """

@@ -24,16 +24,16 @@ def experiment() -> Experiment:
         model=preset("odise-tiny"),
         phases=(
             Phase(
-                iterations=680,
+                iterations=1500,
                 batch=16,
                 jitter=JitterOptions(target=256, crop=128, smallest=0.5, largest=1.2),
-                cached_views=6000,
+                cached_views=8000,
             ),
             Phase(
-                iterations=220,
+                iterations=400,
                 batch=4,
                 jitter=JitterOptions(target=256, crop=256, smallest=0.8, largest=1.2),
-                cached_views=900,
+                cached_views=1200,
             ),
         ),
         criterion=CriterionOptions(points=PointOptions(points=1024)),
