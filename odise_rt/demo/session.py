@@ -188,7 +188,8 @@ class Workbench:
         """
         vocabularies = [words.vocabulary() for words in controls.vocabularies]
         proposals, ran = self.masks(picture)
-        views, words_seconds, names_seconds = [], 0.0, 0.0
+        views: list[dict[str, Any]] = []
+        words_seconds = names_seconds = 0.0
         for words, vocabulary in zip(controls.vocabularies, vocabularies, strict=True):
             start = time.perf_counter()
             self.segmenter.prepare(vocabulary)
