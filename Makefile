@@ -54,8 +54,9 @@ wheel: $(STAMP)  ## build the wheel of the runtime and list it
 	$(BIN)/python -m build --wheel --outdir dist .
 	$(BIN)/python -m zipfile -l dist/*.whl
 
-bench: $(STAMP)  ## measure odise-tiny on this machine's CPU
-	$(BIN)/python -m benchmarks.bench_structure --config odise-tiny
+bench: $(BUNDLE)/bundle.json  ## measure odise-tiny on this machine's CPU and report it as a page
+	$(BIN)/python -m benchmarks.run --bundle $(BUNDLE) --out out/bench/run.json
+	$(BIN)/python -m benchmarks.report out/bench/run.json --out out/bench/report
 
 audit: $(STAMP)  ## check that every installed package is pinned, and for advisories where a database is reached
 	$(BIN)/python .ci/audit.py

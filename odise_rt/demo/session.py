@@ -189,7 +189,7 @@ class Workbench:
         vocabularies = [words.vocabulary() for words in controls.vocabularies]
         proposals, ran = self.masks(picture)
         views: list[dict[str, Any]] = []
-        words_seconds = names_seconds = 0.0
+        words_seconds, names_seconds = 0.0, 0.0
         for words, vocabulary in zip(controls.vocabularies, vocabularies, strict=True):
             start = time.perf_counter()
             self.segmenter.prepare(vocabulary)
@@ -244,7 +244,7 @@ class Workbench:
             shown = shown_as(self._name(picture, controls), controls.mode, controls.least_score)
             chosen = colours(shown, beside.vocabulary() if beside else None)
             buffer = io.BytesIO()
-            overlay(picture.pixels, shown, colours=chosen).save(buffer, format="PNG", compress_level=1)
+            overlay(picture.pixels, shown, colours=chosen).save(buffer, format="PNG")
         return buffer.getvalue()
 
     def result_json(self, picture: Picture, key: str) -> bytes:

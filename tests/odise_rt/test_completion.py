@@ -38,7 +38,7 @@ def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        (["odise-rt", "se"], {"segment"}),
+        (["odise-rt", "seg"], {"segment"}),
         (["odise-rt", ""], {"segment", "inspect", "doctor", "labels", "completion"}),
         (["odise-rt", "segment", "photo.jpg", "--unk"], {"--unknown"}),
         (["odise-rt", "segment", "--lex"], {"--lexicon"}),
