@@ -1,26 +1,35 @@
-"""One timer, one summary and one description of the machine for every benchmark.
+"""One timer and one summary for every benchmark; importing this loads no model and no engine.
 
 Variants are compared as ratios of interleaved runs: A B C A B C ..., so that a slow minute of a shared machine hits all
-of them alike. Every variant lives in a process of its own, which makes its peak memory its own too.
+of them alike. Every variant lives in a process of its own (:mod:`benchmarks.worker`), which makes its peak memory its
+own too.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-PACKAGES = ("odise_rt", "numpy", "torch", "diffusers", "open_clip_torch", "transformers", "onnx", "onnxruntime")
+from benchmarks.machine import PACKAGES, REPOSITORY, environment, matmul_gflops
+
+__all__ = [
+    "PACKAGES",
+    "REPOSITORY",
+    "Summary",
+    "environment",
+    "interleave",
+    "matmul_gflops",
+    "paired_ratio",
+    "time_calls",
+    "time_cuda_calls",
+    "write_json",
+]
 
 
 @dataclass(frozen=True)
@@ -33,13 +42,32 @@ class Summary:
     p90: float
     minimum: float
     maximum: float
+    p99: float
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Summary:
-        """Summarise at least one sample."""
+        """Summarise at least one finite sample; percentiles are interpolated linearly.
+
+        Raises:
+            ValueError: there is none, or one is not finite.
+        """
         values = np.asarray(samples, dtype=np.float64)
-        p10, median, p90 = np.percentile(values, [10, 50, 90])
-        return cls(len(values), float(median), float(p10), float(p90), float(values.min()), float(values.max()))
+        if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+            raise ValueError(f"expected a list of finite numbers, got {samples!r}: keep failed runs out of the samples")
+        p10, median, p90, p99 = (float(v) for v in np.percentile(values, [10, 50, 90, 99]))
+        return cls(len(values), median, p10, p90, float(values.min()), float(values.max()), p99)
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain JSON types, the inverse of :meth:`from_dict`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Summary:
+        """Rebuild from JSON; raises :class:`ValueError` for a missing or unknown field."""
+        try:
+            return cls(**data)
+        except TypeError as exc:
+            raise ValueError(f"a summary came as {dict(data)!r}: {exc}") from exc
 
 
 def interleave(
@@ -47,6 +75,7 @@ def interleave(
     repeats: int,
     warmup: int,
     progress: Callable[[str, int, float], None] | None = None,
+    on_failure: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, list[float]]:
     """Run every variant once a round.
 
@@ -55,14 +84,23 @@ def interleave(
         repeats: rounds that count, at least 1.
         warmup: rounds before them that do not.
         progress: told the variant, the round (negative while warming up) and the seconds.
+        on_failure: told the variant and what it raised; the variant is then left out, and the others go on. ``None``:
+            the first failure ends all.
 
     Returns:
-        Name to ``repeats`` samples in seconds.
+        Name to ``repeats`` samples in seconds, for every variant that never failed.
     """
     samples: dict[str, list[float]] = {name: [] for name in variants}
     for round_index in range(-warmup, repeats):
-        for name, run in variants.items():
-            seconds = run()
+        for name in list(samples):
+            try:
+                seconds = variants[name]()
+            except Exception as exc:
+                if on_failure is None:
+                    raise
+                del samples[name]
+                on_failure(name, exc)
+                continue
             if progress is not None:
                 progress(name, round_index, seconds)
             if round_index >= 0:
@@ -75,65 +113,51 @@ def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Su
     return Summary.of([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
-def environment(threads: int) -> dict[str, Any]:
-    """What a reader needs to place a number: code, versions, processor, memory, threads."""
-    return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
-        "system": platform.platform(terse=True),
-    }
+def time_calls(call: Callable[[], object], repeats: int, warmup: int = 1) -> list[float]:
+    """Seconds of each of ``repeats`` calls after ``warmup`` more, by ``perf_counter``."""
+    for _ in range(warmup):
+        call()
+    samples = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        samples.append(time.perf_counter() - start)
+    return samples
 
 
-def matmul_gflops(threads: int, size: int = 2048, repeats: int = 5) -> float:
-    """float32 matmul rate of PyTorch on this machine right now: the roofline that stages are held against."""
-    code = (
-        "import sys, time, torch\n"
-        "threads, size, repeats = map(int, sys.argv[1:])\n"
-        "torch.set_num_threads(threads)\n"
-        "a = torch.randn(size, size)\n"
-        "best = min((lambda t: (a @ a, time.perf_counter() - t)[1])(time.perf_counter()) for _ in range(repeats))\n"
-        "print(2 * size**3 / best / 1e9)\n"
-    )
-    command = [sys.executable, "-c", code, str(threads), str(size), str(repeats)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def time_cuda_calls(call: Callable[[], object], repeats: int, warmup: int = 3) -> list[float]:
+    """Seconds on the device of each call, by CUDA events on PyTorch's current stream: for kernels, whose launch returns
+    before they ran. What a caller waits for is what :func:`time_calls` gives of a call that ends in a copy to the host.
+
+    Raises:
+        ImportError: PyTorch is not installed.
+        RuntimeError: there is no CUDA device.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("CUDA events need a GPU, and PyTorch finds none: use time_calls on the CPU")
+    for _ in range(warmup):
+        call()
+    pairs = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        pairs.append((start, end))
+    torch.cuda.synchronize()
+    return [float(start.elapsed_time(end)) / 1e3 for start, end in pairs]
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write beside, then rename; dataclasses become objects."""
+    """Write beside, then rename; dataclasses become objects, NaN is refused."""
 
     def plain(value: Any) -> Any:
         return asdict(value)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(data, indent=2, default=plain) + "\n", encoding="utf-8")
+    text = json.dumps(data, indent=1, ensure_ascii=False, default=plain, allow_nan=False)
+    temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(path)
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -1,7 +1,8 @@
 """One implementation in a process of its own, driven over pipes: its memory and its caches are its own.
 
-``python -m benchmarks.worker JOB`` with a JSON object of :class:`Job`. It answers one JSON line when it is ready and
-one for every line that it reads from standard input; it ends with the input.
+``python -m benchmarks.worker JOB`` with a JSON object of :class:`benchmarks.variants.Job`. It answers one JSON line
+when it is ready and one for every request, a JSON line on its standard input; it ends with the input. :class:`Worker`
+is the other end.
 """
 
 from __future__ import annotations
@@ -10,77 +11,189 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-VARIANTS = {
-    "official": "official structure, PyTorch eager",
-    "pruned": "our pruned structure, PyTorch eager",
-    "runtime": "odise_rt, ONNX Runtime",
-}
+from benchmarks.results import Status, without_places
+from benchmarks.variants import VARIANTS, Job, open_segmenter
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from odise_rt.segmenter import Segmenter
+    from odise_rt.vocabulary import Vocabulary
+
+__all__ = ["VARIANTS", "Job", "Worker", "WorkerError", "picture", "word_list"]
 
 
 class WorkerError(RuntimeError):
-    """A worker ended or answered something else than a result."""
+    """A worker ended, or a request to it failed."""
+
+    def __init__(self, message: str, status: Status = "failed") -> None:
+        super().__init__(message)
+        self.status: Status = status
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a worker runs."""
-
-    variant: str
-    """A key of :data:`VARIANTS`."""
-    source: dict[str, Any]
-    """``{"checkpoint": DIR}`` or ``{"config": NAME, "seed": N}`` for PyTorch, ``{"bundle": DIR}`` for the runtime."""
-    height: int
-    width: int
-    """Pixels of the image; it is not resized further."""
-    words: str
-    """Vocabulary; its embeddings are cached before the first measurement."""
-    threads: int
+# ---- inside the process ----------------------------------------------------------------------------------------------
 
 
 def main(argv: list[str] | None = None) -> int:
     """Serve one job."""
     job = Job(**json.loads((argv if argv is not None else sys.argv[1:])[0]))
-    os.environ["OMP_NUM_THREADS"] = str(job.threads)
     started = time.perf_counter()
-    with _segmenter(job) as segmenter:
-        from odise_rt.options import SegmentOptions
-        from odise_rt.vocabulary import Vocabulary
+    # What libraries print must not get between the answers.
+    answers, sys.stdout = sys.stdout, sys.stderr
 
-        words = Vocabulary.parse(job.words)
-        segmenter.prepare(words)
-        image = picture(job.height, job.width)
-        options = SegmentOptions(
-            short_edge=min(job.height, job.width), long_edge=max(job.height, job.width), overlap_threshold=0.0
-        )
-        load_peak = peak_rss()
-        _reset_peak()
-        _answer({"ready": True, "load_seconds": time.perf_counter() - started, "load_peak_bytes": load_peak})
-        for _line in sys.stdin:
-            start = time.perf_counter()
-            result = segmenter.segment(image, words, options)
-            seconds = time.perf_counter() - start
-            _answer(
-                {
-                    "seconds": seconds,
-                    "stages": result.facts.seconds,
-                    "engine": result.facts.engine,
-                    "windows": result.facts.windows,
-                    "segments": [[s.label, s.area] for s in result.segments],
-                    "peak_bytes": peak_rss(),
-                }
-            )
+    def answer(message: dict[str, Any]) -> None:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+    try:
+        with open_segmenter(job) as segmenter:
+            served = _Served(segmenter, job)
+            served.prepare_words(job.words)
+            load_peak = peak_rss()
+            _reset_peak()
+            answer({"ready": True, "load_seconds": time.perf_counter() - started, "load_peak_bytes": load_peak})
+            for line in sys.stdin:
+                request = json.loads(line)
+                call: Callable[..., dict[str, Any]] = getattr(served, f"do_{request.pop('op')}")
+                try:
+                    answer(call(**request))
+                except Exception as exc:  # becomes a row of the report; the worker goes on
+                    answer(_failure(exc))
+    except Exception as exc:
+        answer(_failure(exc))
+        return 1
     return 0
 
 
-def picture(height: int, width: int) -> Any:
+def _failure(exc: Exception) -> dict[str, Any]:
+    from odise_rt.errors import OutOfMemoryError
+
+    text = " ".join(str(exc).split())
+    out_of_memory = isinstance(exc, MemoryError | OutOfMemoryError) or "out of memory" in text.lower()
+    message = without_places(f"{type(exc).__name__}: {text}"[:600])
+    return {"error": message, "status": "oom" if out_of_memory else "failed"}
+
+
+class _Served:
+    """The requests that a worker answers: one method each."""
+
+    def __init__(self, segmenter: Segmenter, job: Job) -> None:
+        self.segmenter = segmenter
+        self.job = job
+        self._vocabularies: dict[str, Vocabulary] = {}
+
+    def prepare_words(self, words: str) -> None:
+        """Embed a vocabulary and remember it."""
+        self.segmenter.prepare(self._vocabulary(words))
+
+    def do_run(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        words: str | None = None,
+        own_peak: bool = False,
+        windows_per_batch: int | None = None,
+    ) -> dict[str, Any]:
+        """Segment the picture once; with ``own_peak`` the peak of memory is that of this picture alone."""
+        from odise_rt.options import SegmentOptions
+
+        height, width = height or self.job.height, width or self.job.width
+        vocabulary = self._vocabulary(words or self.job.words)
+        image = picture(height, width)
+        options = SegmentOptions(
+            short_edge=min(height, width),
+            long_edge=max(height, width),
+            overlap_threshold=0.0,
+            windows_per_batch=windows_per_batch,
+        )
+        if own_peak:
+            _reset_peak()
+        start = time.perf_counter()
+        result = self.segmenter.segment(image, vocabulary, options)
+        seconds = time.perf_counter() - start
+        facts = result.facts
+        stages = {name: value for name, value in facts.seconds.items() if name != "total"}
+        return {
+            "seconds": seconds,
+            "stages": stages,
+            "engine": facts.engine,
+            "bundle": facts.bundle_digest,
+            "precision": facts.precision,
+            "windows": facts.windows,
+            "words": facts.words,
+            "segments": len(result.segments),
+            "peak_bytes": peak_rss(),
+            "device_peak_bytes": _device_peak(self.job.device),
+        }
+
+    def do_new_words(self, count: int, salt: int) -> dict[str, Any]:
+        """Embed words that were never seen before."""
+        from odise_rt.vocabulary import Vocabulary
+
+        vocabulary = Vocabulary.from_lists(word_list(count, salt))
+        start = time.perf_counter()
+        self.segmenter.prepare(vocabulary)
+        return {"seconds": time.perf_counter() - start, "words": len(vocabulary.words)}
+
+    def do_cached_words(self, count: int) -> dict[str, Any]:
+        """Embed a vocabulary of that many words; later requests name it ``"#count"``."""
+        start = time.perf_counter()
+        self.prepare_words(f"#{count}")
+        return {"seconds": time.perf_counter() - start}
+
+    def do_evaluate(self, data: str, scenes: int, keep: str) -> dict[str, Any]:
+        """Panoptic quality on the first scenes of a data set; labels of every pixel go to the file ``keep``."""
+        import numpy as np
+
+        from training.data.coco_panoptic import CocoPanoptic
+        from training.evaluation import evaluate
+
+        folder = CocoPanoptic.from_root(Path(data), "val", with_captions=False)
+        labels: list[np.ndarray] = []
+
+        def remember(_quality: float, _example: object, result: Any) -> None:
+            lookup = np.full(len(result.segments) + 1, -1, np.int32)
+            for segment in result.segments:
+                lookup[segment.id] = segment.class_index
+            labels.append(np.stack([result.segment_map, lookup[result.segment_map]]).astype(np.int16))
+
+        report = evaluate(self.segmenter, folder, range(min(scenes, len(folder))), ("pq",), keep=remember)
+        np.savez(keep, *labels)
+        return {
+            "scenes": report.pictures,
+            "seconds_per_picture": report.seconds_per_picture,
+            "pq": {name: scores["pq"] for name, scores in report.pq.items() if name in ("all", "seen", "unseen")},
+        }
+
+    def do_costs(self, height: int, width: int) -> dict[str, Any]:
+        """FLOPs and bytes of every stage of the PyTorch model, in both structures."""
+        from benchmarks.stage_costs import stage_costs
+
+        backend: Any = self.segmenter._backend
+        return stage_costs(backend.model, self.segmenter.facts, height, width)
+
+    def _vocabulary(self, words: str) -> Vocabulary:
+        from odise_rt.vocabulary import Vocabulary
+
+        if words not in self._vocabularies:
+            built = (
+                Vocabulary.from_lists(word_list(int(words[1:]), 0))
+                if words.startswith("#")
+                else Vocabulary.parse(words)
+            )
+            self._vocabularies[words] = built
+        return self._vocabularies[words]
+
+
+def picture(height: int, width: int) -> np.ndarray:
     """A smooth, colourful image that every variant sees: uint8 ``(height, width, 3)``."""
     import numpy as np
 
@@ -94,31 +207,12 @@ def picture(height: int, width: int) -> Any:
     return np.clip(np.stack(channels, axis=2) * 32.0 + 128.0, 0, 255).astype(np.uint8)
 
 
-@contextlib.contextmanager
-def _segmenter(job: Job) -> Iterator[Any]:
-    if job.variant == "runtime":
-        from odise_rt.segmenter import Segmenter
+def word_list(count: int, salt: int) -> list[str]:
+    """``count`` different words of two parts; lists of different ``salt`` share none."""
+    from odise_rt.vocabulary import Vocabulary
 
-        with Segmenter.load(job.source["bundle"], device="cpu", threads=job.threads) as segmenter:
-            yield segmenter
-        return
-    import torch
-
-    from training.checkpoints import load_checkpoint
-    from training.initialization import random_checkpoint
-    from training.torch_stages import torch_segmenter
-
-    torch.set_num_threads(job.threads)
-    if "checkpoint" in job.source:
-        loaded = load_checkpoint(Path(job.source["checkpoint"]))
-    else:
-        loaded = random_checkpoint(job.source["config"], job.source["seed"])
-    if job.variant == "official":
-        loaded.model.structure = "official"
-    else:
-        loaded.model.drop_sd_text()
-    with torch_segmenter(loaded.model, loaded.tokenizer_json, loaded.training_vocabulary) as segmenter:
-        yield segmenter
+    nouns = Vocabulary.builtin("lvis").names
+    return [f"{nouns[i % len(nouns)]} no {salt} {i // len(nouns)}" for i in range(count)]
 
 
 def peak_rss() -> int:
@@ -137,46 +231,97 @@ def _reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def _answer(message: dict[str, Any]) -> None:
-    print(json.dumps(message), flush=True)
+def _device_peak(device: str) -> int | None:
+    """Bytes on the GPU: PyTorch's peak, or what the driver says of this process; ``None`` on a CPU."""
+    if device != "cuda":
+        return None
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        rows = [line.split(", ") for line in done.stdout.splitlines()]
+        return sum(int(used) << 20 for pid, used in rows if int(pid) == os.getpid()) or None
+    return None
+
+
+# ---- outside ---------------------------------------------------------------------------------------------------------
 
 
 class Worker:
-    """The other end of the pipe."""
+    """The other end of the pipe. Use it as a context manager, or call :meth:`close`."""
 
-    def __init__(self, job: Job) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": str(job.threads)}
+    def __init__(self, job: Job, environment: dict[str, str] | None = None) -> None:
+        """Start the process and wait until its model is loaded and its words are embedded.
+
+        Raises:
+            WorkerError: it could not; ``status`` says whether memory ran out.
+        """
+        variables = {name: str(job.threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         self.job = job
+        self.started = time.perf_counter()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", json.dumps(dataclasses.asdict(job))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=os.environ | variables | (environment or {}),
         )
-        self.ready = self._read()
+        try:
+            self.ready = self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def request(self, op: str, **arguments: Any) -> dict[str, Any]:
+        """One request; see the methods ``do_*`` of the worker.
+
+        Raises:
+            WorkerError: it failed, or the process died.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"op": op, **arguments}) + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # the process is gone: reading says why
+        return self._read()
 
     def run(self) -> dict[str, Any]:
         """One image; the answer as the worker gave it."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("run\n")
-        self._process.stdin.flush()
-        return self._read()
+        return self.request("run")
 
     def close(self) -> None:
         """End the process."""
         if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.wait(timeout=60)
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise WorkerError(
-                f"the worker for {self.job.variant!r} ended with status {self._process.wait()}: see its message above"
-            )
+            status = self._process.wait()
+            if status == -signal.SIGKILL:
+                raise WorkerError("the process was killed (SIGKILL), as the system does when memory runs out", "oom")
+            raise WorkerError(f"the process ended with status {status}: see its message above")
         answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(answer["error"], answer["status"])
         return answer
 
 

@@ -1,19 +1,23 @@
-"""Floating-point operations of every stage, counted on the model: the official structure beside the pruned one.
+"""Operations and bytes of every stage, counted on the model: the official structure beside the pruned one.
 
 ``torch.utils.flop_counter`` counts matrix products and convolutions (2 operations for each multiplication and addition)
-while the stages run on fake tensors, which have shapes and no data: exact, and done in a minute at full size.
+while the stages run on fake tensors, which have shapes and no data: exact, and done in a minute at full size. Bytes are
+counted the same way, from the tensors that every operation reads and writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from export.stages import ClipImage, ClipMask, ClipText, MaskDecoder, UnetTap
@@ -36,6 +40,40 @@ class StageFlops:
     """In ours."""
 
 
+@dataclass(frozen=True)
+class StageWork:
+    """What one stage computes and moves for one image, in one structure, float32."""
+
+    flops: int
+    weight_bytes: int
+    """Of the parameters and buffers that some operation reads, each once."""
+    boundary_bytes: int
+    """Of the stage's inputs and outputs."""
+    moved_bytes: int
+    """Read and written by all operations together when each goes through memory: what eager execution moves, less what
+    stays in caches. Views move nothing."""
+
+    @property
+    def least_bytes(self) -> int:
+        """What any execution must move at least: weights, inputs and outputs, each once."""
+        return self.weight_bytes + self.boundary_bytes
+
+
+def count_work(model: Odise, facts: ModelFacts, height: int, width: int) -> dict[str, dict[str, StageWork]]:
+    """Count operations and bytes for one image; arguments as for :func:`count_flops`.
+
+    Returns:
+        Structure (``"official"``, ``"pruned"``) to stage to work; ``clip_text`` is for one prompt.
+    """
+    work: dict[str, dict[str, StageWork]] = {"official": {}, "pruned": {}}
+    for structure, name, stage, inputs in _runs(model, facts, height, width):
+        with _ByteCounter() as moved:
+            flops, outputs = _count(stage, inputs)
+        boundary = sum(_size(t) for t in (*inputs, *tree_leaves(outputs)) if isinstance(t, Tensor))
+        work[structure][name] = StageWork(flops, sum(moved.weights.values()), boundary, moved.total)
+    return {structure: {name: stages[name] for name in STAGES} for structure, stages in work.items()}
+
+
 def count_flops(model: Odise, facts: ModelFacts, height: int, width: int) -> dict[str, StageFlops]:
     """Count the operations for one image.
 
@@ -48,16 +86,23 @@ def count_flops(model: Odise, facts: ModelFacts, height: int, width: int) -> dic
     Returns:
         Stage to operations. ``clip_text`` is for one prompt: it runs once for a vocabulary, not for an image.
     """
+    counts: dict[str, dict[str, int]] = {name: {} for name in STAGES}
+    for structure, name, stage, inputs in _runs(model, facts, height, width):
+        counts[name][structure], _ = _count(stage, inputs)
+    return {name: StageFlops(**count) for name, count in counts.items()}
+
+
+def _runs(model: Odise, facts: ModelFacts, height: int, width: int) -> Iterator[tuple[str, str, Stage, list[Tensor]]]:
+    """Structure, stage name, stage and its fake inputs, while operations act on fake tensors."""
     grid = window_grid(height, width, facts.window)
     dims = {"N": len(grid), "s": grid.side, "Q": facts.queries, "L": 1}
     dims |= {"H": height, "W": width, "h": height, "w": width, "mh": height // 4, "mw": width // 4}
-    counts = {}
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), _frozen(model), _with_sd_text(model):
-        ours, theirs = _pruned_stages(model), _official_stages(model)
+        structures = {"official": _official_stages(model), "pruned": _pruned_stages(model)}
         for name, spec in stage_specs(facts).items():
             inputs = [torch.zeros(tensor.resolve(dims), dtype=getattr(torch, tensor.dtype)) for tensor in spec.inputs]
-            counts[name] = StageFlops(official=_count(theirs[name], inputs), pruned=_count(ours[name], inputs))
-    return {name: counts[name] for name in STAGES}
+            for structure, stages in structures.items():
+                yield structure, name, stages[name], inputs
 
 
 @contextmanager
@@ -113,8 +158,36 @@ def _official_stages(model: Odise) -> dict[str, Stage]:
     }
 
 
-def _count(stage: Stage, inputs: list[Tensor]) -> int:
+def _count(stage: Stage, inputs: list[Tensor]) -> tuple[int, object]:
+    """Operations, and the stage's outputs."""
     # The math backend is the one whose products the counter knows on every device.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        stage(*inputs)
-    return int(counter.get_total_flops())
+        outputs = stage(*inputs)
+    return int(counter.get_total_flops()), outputs
+
+
+class _ByteCounter(TorchDispatchMode):
+    """Adds up the tensors that operations read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+        self.weights: dict[int, int] = {}
+        """Address of each parameter or buffer that was read to its bytes."""
+
+    def __torch_dispatch__(
+        self, func: Any, _types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        read = [t for t in tree_leaves((args, kwargs or {})) if isinstance(t, Tensor)]
+        for tensor in read:
+            if not isinstance(tensor, FakeTensor):  # only weights are real
+                storage = tensor.untyped_storage()
+                self.weights[storage.data_ptr()] = storage.nbytes()
+        if not func.is_view:
+            self.total += sum(_size(t) for t in (*read, *tree_leaves(outputs)) if isinstance(t, Tensor))
+        return outputs
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

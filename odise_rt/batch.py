@@ -11,7 +11,9 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +28,16 @@ from odise_rt.version import __version__
 from odise_rt.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from odise_rt.results import PanopticResult
     from odise_rt.segmenter import Segmenter
 
 FAILED_FILE = "failed.json"
+WRITERS = 2
+"""Threads that draw and write results."""
+IN_FLIGHT = 5
+"""Images in memory at a time: one read ahead, one in the network, the others being written."""
 Record = dict[str, Any]
 
 _SKIPPED = (ImageError, VideoError, OutOfMemoryError)
@@ -85,6 +94,49 @@ def _hash(content: list[Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def segment_inputs(
+    segmenter: Segmenter, job: Job, inputs: Sequence[Input], keys: Mapping[str, str]
+) -> Iterator[Record]:
+    """Segment one input after the other, while the next image is decoded and the last results are written.
+
+    Drawing and packing a picture takes longer than a GPU needs for the next image, so both ends have threads of their
+    own. At most ``IN_FLIGHT`` images are in memory.
+
+    Yields:
+        The records of :func:`segment_input`, in the order of the inputs.
+    """
+    with ThreadPoolExecutor(1) as readers, ThreadPoolExecutor(WRITERS) as writers:
+        ahead: deque[Future[np.ndarray] | None] = deque()
+        written: deque[Future[Record]] = deque()
+        try:
+            for number, item in enumerate(inputs):
+                while len(ahead) < 2 and number + len(ahead) < len(inputs):
+                    following = inputs[number + len(ahead)]
+                    ahead.append(None if following.is_video else readers.submit(_load, job, following))
+                pixels = ahead.popleft()
+                if pixels is None:
+                    while written:
+                        yield written.popleft().result()
+                    yield from segment_input(segmenter, job, item, keys[item.name])
+                    continue
+                common = _common(item, keys[item.name])
+                try:
+                    loaded = pixels.result()
+                    result = segmenter.segment(loaded, job.vocabulary, job.options)
+                except _SKIPPED as exc:
+                    written.append(writers.submit(_failed, common, exc))
+                else:
+                    written.append(writers.submit(_write_image, result, loaded, job, item, common))
+                while len(written) > IN_FLIGHT - 2:
+                    yield written.popleft().result()
+            while written:
+                yield written.popleft().result()
+        finally:  # stopped: what has not begun is not begun
+            for future in (*ahead, *written):
+                if future is not None:
+                    future.cancel()
+
+
 def segment_input(segmenter: Segmenter, job: Job, item: Input, key: str) -> Iterator[Record]:
     """Segment one image or video and write its files.
 
@@ -92,21 +144,32 @@ def segment_input(segmenter: Segmenter, job: Job, item: Input, key: str) -> Iter
         A record for each frame of a video, and last the record of the input itself, with ``error`` if it cannot be
         used.
     """
-    common = {"name": item.name, "key": key, "image": str(item.path)}
+    common = _common(item, key)
     try:
         if item.is_video:
             yield from _segment_video(segmenter, job, item, common)
         else:
-            yield _segment_image(segmenter, job, item, common)
+            pixels = _load(job, item)
+            yield _write_image(segmenter.segment(pixels, job.vocabulary, job.options), pixels, job, item, common)
     except _SKIPPED as exc:
-        yield common | {"error": str(exc), "kind": type(exc).__name__}
+        yield _failed(common, exc)
 
 
-def _segment_image(segmenter: Segmenter, job: Job, item: Input, common: Record) -> Record:
+def _common(item: Input, key: str) -> Record:
+    return {"name": item.name, "key": key, "image": str(item.path)}
+
+
+def _failed(common: Record, exc: Exception) -> Record:
+    return common | {"error": str(exc), "kind": type(exc).__name__}
+
+
+def _load(job: Job, item: Input) -> np.ndarray:
     from odise_rt.preprocessing import load_image
 
-    pixels = load_image(item.path, job.options.max_pixels)
-    result = segmenter.segment(pixels, job.vocabulary, job.options)
+    return load_image(item.path, job.options.max_pixels)
+
+
+def _write_image(result: PanopticResult, pixels: np.ndarray, job: Job, item: Input, common: Record) -> Record:
     written = write_result(
         result, pixels, item.path, job.folder, item.name, job.formats, explain=job.explain, tolerance=job.tolerance
     )

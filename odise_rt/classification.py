@@ -51,7 +51,8 @@ class MaskNames:
     probabilities: np.ndarray
     """float32: (Q, K + 1), the last column "no object"; with ``unknown`` (Q, K + 2), "unknown" before it."""
     classes: np.ndarray
-    """int64 (Q, N), N <= K: the best classes of each mask, best first. Zeros where "no object" is likeliest."""
+    """int64 (Q, N), N <= K: the best classes of each mask, best first. Zeros where "no object" is likeliest and not all
+    masks are ranked."""
     scores: np.ndarray
     """float32 (Q, N): their probabilities by both classifiers together."""
     mask_scores: np.ndarray
@@ -146,6 +147,7 @@ def name_queries(
     *,
     best: int = 5,
     unknown: float | None = None,
+    rank_all: bool = False,
 ) -> MaskNames:
     """:func:`classify` and the best names of each mask, some masks at a time.
 
@@ -157,6 +159,7 @@ def name_queries(
         best: names to rank for each mask; fewer if there are fewer classes.
         unknown: a mask whose best word is below this probability gives that probability to the class "unknown"
             instead, and none to the words. "No object" keeps its own.
+        rank_all: rank the names of masks that are likeliest no object, too; they can still be instances.
     """
     queries, count = len(masks.mask), len(first_word)
     best = min(best, count)
@@ -180,7 +183,7 @@ def name_queries(
         probabilities[block, :count] = found.probabilities[:, :-1]
         probabilities[block, -1] = found.probabilities[:, -1]
         if best:
-            for row in np.flatnonzero(found.probabilities.argmax(axis=1) != count):
+            for row in np.flatnonzero(rank_all | (found.probabilities.argmax(axis=1) != count)):
                 ranked = _best(found.probabilities[row, :-1], best)
                 classes[start + row] = ranked
                 scores[start + row] = found.probabilities[row, ranked]

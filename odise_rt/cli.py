@@ -3,6 +3,7 @@
     odise-rt segment photo.jpg --bundle out/odise-tiny --vocab "black pickup truck, pickup truck; blue sky, sky"
     odise-rt segment photos/ --bundle out/odise-tiny --vocab coco --out results
     odise-rt segment clip.mp4 --bundle out/odise-tiny --vocab auto --unknown 0.3
+    odise-rt demo --bundle out/odise-tiny
     odise-rt inspect out/odise-tiny
     odise-rt doctor
     odise-rt labels ade20k
@@ -29,6 +30,7 @@ from typing import NoReturn
 
 from odise_rt import segment_command
 from odise_rt.completion import SHELLS
+from odise_rt.demo import command as demo_command
 from odise_rt.errors import OdiseError
 from odise_rt.segment_command import BUNDLE_VARIABLE as BUNDLE_VARIABLE
 from odise_rt.version import __version__
@@ -107,6 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     common.add_argument("-q", "--quiet", action="store_true", help="Show no progress and no warnings.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     segment_command.add_parser(commands, common)
+    demo_command.add_parser(commands, common)
 
     inspect = commands.add_parser("inspect", parents=[common], help="Show what a bundle holds and check it.")
     inspect.add_argument("bundle", type=Path, metavar="BUNDLE", help="The bundle's folder.")
@@ -152,10 +155,13 @@ def _export_triton(args: argparse.Namespace) -> int:
 
 def _inspect(args: argparse.Namespace) -> int:
     from odise_rt.bundle import Bundle
+    from odise_rt.engine_listing import engine_lines, list_engines
 
     bundle = Bundle.open(args.bundle, verify=not args.no_verify)
+    engines = list_engines(bundle)
     if args.json:
-        print(json.dumps(bundle.manifest | {"verified": bundle.verified, "digest": bundle.digest}, indent=1))
+        extra = {"verified": bundle.verified, "digest": bundle.digest, "engines": engines}
+        print(json.dumps(bundle.manifest | extra, indent=1))
         return 0
     facts = bundle.facts
     print(f"{bundle.name}: {facts.variant} variant, {bundle.precision}, {bundle.root}")
@@ -175,6 +181,10 @@ def _inspect(args: argparse.Namespace) -> int:
         print(f"  {name:<14}{count:>14}{size:>9.1f}  {' -> '.join(sides)}")
         for variant in entry.variants:
             print(f"  {'':<14}{'':>14}{'':>9}  also for {variant}")
+    if engines:
+        print(f"  {len(engines)} engines for GPUs")
+    for line in engine_lines(engines):
+        print(f"    {line}")
     return 0
 
 

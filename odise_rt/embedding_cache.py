@@ -28,8 +28,8 @@ CACHE_VARIABLE = "ODISE_RT_CACHE"
 """Environment variable for the folder; an empty value turns the cache off."""
 DEFAULT_MAX_BYTES = 1 << 30
 """Room for a lexicon of 200,000 words at full size (4 KB a word) beside others."""
-MAX_FILES_SEARCHED = 256
-"""Lists of the same model in which single words are looked for: four lexicons of 100,000 words."""
+MAX_FILES_SEARCHED = 512
+"""Lists of the same model in which single words are looked for: five lexicons of 100,000 words."""
 
 # RuntimeError covers what zipfile does not implement, and encryption.
 _READ_ERRORS = (

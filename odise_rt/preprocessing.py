@@ -93,7 +93,8 @@ def load_image(image: ImageLike, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
             reason = getattr(exc, "strerror", None) or exc
             raise ImageError(f"cannot read the image {path} ({reason}): check the path") from exc
     if hasattr(image, "read"):
-        return _from_file(image, "the open file", max_pixels)
+        name = getattr(image, "name", None)
+        return _from_file(image, name if isinstance(name, str) else "the open file", max_pixels)
     raise ImageError(
         f"an image came as {type(image).__name__}: expected a path, encoded bytes, a PIL image, or a numpy array of "
         "dtype uint8 and shape (h, w, 3)"

@@ -104,6 +104,9 @@ class Instance:
     """Height and width of the image."""
     bits: np.ndarray
     """uint8: the mask inside its box, row by row, eight pixels a byte."""
+    candidates: tuple[Candidate, ...] = ()
+    """The best names of the mask, best first, as for a :class:`Segment`. The label need not be the first of them, as
+    one mask may be several instances."""
 
     @property
     def mask(self) -> np.ndarray:
@@ -143,12 +146,16 @@ class RunFacts:
     """Every option with its value."""
     seconds: Mapping[str, float]
     """Wall-clock seconds of each step."""
+    windows_per_batch: int = 0
+    """Windows that were run at a time; fewer than the engine prefers if memory ran out."""
+    notes: tuple[str, ...] = ()
+    """What went another way than planned, for people."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         data = dataclasses.asdict(self)
         data["seconds"] = {k: round(v, 6) for k, v in self.seconds.items()}
-        for key in ("image_size", "network_size", "stages"):
+        for key in ("image_size", "network_size", "stages", "notes"):
             data[key] = list(data[key])
         return data
 

@@ -140,7 +140,7 @@ def segment(args: argparse.Namespace) -> int:
     if args.bundle is None:
         raise OptionsError(f"no bundle was named: pass --bundle FOLDER or set {BUNDLE_VARIABLE}")
     job = _job(args)
-    inputs = find_inputs(args.images, args.recursive)
+    inputs = find_inputs(args.images, args.recursive, results=args.out)
     keys = job.keys(inputs, Bundle.open(args.bundle, verify=False).digest)
     args.out.mkdir(parents=True, exist_ok=True)
     with RunLog(args.out) as log, _stopped_by_sigterm():
@@ -209,7 +209,7 @@ def _work(
 def _records(
     args: argparse.Namespace, job: Job, pending: Sequence[Input], keys: dict[str, str]
 ) -> Iterator[Record | None]:
-    from odise_rt.batch import segment_input
+    from odise_rt.batch import segment_inputs
     from odise_rt.segmenter import Segmenter
 
     load = functools.partial(
@@ -227,8 +227,7 @@ def _records(
         return
     with load() as segmenter:
         _prepare_words(segmenter, job.vocabulary, quiet=args.quiet)
-        for item in pending:
-            yield from segment_input(segmenter, job, item, keys[item.name])
+        yield from segment_inputs(segmenter, job, pending, keys)
 
 
 def _prepare_words(segmenter: Segmenter, vocabulary: Vocabulary, quiet: bool) -> None:
@@ -322,5 +321,7 @@ def _print_image(record: Record, folder: Path) -> None:
         for name in entry.get("candidates", ()):
             scores = f"{name['score']:.2f} (masks {name['mask_score']:.2f}, CLIP {name['clip_score']:.2f})"
             print(f"{'':>13}{scores}  {name['label']}")
+    for note in facts["notes"]:
+        print(f"note: {note}")
     for path in record["files"]:
         print(folder / path)

@@ -38,8 +38,8 @@ Progress = Callable[[int, int], None]
 
 BATCH = 32
 """Prompts that the text tower encodes at a time: enough to fill a CPU, and 10 MB of activations a layer."""
-CHUNK = 4096
-"""Prompts of one file on disk: 4 to 16 MB at full size, and a minute or so of encoding on a CPU."""
+CHUNK = 2048
+"""Prompts of one file on disk: 2 to 6 MB at full size, and less than a minute of encoding on a CPU."""
 MEMORY_BYTES = 128 << 20
 """Bound on embeddings in memory: about 30,000 words at full size."""
 
@@ -87,15 +87,22 @@ class TextEmbedder:
             progress: told while words are encoded; not called when all are cached.
         """
         facts = self._bundle.facts
-        if facts.mask_prompt == facts.clip_prompt:
-            both = self._rows(vocabulary, facts.mask_prompt, (_MASK, _CLIP), progress)
-            return EmbeddedVocabulary(both[_MASK], both[_CLIP])
-        mask = self._rows(vocabulary, facts.mask_prompt, (_MASK,), progress)
-        clip = self._rows(vocabulary, facts.clip_prompt, (_CLIP,), progress)
-        return EmbeddedVocabulary(mask[_MASK], clip[_CLIP])
+        # A text encoder that was loaded for one template stays for the other.
+        with contextlib.ExitStack() as held:
+            if facts.mask_prompt == facts.clip_prompt:
+                both = self._rows(vocabulary, facts.mask_prompt, (_MASK, _CLIP), progress, held)
+                return EmbeddedVocabulary(both[_MASK], both[_CLIP])
+            mask = self._rows(vocabulary, facts.mask_prompt, (_MASK,), progress, held)
+            clip = self._rows(vocabulary, facts.clip_prompt, (_CLIP,), progress, held)
+            return EmbeddedVocabulary(mask[_MASK], clip[_CLIP])
 
     def _rows(
-        self, vocabulary: Vocabulary, template: str, names: tuple[str, ...], progress: Progress | None
+        self,
+        vocabulary: Vocabulary,
+        template: str,
+        names: tuple[str, ...],
+        progress: Progress | None,
+        held: contextlib.ExitStack,
     ) -> Mapping[str, np.ndarray]:
         facts = self._bundle.facts
         channels = {_MASK: facts.classification_dim, _CLIP: facts.clip_embed_dim}
@@ -111,7 +118,7 @@ class TextEmbedder:
             if known is not None:
                 return known
             prompts = fill(template, vocabulary.words)
-            arrays = self._assemble(prompts, columns, progress)
+            arrays = self._assemble(prompts, columns, progress, held)
             for array in arrays.values():
                 array.setflags(write=False)
             self._memory.put(key, vocabulary.words_hash, prompts, arrays)
@@ -132,7 +139,11 @@ class TextEmbedder:
                     del self._locks[key]
 
     def _assemble(
-        self, prompts: Sequence[str], columns: Mapping[str, int], progress: Progress | None
+        self,
+        prompts: Sequence[str],
+        columns: Mapping[str, int],
+        progress: Progress | None,
+        held: contextlib.ExitStack,
     ) -> dict[str, np.ndarray]:
         """Embeddings of prompts from where they are cheapest: array name to float32 (len(prompts), channels)."""
         place = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
@@ -161,7 +172,7 @@ class TextEmbedder:
             if not known.all() and cache:
                 take(cache.find([p for p in unique if not known[place[p]]], columns))
             if not known.all():
-                self._encode(unique, rows, known, chunks, cache, progress)
+                self._encode(unique, rows, known, chunks, cache, progress, held)
             elif len(chunks) == 1:  # known words in a new order: next time one file has them all
                 self._keep(cache, unique, rows, np.arange(len(unique)))
         if len(unique) == len(prompts):
@@ -177,28 +188,29 @@ class TextEmbedder:
         chunks: Sequence[slice],
         cache: EmbeddingCache | None,
         progress: Progress | None,
+        held: contextlib.ExitStack,
     ) -> None:
         """Fill the rows that are not known, chunk by chunk, and store each chunk when it is complete."""
         started = time.perf_counter()
         total, done = int(np.count_nonzero(~known)), 0
-        with self._stages.use("clip_text") as stage:
-            for chunk in chunks:
-                missing = chunk.start + np.flatnonzero(~known[chunk])
-                try:
-                    for start in range(0, len(missing), BATCH):
-                        batch = missing[start : start + BATCH]
-                        outputs = stage.run({"tokens": self._tokenizer([prompts[i] for i in batch])})
-                        for name, array in rows.items():
-                            array[batch] = normalise(outputs[name])
-                        known[batch] = True
-                        done += len(batch)
-                        if progress is not None:
-                            progress(done, total)
-                except BaseException:  # stopped or failed: what is encoded of this chunk is kept
-                    self._keep(cache, prompts, rows, missing[known[missing]])
-                    raise
-                if len(missing):
-                    self._keep(cache, prompts, rows, np.arange(chunk.start, chunk.stop))
+        stage = held.enter_context(self._stages.use("clip_text"))
+        for chunk in chunks:
+            missing = chunk.start + np.flatnonzero(~known[chunk])
+            try:
+                for start in range(0, len(missing), BATCH):
+                    batch = missing[start : start + BATCH]
+                    outputs = stage.run({"tokens": self._tokenizer([prompts[i] for i in batch])})
+                    for name, array in rows.items():
+                        array[batch] = normalise(outputs[name])
+                    known[batch] = True
+                    done += len(batch)
+                    if progress is not None:
+                        progress(done, total)
+            except BaseException:  # stopped or failed: what is encoded of this chunk is kept
+                self._keep(cache, prompts, rows, missing[known[missing]])
+                raise
+            if len(missing):
+                self._keep(cache, prompts, rows, np.arange(chunk.start, chunk.stop))
         logger.info("encoded %d prompts in %.2f s", total, time.perf_counter() - started)
 
     def _list_key(self, prompts: Sequence[str], columns: Iterable[str]) -> str:

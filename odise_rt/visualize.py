@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import functools
 import logging
+import math
 import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -208,7 +209,11 @@ def _with_legend(picture: Image.Image, result: PanopticResult, colours: list[Col
     total = max(1, result.segment_map.size)
     rows: list[tuple[Colour | None, str, tuple[str, str]]] = [(None, "segment", ("score", "area"))]
     rows += [
-        (colour, segment.label, (f"{segment.score:.2f}", f"{100 * segment.area / total:.1f} %"))
+        (
+            colour,
+            segment.label,
+            ("" if math.isnan(segment.score) else f"{segment.score:.2f}", f"{100 * segment.area / total:.1f} %"),
+        )
         for segment, colour in shown
     ]
     if len(shown) < len(order):

@@ -299,6 +299,21 @@ def test_folder_that_holds_only_folders_says_how(tmp_path: Path) -> None:
         find_inputs([str(tmp_path / "a")])
 
 
+def test_results_are_not_taken_for_images(label_bundle: Path, photos: Path) -> None:
+    """With the results inside the folder, or among its images, a second run finds the same inputs as the first."""
+    for out, recursive in ((photos / "results", ["--recursive"]), (photos, []), (photos, ["--recursive"])):
+        shutil.rmtree(photos / "results", ignore_errors=True)
+        for formats in ("overlay,png,semantic,json,coco", "overlay,json"):
+            run = command(label_bundle, photos, *recursive, "--out", out, "--format", formats)
+            assert cli.main(run) == 0
+            assert len(list(out.glob("p?.json"))) == 6
+            assert not list(out.rglob("*.overlay.overlay.png"))
+    pattern = [i.name for i in find_inputs([str(photos / "**/p?.png")], results=photos)]
+    assert pattern == [f"p{i}" for i in range(6)]
+    named = find_inputs([str(photos / "panoptic/*.png")], results=photos)
+    assert len(named) == 6, "results that are named by the pattern are meant"
+
+
 def test_links_that_lead_in_circles(tmp_path: Path) -> None:
     Image.fromarray(colour_image()).save(tmp_path / "x.png")
     (tmp_path / "loop").symlink_to(tmp_path)

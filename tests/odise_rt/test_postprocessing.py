@@ -254,6 +254,23 @@ def test_semantic_agrees_with_the_reference(seed: int, monkeypatch: pytest.Monke
     np.testing.assert_allclose(chosen, scores.max(axis=0), atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_large_vocabularies_give_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes that cannot win are left out, and what is unsure is computed in full: bit for bit the same classes."""
+    case = make_case(seed)
+    rng = np.random.default_rng(seed)
+    classes = 300
+    rows = rng.dirichlet(np.full(classes + 1, 0.05 if seed % 2 else 5.0), len(case.logits)).astype(np.float32)
+    isthing = rng.random(classes) < 0.5
+    whole = semantic_map(case.logits, rows, case.resizer)
+    pairs = find_instances(case.logits, rows, isthing, case.resizer, 20)
+    monkeypatch.setattr(postprocessing, "MANY_CLASSES", 100)
+    monkeypatch.setattr(postprocessing, "BEST_OF_A_MASK", 3)
+    assert np.array_equal(semantic_map(case.logits, rows, case.resizer), whole)
+    again = find_instances(case.logits, rows, isthing, case.resizer, 20)
+    assert [(i.class_index, i.query, i.score) for i in again] == [(i.class_index, i.query, i.score) for i in pairs]
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_instances_agree_with_the_reference(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postprocessing, "BAND_PIXELS", 1 + 50 * seed**3)

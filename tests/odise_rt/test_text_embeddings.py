@@ -39,8 +39,10 @@ class CountingBackend(OrtBackend):
     def __init__(self) -> None:
         super().__init__("cpu", threads=1)
         self.runs: list[int] = []
+        self.loads = 0
 
     def load(self, bundle: Bundle, stage: str) -> Any:
+        self.loads += 1
         return CountingStage(super().load(bundle, stage), self.runs)
 
 
@@ -60,6 +62,16 @@ class Setup:
 
     def __call__(self, words: str) -> EmbeddedVocabulary:
         return self.embedder.embed(Vocabulary.parse(words))
+
+
+def test_the_text_encoder_is_loaded_once_for_both_templates(label_bundle: Path) -> None:
+    setup = Setup(label_bundle, None)
+    setup("red; green")
+    assert len(setup.backend.runs) == 2  # raw words for masks, prompts for CLIP
+    assert setup.backend.loads == 1
+    assert setup.stages._slots["clip_text"].stage is None
+    setup("red; green")
+    assert setup.backend.loads == 1
 
 
 def files(cache: Path) -> list[Path]:

@@ -1,0 +1,450 @@
+"""Tables of a run, as data: the report renders them as HTML and Markdown, README takes some of them."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.noise import SIGMAS, Difference, floor_of
+from benchmarks.results import Result, Run
+from benchmarks.targets import targets_of
+from benchmarks.variants import PEERS, VARIANTS, WATERFALL
+
+STAGE_NAMES = {
+    "preprocess": "preprocess",
+    "clip_image": "CLIP of windows",
+    "unet_tap": "VAE + UNet",
+    "stitch": "stitch",
+    "mask_decoder": "mask decoder",
+    "clip_mask": "CLIP of masks",
+    "words": "words",
+    "classify": "classify",
+    "panoptic": "panoptic merge",
+}
+"""Steps of a picture in their order, named for readers."""
+
+GRAPH_STAGES = ("clip_image", "unet_tap", "mask_decoder", "clip_mask")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first column is left-aligned, numbers are not."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+
+    def markdown(self) -> str:
+        """A GitHub table, without the title."""
+        lines = ["| " + " | ".join(_escape(c) for c in self.header) + " |"]
+        lines.append("|---" + "|---:" * (len(self.header) - 1) + "|")
+        lines += ["| " + " | ".join(_escape(c) for c in row) + " |" for row in self.rows]
+        return "\n".join(lines) + "\n"
+
+    def html(self) -> str:
+        """A table that scrolls sideways on its own where the window is narrow."""
+        head = "".join(f"<th>{html.escape(c)}</th>" for c in self.header)
+        rows = []
+        for row in self.rows:
+            bad = any(c.startswith(("FAILED", "OOM", "ABSENT", "missed")) for c in row)
+            cells = "".join(f"<td>{html.escape(c)}</td>" for c in row)
+            rows.append(f"<tr{' class=bad' if bad else ''}>{cells}</tr>")
+        body = "\n".join(rows)
+        return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n'
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+# ---- numbers as text -------------------------------------------------------------------------------------------------
+
+
+def duration(seconds: float) -> str:
+    """``"812 µs"``, ``"83.2 ms"``, ``"21.4 s"``: three digits that count."""
+    for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "µs")):
+        value = seconds * factor
+        if abs(value) >= 1 or unit == "µs":
+            return f"{_three(value)} {unit}"
+    raise AssertionError
+
+
+def _three(value: float) -> str:
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def size(count: float) -> str:
+    """Bytes as MiB or GiB."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share as per cent."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def failure(result: Result) -> str:
+    """``"FAILED: reason"`` for a result without samples."""
+    return f"{result.status.upper()}: {result.reason}"
+
+
+def _spread(result: Result) -> str:
+    assert result.summary is not None
+    return f"{duration(result.summary.p10)} – {duration(result.summary.p90)}"
+
+
+def _ratio(result: Result) -> str:
+    return "" if result.ratio is None else f"{result.ratio.summary.median:.2f} ×"
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def machine_table(run: Run) -> Table:
+    """Where and how it was measured."""
+    env, rates = run.environment, run.best_rates
+    packages = ", ".join(f"{n} {v}" for n, v in env["packages"].items() if v)
+    gpus = "; ".join(f"{g.get('name')}, driver {g.get('driver_version')}" for g in env["gpus"]) or "none"
+    matmul = ", ".join(f"{n} {v:.0f}" for n, v in rates.matmul_gflops.items())
+    readings = [(c["when"], c["cpu_mhz"], c["load_average_1min"]) for c in run.clocks]
+    mhz = sorted({value for _, values, _ in readings for value in values})
+    loads = [load for _, _, load in readings if load is not None]
+    bundles = ", ".join(f"{p} {b['digest'][:12]}" for p, b in run.model.get("bundles", {}).items()) or "none"
+    rows = [
+        ("command", run.command),
+        ("commit", f"{(env['commit'] or 'unknown')[:12]}{' with uncommitted changes' if env['dirty'] else ''}"),
+        ("processor", f"{env['cpu']}, {env['cores']} cores, {' '.join(env['cpu_features'])}"),
+        ("threads, memory", f"{env['threads']} threads, {env['memory_gib']} GiB"),
+        ("GPU", gpus),
+        ("clocks as read", f"CPU {mhz[0]}–{mhz[-1]} MHz" if mhz else "not readable"),
+        ("load average", f"{min(loads)} to {max(loads)} in the run" if loads else "not readable"),
+        ("matmul rate", f"{matmul} GFLOP/s (float32, 2048²)"),
+        ("copy bandwidth", f"{rates.copy_gbps:.1f} GB/s read and written"),
+        ("model", f"{run.model.get('config', 'none')}, weights: {run.model.get('weights', 'none')}"),
+        ("bundles", bundles),
+        ("versions", f"Python {env['python']}, {packages}"),
+        ("took", f"{run.seconds:.0f} s"),
+    ]
+    return Table("Machine and settings", ("", ""), tuple(rows))
+
+
+def targets_table(run: Run) -> Table:
+    """What this project wanted to reach."""
+    rows = []
+    for target in targets_of(run):
+        sign = "at most" if target.at_most else "at least"
+        verdict = {None: "not measured", True: "met", False: "missed"}[target.met]
+        value = "" if target.value is None else f"{target.value:.3f}"
+        rows.append((target.what, f"{sign} {target.bound:g}", value, verdict))
+    return Table("Targets", ("ratio in this run", "wanted", "measured", ""), tuple(rows))
+
+
+def peers_table(run: Run) -> Table:
+    """Every implementation that a user could run instead, with its accuracy."""
+    return _variants_table(run, [r for r in run.group("peers") if r.variant in PEERS], "What else one could run")
+
+
+def all_variants_table(run: Run) -> Table:
+    """Every implementation that was measured, steps and controls included."""
+    return _variants_table(run, run.group("peers"), "Every implementation measured")
+
+
+def _variants_table(run: Run, results: Sequence[Result], title: str) -> Table:
+    header = (
+        "implementation",
+        "median",
+        "p10 – p90",
+        "p99",
+        "time ratio",
+        "PQ",
+        "seen / unseen",
+        "same class as PyTorch",
+        "peak memory",
+        "load",
+    )
+    rows = []
+    for result in results:
+        if result.status != "ok":
+            rows.append((result.label, failure(result), *[""] * (len(header) - 2)))
+            continue
+        assert result.summary is not None
+        score, facts = result.accuracy, result.facts
+        pq = score.get("pq")
+        rows.append(
+            (
+                result.label,
+                duration(result.seconds),
+                _spread(result),
+                duration(result.summary.p99),
+                _ratio(result),
+                f"{pq['all']:.2f}" if pq else "",
+                f"{pq['seen']:.1f} / {pq['unseen']:.1f}" if pq else score.get("failed", ""),
+                percent(score["class_agreement"], 2) if "class_agreement" in score else "",
+                size(facts["peak_bytes"]),
+                duration(facts["load_seconds"]),
+            )
+        )
+    first = next((r for r in results if r.status == "ok"), None)
+    if first is None:
+        return Table(title, header, tuple(rows))
+    facts = first.facts
+    base = next((r.ratio.to.rsplit("/", 1)[-1] for r in results if r.ratio is not None), "")
+    scenes = next((r.accuracy["scenes"] for r in results if "scenes" in r.accuracy), None)
+    quality = f" PQ: panoptic quality on {scenes} held-out scenes of Sticker World." if scenes else ""
+    caption = (
+        f"One picture of {facts['size'][0]} × {facts['size'][1]} pixels, {facts['windows']} windows, "
+        f"{facts['words']} words "
+        f"cached, {facts['threads']} threads, {len(first.samples)} interleaved rounds, each implementation in a "
+        f"process of "
+        f"its own. Time ratio: median over rounds, to {VARIANTS[base].label if base else 'nothing'}.{quality}"
+    )
+    return Table(title, header, tuple(rows), caption)
+
+
+def short_peers_table(run: Run) -> Table:
+    """The peers in few columns, for README."""
+    header = ("implementation", "median", "time ratio", "PQ", "peak memory")
+    rows = []
+    for result in (r for r in run.group("peers") if r.variant in PEERS):
+        if result.status != "ok":
+            rows.append((result.label, failure(result), "", "", ""))
+            continue
+        pq = result.accuracy.get("pq")
+        quality = f"{pq['all']:.1f}" if pq else ""
+        rows.append((result.label, duration(result.seconds), _ratio(result), quality, size(result.facts["peak_bytes"])))
+    return Table("Peers", header, tuple(rows))
+
+
+def steps_table(run: Run) -> Table:
+    """What each step buys: every row adds one to the row above."""
+    results = {r.variant: r for r in run.group("peers")}
+    rows: list[tuple[str, ...]] = []
+    before: Result | None = None
+    first: Result | None = None
+    for variant, step in WATERFALL:
+        result = results.get(variant)
+        if result is None:
+            continue
+        if result.status != "ok":
+            rows.append((step, failure(result), "", "", ""))
+            continue
+        first = first or result
+        saved = "" if before is None else duration(before.seconds - result.seconds)
+        factor = "" if before is None else f"{_median_ratio(result, before):.2f} ×"
+        rows.append((step, duration(result.seconds), saved, factor, f"{_median_ratio(result, first):.2f} ×"))
+        before = result
+    half = results.get("runtime-fp16")
+    if half is not None:
+        cells = (failure(half), "", "", "")
+        if half.status == "ok" and before is not None and first is not None:
+            factor = f"{_median_ratio(half, before):.2f} ×"
+            cells = (duration(half.seconds), duration(before.seconds - half.seconds), factor, "")
+            cells = (*cells[:3], f"{_median_ratio(half, first):.2f} ×")
+        rows.append(("fp16 graphs instead of fp32", *cells))
+    header = ("step", "then a picture takes", "saved", "of the step before", "of the first")
+    return Table("What each step buys", header, tuple(rows))
+
+
+def _median_ratio(result: Result, base: Result) -> float:
+    ratios = sorted(a / b for a, b in zip(result.samples, base.samples, strict=True))
+    middle = len(ratios) // 2
+    return ratios[middle] if len(ratios) % 2 else (ratios[middle - 1] + ratios[middle]) / 2
+
+
+def stages_table(run: Run) -> Table:
+    """Where the time goes."""
+    shown = [r for r in run.group("peers") if r.status == "ok" and r.variant != "runtime-again"]
+    rows = []
+    for stage, name in STAGE_NAMES.items():
+        if any(stage in r.stages for r in shown):
+            values = [duration(r.stages[stage]["seconds"]) if stage in r.stages else "" for r in shown]
+            rows.append((name, *values))
+    rows.append(("outside the graphs", *(percent(r.facts["outside_share"]) for r in shown)))
+    return Table("Where the time goes", ("step", *(r.variant for r in shown)), tuple(rows))
+
+
+def roofline_table(run: Run) -> Table:
+    """Work of every stage, and how close it came to what the machine can do."""
+    rows = []
+    for variant in ("official", "pruned", "ort-official", "ort-portable", "runtime"):
+        result = next((r for r in run.group("peers") if r.variant == variant and r.status == "ok"), None)
+        for stage in GRAPH_STAGES if result is not None else ():
+            assert result is not None
+            entry = result.stages.get(stage, {})
+            if "flops" in entry:
+                rows.append(
+                    (
+                        f"{variant}: {STAGE_NAMES[stage]}",
+                        f"{entry['flops'] / 1e9:,.2f}",
+                        f"{entry['bytes'] / 1e6:,.1f}",
+                        f"{entry['moved_bytes'] / 1e6:,.0f}",
+                        duration(entry["seconds"]),
+                        f"{entry['gflops']:,.0f}",
+                        percent(entry["roofline_share"], 0),
+                    )
+                )
+    header = ("stage", "GFLOP", "least MB", "MB by operations", "time", "GFLOP/s", "of the roofline")
+    caption = (
+        "GFLOP of products and convolutions as written (Winograd's form needs fewer, so its share can pass 100 %). "
+        "Least "
+        "MB: weights, inputs and outputs once each, which the roofline uses. MB by operations: what moves when every "
+        "operation reads and writes memory, as eager execution does."
+    )
+    return Table("Work and roofline", header, tuple(rows), caption)
+
+
+def sizes_table(run: Run) -> Table:
+    """Cost by picture size."""
+    rows = []
+    for result in run.group("sizes"):
+        if result.status != "ok":
+            rows.append((result.variant, failure(result), "", "", "", ""))
+            continue
+        facts = result.facts
+        side, per_window = facts["size"], result.seconds / facts["windows"]
+        peak = size(facts["peak_bytes"])
+        outside = percent(facts["outside_share"])
+        rows.append(
+            (
+                f"{side[0]} × {side[1]}",
+                str(facts["windows"]),
+                duration(result.seconds),
+                duration(per_window),
+                outside,
+                peak,
+            )
+        )
+    fit = run.fits.get("sizes")
+    caption = ""
+    if fit:
+        line = f"{duration(fit['intercept'])} + {duration(fit['slope'])} a window"
+        caption = f"Line through all points: {line}, R² {fit['r2']:.4f}."
+        if "exponent" in fit:
+            caption += f" From 4 windows on, time grows with windows to the power {fit['exponent']:.2f}."
+    header = ("pixels", "windows", "median", "a window", "outside the graphs", "peak memory")
+    return Table("Picture size", header, tuple(rows), caption)
+
+
+def batches_table(run: Run) -> Table:
+    """Cost by windows that run at a time."""
+    rows = []
+    for result in run.group("batches"):
+        if result.status != "ok":
+            rows.append((result.variant, failure(result), "", ""))
+            continue
+        peak = size(result.facts["peak_bytes"])
+        rows.append((result.variant.removesuffix(" windows"), duration(result.seconds), _ratio(result), peak))
+    measured = next((r.facts for r in run.group("batches") if r.status == "ok"), None)
+    caption = ""
+    if measured:
+        height, width = measured["size"]
+        caption = f"A picture of {height} × {width} pixels, {measured['windows']} windows in all."
+    header = ("windows at a time", "median", "of one at a time", "peak memory")
+    return Table("Batches of windows", header, tuple(rows), caption)
+
+
+def words_table(run: Run) -> Table:
+    """Cost by number of cached words."""
+    rows = []
+    for result in run.group("words"):
+        if result.status != "ok":
+            rows.append((result.variant, failure(result), "", ""))
+            continue
+        classify = result.stages.get("classify", {}).get("seconds", 0.0) + result.stages["words"]["seconds"]
+        rows.append((f"{result.facts['words']:,}", duration(result.seconds), _ratio(result), duration(classify)))
+    header = ("cached words", "median", "of 100 words", "of it for words")
+    return Table("Vocabulary size", header, tuple(rows))
+
+
+def cold_table(run: Run) -> Table:
+    """From the start of a process to its first result."""
+    rows = [
+        (r.label, failure(r), "")
+        if r.status != "ok"
+        else (r.label, duration(r.seconds), duration(float(r.facts["load_seconds"])))
+        for r in run.group("cold")
+    ]
+    return Table("Cold start", ("fresh process", "until the first picture", "of it imports and loading"), tuple(rows))
+
+
+def vocabulary_table(run: Run) -> Table:
+    """New words in a running process."""
+    rows = []
+    for r in run.group("vocabulary"):
+        if r.status != "ok":
+            rows.append((r.label, failure(r), ""))
+        else:
+            rows.append((r.label, duration(r.seconds), duration(r.seconds / r.facts["words"])))
+    return Table("Change of words", ("words never seen before", "to embed them", "a word"), tuple(rows))
+
+
+def kernels_table(run: Run) -> Table:
+    """The runtime's own inner loops."""
+    rows = [
+        (r.label, failure(r), "") if r.status != "ok" else (r.label, duration(r.seconds), _spread(r))
+        for r in run.group("kernels")
+    ]
+    return Table("Inner loops", ("what", "median", "p10 – p90"), tuple(rows))
+
+
+def other_groups(run: Run) -> list[Table]:
+    """Groups without a table of their own: GPU results, and whatever a newer version adds."""
+    known = {"peers", "sizes", "batches", "words", "cold", "vocabulary", "kernels"}
+    tables = []
+    for group in dict.fromkeys(r.group for r in run.results if r.group not in known):
+        rows = [
+            (r.label, failure(r), "", "") if r.status != "ok" else (r.label, duration(r.seconds), _spread(r), _ratio(r))
+            for r in run.group(group)
+        ]
+        tables.append(Table(group, ("what", "median", "p10 – p90", "time ratio"), tuple(rows)))
+    return tables
+
+
+def comparison_table(differences: Sequence[Difference], base: Run, run: Run) -> Table:
+    """Two runs beside each other."""
+    rows = []
+    for d in differences:
+        show: Callable[[float], str] = (lambda v: f"{v:.3f} ×") if d.kind == "ratio" else duration
+        rows.append(
+            (
+                d.key,
+                d.kind,
+                "" if d.before is None else show(d.before),
+                "" if d.after is None else show(d.after),
+                "" if d.change is None else f"{100 * d.change:+.1f} %",
+                "" if d.bound is None else f"±{100 * d.bound:.1f} %",
+                d.verdict + (f" ({d.note})" if d.note else ""),
+            )
+        )
+    caption = (
+        f"A change counts beyond its noise bound: {percent(floor_of(base, run))} (the floor, or what two identical "
+        f"variants "
+        f"of these runs differ by) plus {SIGMAS:g} standard errors of both medians, plus the difference of the "
+        f"machine's "
+        "matmul rate for absolute times. Ratios are to another variant of the same rounds, so the machine cancels."
+    )
+    header = ("result", "compared", "base", "now", "change", "noise bound", "verdict")
+    return Table("Comparison with the base run", header, tuple(rows), caption)
+
+
+TABLES: dict[str, Callable[[Run], Table]] = {
+    "machine": machine_table,
+    "targets": targets_table,
+    "peers": peers_table,
+    "peers-short": short_peers_table,
+    "variants": all_variants_table,
+    "steps": steps_table,
+    "stages": stages_table,
+    "roofline": roofline_table,
+    "sizes": sizes_table,
+    "batches": batches_table,
+    "words": words_table,
+    "cold": cold_table,
+    "vocabulary": vocabulary_table,
+    "kernels": kernels_table,
+}
+"""Tables that a marked region of README or docs may name."""

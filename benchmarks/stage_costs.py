@@ -1,0 +1,70 @@
+"""FLOPs and bytes of every stage, and what share of the measured roofline a stage reached.
+
+The roofline of a stage is the larger of its FLOPs over the machine's matmul rate and its least bytes (weights, inputs
+and outputs, each once) over the machine's copy bandwidth, both measured in the same run. FLOPs are those of direct
+products and convolutions: a stage that runs Winograd's convolution computes fewer, so its share may exceed one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.machine import Rates
+
+if TYPE_CHECKING:
+    from odise_rt.specs import ModelFacts
+    from training.models.odise import Odise
+
+OUTSIDE_GRAPHS = ("preprocess", "stitch", "words", "classify", "panoptic", "semantic", "instance")
+"""Steps of a segmentation that no engine runs: what odise_rt adds to its graphs."""
+
+
+def stage_costs(model: Odise, facts: ModelFacts, height: int, width: int) -> dict[str, Any]:
+    """Work of every stage for one image of a size inside the network, by structure; needs PyTorch."""
+    from export.flops import count_work
+
+    divisor = facts.size_divisor
+    height, width = (-(-side // divisor) * divisor for side in (height, width))
+    work = count_work(model, facts, height, width)
+    return {
+        structure: {
+            name: dataclasses.asdict(stage) | {"least_bytes": stage.least_bytes} for name, stage in stages.items()
+        }
+        for structure, stages in work.items()
+    }
+
+
+def with_roofline(
+    seconds: Mapping[str, float], costs: Mapping[str, Mapping[str, float]], rates: Rates
+) -> dict[str, dict[str, float]]:
+    """Stages with their work and their share of the roofline.
+
+    Args:
+        seconds: stage or step to median seconds.
+        costs: stage to its work, from :func:`stage_costs`; steps without an entry only get their seconds.
+        rates: of the machine in the same run.
+    """
+    stages: dict[str, dict[str, float]] = {}
+    for name, value in seconds.items():
+        entry: dict[str, float] = {"seconds": value}
+        work = costs.get(name)
+        if work is not None:
+            floor = rates.floor_seconds(work["flops"], work["least_bytes"])
+            entry |= {
+                "flops": work["flops"],
+                "bytes": work["least_bytes"],
+                "moved_bytes": work["moved_bytes"],
+                "gflops": work["flops"] / value / 1e9,
+                "roofline_share": floor / value,
+            }
+        stages[name] = entry
+    return stages
+
+
+def outside_share(seconds: Mapping[str, float], total: float) -> float:
+    """Share of a segmentation that no engine spent: everything but the five graphs."""
+    from odise_rt.specs import STAGES
+
+    return 1.0 - sum(value for name, value in seconds.items() if name in STAGES) / total

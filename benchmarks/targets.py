@@ -1,0 +1,72 @@
+"""The speed that this project set out to reach, as ratios inside one run, and what a run reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.results import Run
+
+
+@dataclass(frozen=True)
+class Target:
+    """One bound and what was measured."""
+
+    what: str
+    bound: float
+    at_most: bool
+    value: float | None
+    """``None``: the run did not measure it."""
+    unit: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the value keeps the bound; ``None`` without a value."""
+        if self.value is None:
+            return None
+        return self.value <= self.bound if self.at_most else self.value >= self.bound
+
+
+def targets_of(run: Run) -> list[Target]:
+    """The targets that apply to the run's model."""
+    tiny = run.model.get("config") == "odise-tiny"
+    ratio = "× its time"
+    found = []
+    if tiny:
+        found += [
+            Target("odise_rt over our pruned PyTorch eager", 0.6, True, _over(run, "runtime", "pruned"), ratio),
+            Target("odise_rt over torch.compile", 0.8, True, _over(run, "runtime", "compile"), ratio),
+        ]
+    else:
+        found.append(
+            Target("odise_rt over the official structure, eager", 0.5, True, _over(run, "runtime", "official"), ratio)
+        )
+    found.append(
+        Target("share of a picture outside the graphs", 0.15 if tiny else 0.08, True, _outside(run), "of its time")
+    )
+    if run.group("words"):
+        found.append(Target("10,000 cached words over 100", 1.2, True, _words(run), ratio))
+    if run.group("sizes"):
+        found.append(Target("R² of time as a line in windows", 0.99, False, run.fits.get("sizes", {}).get("r2")))
+    return found
+
+
+def _over(run: Run, first: str, second: str) -> float | None:
+    """Median of the ratios of two variants by round."""
+    results = {r.variant: r for r in run.group("peers") if r.status == "ok"}
+    if first not in results or second not in results:
+        return None
+    pairs = zip(results[first].samples, results[second].samples, strict=True)
+    ratios = sorted(a / b for a, b in pairs)
+    middle = len(ratios) // 2
+    return ratios[middle] if len(ratios) % 2 else (ratios[middle - 1] + ratios[middle]) / 2
+
+
+def _outside(run: Run) -> float | None:
+    found = next((r for r in run.group("peers") if r.variant == "runtime" and r.status == "ok"), None)
+    return None if found is None else float(found.facts["outside_share"])
+
+
+def _words(run: Run) -> float | None:
+    results = {r.variant: r for r in run.group("words") if r.status == "ok"}
+    many = results.get("10000 words")
+    return None if many is None or many.ratio is None else many.ratio.summary.median

@@ -1,0 +1,101 @@
+"""What is computed from measurements: fits, agreement, roofline shares, targets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.machine import Rates
+from benchmarks.measure_peers import agreement
+from benchmarks.measure_scaling import linear_fit
+from benchmarks.plan import Plan
+from benchmarks.run import parse, plan_of
+from benchmarks.stage_costs import outside_share, with_roofline
+from benchmarks.targets import targets_of
+from tests.benchmarks.small_run import make_run
+
+
+def test_a_line_is_found_and_a_parabola_is_not_called_one() -> None:
+    x = [1, 4, 16, 64, 256]
+    line = linear_fit(x, [0.5 + 2 * v for v in x])
+    assert line["slope"] == pytest.approx(2)
+    assert line["intercept"] == pytest.approx(0.5)
+    assert line["r2"] == pytest.approx(1)
+    assert linear_fit(x, [0.5 + 0.1 * v**2 for v in x])["r2"] < 0.9
+    with pytest.raises(ValueError, match="three points"):
+        linear_fit([1, 2], [1.0, 2.0])
+
+
+def test_the_roofline_is_the_slower_of_products_and_copies() -> None:
+    rates = Rates({"numpy": 50.0, "torch": 100.0}, 10.0)
+    work = {
+        "busy": {"flops": 200e9, "least_bytes": 1e6, "moved_bytes": 2e6},
+        "hungry": {"flops": 1.0, "least_bytes": 5e9, "moved_bytes": 6e9},
+    }
+    stages = with_roofline({"busy": 4.0, "hungry": 1.0, "other": 0.1}, work, rates)
+    assert stages["busy"]["roofline_share"] == pytest.approx(0.5)
+    assert stages["busy"]["gflops"] == pytest.approx(50.0)
+    assert stages["hungry"]["roofline_share"] == pytest.approx(0.5)
+    assert stages["other"] == {"seconds": 0.1}
+
+
+def test_what_is_outside_of_the_graphs_counts_as_such() -> None:
+    seconds = {
+        "preprocess": 1.0,
+        "clip_image": 2.0,
+        "unet_tap": 4.0,
+        "mask_decoder": 1.0,
+        "clip_mask": 1.0,
+        "panoptic": 1.0,
+    }
+    assert outside_share(seconds, 10.0) == pytest.approx(0.2)
+
+
+def test_agreement_forgives_other_numbers_and_no_other_class() -> None:
+    segments = np.array([[1, 1, 2, 2]], np.int16)
+    classes = np.array([[5, 5, 6, 6]], np.int16)
+    reference = [np.stack([segments, classes])]
+    renumbered = [np.stack([3 - segments, classes])]
+    assert agreement(reference, renumbered) == {"class_agreement": 1.0, "panoptic_agreement": 1.0}
+    other_class = [np.stack([segments, np.array([[5, 5, 6, 7]], np.int16)])]
+    assert agreement(reference, other_class)["class_agreement"] == 0.75
+    merged = [np.stack([np.array([[1, 1, 1, 1]], np.int16), np.array([[5, 5, 5, 5]], np.int16)])]
+    assert agreement(reference, merged) == {"class_agreement": 0.5, "panoptic_agreement": 0.5}
+
+
+def test_targets_are_those_of_the_model_and_missing_ones_are_said() -> None:
+    found = {target.what: target for target in targets_of(make_run(spread=0.0))}
+    ours = found["odise_rt over our pruned PyTorch eager"]
+    assert ours.value == pytest.approx(0.5)
+    assert ours.met is True
+    assert found["odise_rt over torch.compile"].met is None
+    full = make_run(spread=0.0)
+    full.model = full.model | {"config": "odise-sd1"}
+    assert targets_of(full)[0].value == pytest.approx(0.25)
+    assert targets_of(make_run(scale={"runtime": 1.5}))[0].met is False
+
+
+def test_a_quick_plan_measures_less_of_everything() -> None:
+    full, quick = Plan(), Plan().quick()
+    assert set(quick.variants) < set(full.variants)
+    assert quick.repeats < full.repeats
+    assert quick.scenes < full.scenes
+    assert max(quick.sizes) < max(full.sizes)
+
+
+def test_the_command_line_chooses_the_plan() -> None:
+    options = parse(["--config", "odise-sd1", "--bundle", "B", "--size", "512", "--repeats", "3", "--one-at-a-time"])
+    plan = plan_of(options, "cpu")
+    assert (plan.size, plan.repeats, plan.one_at_a_time, plan.groups) == ((512, 512), 3, True, ("peers",))
+    assert plan.variants == ("official", "pruned", "runtime")
+    assert plan.scenes == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--size", "8"], ["--size", "1", "2", "3"], ["--repeats", "0"], ["--suite", "x"]]
+)
+def test_usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        parse(arguments)
+    assert raised.value.code == 2
+    capsys.readouterr()

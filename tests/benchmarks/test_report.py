@@ -1,0 +1,141 @@
+"""The report from a small run: complete, self-contained, and the same every time."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report
+from benchmarks.report_tables import TABLES, duration, peers_table, steps_table
+from benchmarks.results import Result, Run
+from tests.benchmarks.small_run import make_run
+
+pytest.importorskip("matplotlib", reason="plots need matplotlib")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    make_run(seed=1).save(folder / "base.json")
+    make_run(seed=2, scale={"runtime": 1.3, "runtime-again": 1.3}).save(folder / "run.json")
+    arguments = [str(folder / "run.json"), str(folder / "base.json"), "--out", str(folder / "out")]
+    assert report.main(arguments) == 0
+    return folder
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+        self.images = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [str(value) for name, value in attrs if name in ("src", "href")]
+        self.images += tag == "img"
+        assert tag != "img" or dict(attrs)["alt"]
+        if tag not in ("meta", "img", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_one_file_that_loads_nothing(written: Path) -> None:
+    text = (written / "out" / "report.html").read_text(encoding="utf-8")
+    page = _Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.images >= 7
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in page.addresses)
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.md"])
+def test_failures_and_settings_are_in_it(written: Path, name: str) -> None:
+    text = (written / "out" / name).read_text(encoding="utf-8")
+    assert "FAILED: InductorError: no compiler" in text
+    assert "OOM: needs 9 GiB" in text
+    assert "0123456789ab" in text
+    assert "Test CPU" in text
+    assert "150 GFLOP/s" in text or "torch 150" in text
+    assert "41.25" in text
+    assert "slower" in text
+
+
+def test_the_twin_refers_to_plots_that_are_there(written: Path) -> None:
+    text = (written / "out" / "report.md").read_text(encoding="utf-8")
+    names = re.findall(r"\]\((plots/[a-z]+\.svg)\)", text)
+    assert {"plots/peers.svg", "plots/waterfall.svg", "plots/roofline.svg", "plots/comparison.svg"} <= set(names)
+    for name in names:
+        assert (written / "out" / name).read_text(encoding="utf-8").count("<svg") == 1
+    assert not list((written / "out").glob(".report-*"))
+
+
+def test_the_same_run_gives_the_same_report(written: Path, tmp_path: Path) -> None:
+    arguments = [str(written / "run.json"), str(written / "base.json"), "--out", str(tmp_path)]
+    assert report.main(arguments) == 0
+    for path in (p for p in (written / "out").rglob("*") if p.is_file()):
+        assert path.read_bytes() == (tmp_path / path.relative_to(written / "out")).read_bytes(), path.name
+
+
+def test_words_of_a_result_cannot_become_markup(tmp_path: Path) -> None:
+    run = make_run()
+    run.results.append(
+        Result.missing("peers/256x256/ort-official", "a <b> | c", "failed", "<script>alert(1)</script> | x")
+    )
+    report.write_report(run, None, tmp_path)
+    assert "<script>" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    row = next(line for line in (tmp_path / "report.md").read_text(encoding="utf-8").splitlines() if "alert" in line)
+    assert row.count(" | ") == peers_table(run).markdown().splitlines()[0].count(" | ")
+
+
+def test_a_run_in_which_everything_failed_still_has_its_rows(tmp_path: Path) -> None:
+    run = make_run()
+    run.results = [Result.missing(r.key, r.label, "failed", "no luck") for r in run.results]
+    report.write_report(run, None, tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text.count("FAILED: no luck") >= len(run.results)
+
+
+def test_a_run_without_results_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run()
+    run.results, run.model = [], {"config": "odise-tiny"}
+    run.rates = []
+    run.save(tmp_path / "run.json")
+    assert report.main([str(tmp_path / "run.json"), "--out", str(tmp_path / "out")]) == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_each_step_is_measured_against_the_one_before() -> None:
+    rows = {row[0]: row for row in steps_table(make_run(spread=0.0)).rows}
+    assert rows["pruning"][1:] == ("300 ms", "100 ms", "0.75 ×", "0.75 ×")
+    assert rows["batched windows"][2] == "40.0 ms"
+    assert rows["fusion, Winograd"][1:] == ("100 ms", "20.0 ms", "0.83 ×", "0.25 ×")
+    assert rows["fp16 graphs instead of fp32"][1] == "OOM: needs 9 GiB"
+
+
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_every_table_has_as_many_cells_as_its_header(name: str) -> None:
+    table = TABLES[name](make_run())
+    assert all(len(row) == len(table.header) for row in table.rows), name
+
+
+def test_durations_have_three_digits() -> None:
+    assert [duration(s) for s in (123.4, 2.345, 0.0456, 0.0123e-3)] == ["123 s", "2.35 s", "45.6 ms", "12.3 µs"]
+
+
+def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["run.json"], ["--compare", "a", "b", "--out", "c"]):
+        with pytest.raises(SystemExit) as raised:
+            report.main(arguments)
+        assert raised.value.code == 2
+    capsys.readouterr()
+
+
+def test_run_files_without_gpu_fields_load(tmp_path: Path) -> None:
+    run = make_run()
+    run.save(tmp_path / "r.json")
+    assert Run.load(tmp_path / "r.json").environment["gpus"] == []
