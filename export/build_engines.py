@@ -72,6 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OdiseError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
+    except OSError as exc:
+        name = f" {exc.filename}" if exc.filename else f" {args.out}"
+        reason = f"{exc.strerror or exc}: free space or choose another folder; nothing was put in place"
+        print(f"error: the file system refused{name}: {reason}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped: nothing was put in place", file=sys.stderr)
         return 130
