@@ -86,6 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OdiseError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
+    except OSError as exc:
+        name = f" {exc.filename}" if exc.filename else f" {args.out}"
+        reason = f"{exc.strerror or exc}: free space or choose another folder; nothing was put in place"
+        print(f"error: the file system refused{name}: {reason}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         left = "nothing" if args.bundle is None and not args.engine else "nothing but what was reported as finished"
         print(f"stopped: {left} was put in place", file=sys.stderr)
