@@ -8,7 +8,7 @@ EXAMPLE := training/pretrained/odise-tiny/example.jpg
 # Words of the demo: the model was never trained to segment the first class of this list (see the model card).
 DEMO_WORDS := training/pretrained/odise-tiny/example_vocabulary.txt
 
-.PHONY: help demo test test-slow lint format types wheel bench kernels clean
+.PHONY: help demo test test-slow lint format types docs wheel bench audit kernels clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,11 @@ format: $(STAMP)  ## apply ruff's fixes and formatting
 types: $(STAMP)  ## mypy over every package
 	$(BIN)/mypy odise_rt training export benchmarks
 
+docs: $(STAMP)  ## build the documentation with the API reference; a warning is an error
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open build/docs/index.html"
+
 wheel: $(STAMP)  ## build the wheel of the runtime and list it
 	rm -rf dist
 	$(BIN)/python -m build --wheel --outdir dist .
@@ -53,8 +58,11 @@ bench: $(BUNDLE)/bundle.json  ## measure odise-tiny on this machine's CPU and re
 	$(BIN)/python -m benchmarks.run --bundle $(BUNDLE) --out out/bench/run.json
 	$(BIN)/python -m benchmarks.report out/bench/run.json --out out/bench/report
 
-kernels:  ## compile the CUDA kernels; says so and stops where there is no nvcc
-	cmake -S . -B build/kernels && cmake --build build/kernels
+audit: $(STAMP)  ## check that every installed package is pinned, and for advisories where a database is reached
+	$(BIN)/python .ci/audit.py
+
+kernels:  ## compile the CUDA kernels into build/kernels; says so and builds nothing where there is no nvcc
+	cmake -S . -B build/kernels $(KERNEL_OPTIONS) && cmake --build build/kernels --parallel 2
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache

@@ -1,13 +1,15 @@
-"""Turn a checkpoint into a bundle: five graphs, each compared with PyTorch, and the constants that they need.
+"""Turn a checkpoint into a bundle: five graphs, each compared with PyTorch, and the constants that they need; and build
+engines for GPUs into it.
 
     python -m export.build_engines --checkpoint training/pretrained/odise-tiny --out out/odise-tiny
     python -m export.build_engines --odise odise_label_coco_50e-b67d2efc.pth --stable-diffusion sd-v1-3.ckpt \\
         --clip ViT-L-14-336px.pt --out out/odise --precision fp16
     python -m export.build_engines --config odise-sd1 --init random --out out/odise-random
+    python -m export.build_engines --bundle out/odise --engine tensorrt --engine ort-cuda
 
 The bundle is written beside its place and appears there only when every stage, and the whole way from pixels to
 segments, agrees with PyTorch within the bounds of export/tolerances.py. The same input gives the same files, but for
-export_report.*, which holds seconds.
+export_report.*, which holds seconds. Engines (docs/engines.md) are added afterwards, each when it was compared.
 """
 
 from __future__ import annotations
@@ -23,9 +25,15 @@ from typing import get_args
 from rich.console import Console
 
 from export.bundle_writer import BundleWriter
+from export.engine_builds import RTX_TARGETS, EngineOptions, add_engines, check_engine_options
+from export.engine_profiles import WINDOW_COUNTS
 from export.exporter import ExportOptions, build_bundle
 from export.precision import Precision
 from export.sources import Source, from_checkpoint, from_random, from_released
+from odise_rt.backends.machine import this_machine
+from odise_rt.bundle import Bundle
+from odise_rt.engines import ENGINE_KINDS
+from odise_rt.engines import FOLDER as ENGINES_FOLDER
 from odise_rt.errors import InputError, OdiseError
 from odise_rt.preprocessing import load_image
 from odise_rt.specs import STAGES
@@ -45,6 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A terminated export cleans up as an interrupted one does.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        engines = _engine_options(args)
+        if args.bundle is not None:
+            return _add_to_bundle(args, engines, console)
+        if args.out is None:
+            raise InputError("an export needs --out: the folder of the new bundle")
         options = ExportOptions(
             precision=args.precision,
             stages=tuple(name for name in STAGES if name in args.stages),
@@ -52,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             keep_going=args.keep_going,
             photo=load_image(args.image) if args.image else None,
             threads=args.threads,
+            engines=engines,
         )
         BundleWriter(args.out, args.force)  # refuse a place before minutes of work
         build_bundle(_source(args), args.out, options, console)
@@ -68,13 +82,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _engine_options(args: argparse.Namespace) -> EngineOptions | None:
+    """What to build, or ``None`` without --engine; refused before minutes of work."""
+    if not args.engine:
+        return None
+    options = EngineOptions(
+        kinds=tuple(kind for kind in ENGINE_KINDS if kind in args.engine),
+        precision=args.engine_precision,
+        stages=tuple(name for name in STAGES if name in args.stages),
+        sizes=tuple(args.size),
+        windows=tuple(args.windows),
+        targets=tuple(args.target),
+        unverified=args.unverified,
+        rebuild=args.rebuild,
+        threads=args.threads,
+    )
+    check_engine_options(options, this_machine())
+    return options
+
+
+def _add_to_bundle(args: argparse.Namespace, engines: EngineOptions | None, console: Console) -> int:
+    if engines is None:
+        raise InputError(f"--bundle needs --engine: which of {', '.join(ENGINE_KINDS)} to build into it")
+    exporting = [
+        name for name in ("checkpoint", "odise", "stable_diffusion", "clip", "init", "out") if getattr(args, name)
+    ]
+    if exporting:
+        flags = ", ".join("--" + name.replace("_", "-") for name in exporting)
+        raise InputError(f"--bundle adds engines to a bundle that is there: it cannot go with {flags}")
+    bundle = Bundle.open(args.bundle)
+    report = add_engines(bundle, engines, console)
+    console.print(
+        f"{len(report.built)} engines built, {len(report.kept)} were there already: {bundle.root / ENGINES_FOLDER}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
 def _source(args: argparse.Namespace) -> Source:
     released = (args.odise, args.stable_diffusion, args.clip)
     given = [args.checkpoint is not None, any(released), args.init is not None]
     if sum(given) != 1:
         raise InputError(
             "expected one source: --checkpoint DIR, or --odise with --stable-diffusion and --clip, or --config NAME "
-            "--init random"
+            "--init random, or --bundle DIR with --engine"
         )
     if args.checkpoint is not None:
         return from_checkpoint(args.checkpoint)
@@ -93,7 +145,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export.build_engines", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    source = parser.add_argument_group("source (one of three)")
+    source = parser.add_argument_group("source (one of four)")
+    source.add_argument("--bundle", type=Path, help="A bundle that is there already: --engine is added to it.")
     source.add_argument("--checkpoint", type=Path, help="Directory of a checkpoint of this project.")
     source.add_argument("--odise", type=Path, help="Released ODISE heads, odise_*.pth.")
     source.add_argument("--stable-diffusion", type=Path, help="CompVis sd-v1-*.ckpt or a diffusers directory.")
@@ -106,9 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     source.add_argument("--init", choices=["random"], help="Export --config with random weights.")
     source.add_argument("--seed", type=int, default=0, help="Seed of the random weights (default: 0).")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="The bundle's folder; made, and replaced only by --force."
-    )
+    parser.add_argument("--out", type=Path, help="The new bundle's folder; made, and replaced only by --force.")
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
@@ -129,7 +180,62 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-going", action="store_true", help="Check the remaining stages, too, after one that does not agree."
     )
     parser.add_argument("--threads", type=int, help="Threads inside an operator when graphs are run (default: all).")
+    _add_engine_arguments(parser)
     return parser
+
+
+def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("engines for GPUs")
+    group.add_argument(
+        "--engine",
+        action="append",
+        choices=ENGINE_KINDS,
+        default=[],
+        help="Build engines of this kind into the bundle. Can be given several times.",
+    )
+    group.add_argument(
+        "--engine-precision",
+        choices=get_args(Precision),
+        help="Precision inside the engines (default: the bundle's). fp16 engines can be built from an fp32 bundle.",
+    )
+    group.add_argument(
+        "--size",
+        action="append",
+        type=_size,
+        default=[],
+        metavar="HEIGHTxWIDTH",
+        help="Tune the engines for images of this size inside the network, too. Can be given several times.",
+    )
+    group.add_argument(
+        "--windows",
+        type=_counts,
+        default=WINDOW_COUNTS,
+        metavar="N,N,...",
+        help=f"Windows of a batch that engines are tuned for (default: {','.join(map(str, WINDOW_COUNTS))}).",
+    )
+    group.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        metavar="X.Y",
+        help="Compute capability that TensorRT-RTX builds for, e.g. 8.9. Can be given several times (default: that of "
+        f"the GPU here; without one {', '.join(RTX_TARGETS)}).",
+    )
+    group.add_argument(
+        "--unverified",
+        action="store_true",
+        help="Build although no GPU is here to compare engines on; the runtime compares them at their first load.",
+    )
+    group.add_argument("--rebuild", action="store_true", help="Build engines that are up to date, too.")
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    return int(height), int(width)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(int(count) for count in text.split(","))
 
 
 if __name__ == "__main__":

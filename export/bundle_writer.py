@@ -35,7 +35,7 @@ from odise_rt.specs import ModelFacts, StageSpec
 
 GRAPHS = "onnx"
 REPORT_STEM = "export_report"
-_PARTIAL = ".partial"
+PARTIAL_SUFFIX = ".partial"
 _REPLACED = "replaced"
 _ABANDONED_SECONDS = 60.0
 """A partial folder that nobody has locked for this long belongs to nobody."""
@@ -81,9 +81,11 @@ class BundleWriter:
     def __enter__(self) -> BundleWriter:
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(self.out)
+            remove_abandoned(self.out)
             self._check_place()
-            self.folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=_PARTIAL, dir=self.out.parent))
+            self.folder = Path(
+                tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=PARTIAL_SUFFIX, dir=self.out.parent)
+            )
             self.folder.chmod(0o755)
             self._lock = os.open(self.folder, os.O_RDONLY)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -205,7 +207,9 @@ class BundleWriter:
             self._check_place()
             replaced = None
             if self.force and self.out.exists():
-                replaced = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=_PARTIAL, dir=self.out.parent))
+                replaced = Path(
+                    tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=PARTIAL_SUFFIX, dir=self.out.parent)
+                )
                 self.out.rename(replaced / _REPLACED)
             try:
                 # A folder takes the place of an empty one or of none; one with a bundle refuses it.
@@ -235,10 +239,10 @@ class BundleWriter:
             )
 
 
-def _remove_abandoned(out: Path) -> None:
+def remove_abandoned(out: Path) -> None:
     """Remove what killed exports to the same place left behind; a bundle that one was about to replace returns."""
     for folder in list(out.parent.iterdir()):
-        if not (folder.name.startswith(f".{out.name}.") and folder.name.endswith(_PARTIAL) and folder.is_dir()):
+        if not (folder.name.startswith(f".{out.name}.") and folder.name.endswith(PARTIAL_SUFFIX) and folder.is_dir()):
             continue
         if time.time() - folder.stat().st_mtime < _ABANDONED_SECONDS:
             continue

@@ -11,7 +11,7 @@ import gc
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ import torch
 from rich.console import Console
 
 from export.bundle_writer import BundleWriter, StageFiles
+from export.engine_builds import EngineOptions, add_engines
+from export.engine_graphs import blocks_to_keep, stage_bounds
 from export.flops import StageFlops, count_flops
 from export.fusion import VARIANT, fuse_for_ort_cpu
 from export.graph_editing import remove_unread
 from export.group_norm import apply_precise_group_norm
 from export.onnx_from_stage import onnx_from_stage
-from export.precision import Precision, to_mixed_precision
+from export.precision import Precision, node_blocks, to_mixed_precision
 from export.progress import ExportProgress
 from export.report import ExportReport, StageRow
 from export.sources import Source
@@ -41,12 +43,14 @@ from export.verify import (
     ResultComparison,
     compare_results,
     compare_stage,
+    engine_references,
     example_pictures,
     run_example,
 )
 from export.weight_store import save_graph
 from export.winograd import apply_winograd
 from odise_rt.bundle import Bundle
+from odise_rt.engine_check import Case
 from odise_rt.errors import ExportError
 from odise_rt.specs import STAGES
 from odise_rt.version import __version__
@@ -69,6 +73,8 @@ class ExportOptions:
     """uint8 (h, w, 3): checked on instead of the drawn picture."""
     threads: int | None = None
     """Inside an operator of ONNX Runtime; ``None``: its choice."""
+    engines: EngineOptions | None = None
+    """Engines to build into the bundle when it is in place."""
 
 
 class Exporter:
@@ -131,8 +137,11 @@ class Exporter:
             remove_unread(model.graph)
         else:
             with self.progress.step(f"{name}: mixed precision"):
-                report = to_mixed_precision(model)
-                notes["precision"] = report.to_dict()
+                kept_blocks = self._blocks_to_keep(model, stage, examples)
+                report = to_mixed_precision(model, kept_blocks)
+                notes["precision"] = report.to_dict() | {"blocks_kept_fp32": list(kept_blocks)}
+            if kept_blocks:
+                self.progress.note(f"in float32, as they do not bear fp16: {', '.join(kept_blocks)}")
             kept = ", ".join(f"{count} for {rule}" for rule, count in report.kept.items())
             self.progress.note(f"{sum(report.fp16.values())} nodes in fp16; in float32 {kept}")
         store = self.writer.weights(stage.weight_file)
@@ -160,6 +169,19 @@ class Exporter:
             notes=notes,
             comparisons=tuple(comparisons),
         )
+
+    def _blocks_to_keep(self, model: ir.Model, stage: StageGraph, examples: list[Example]) -> tuple[str, ...]:
+        """The blocks that do not bear fp16, found by running the graph with every value really rounded."""
+
+        def make(keep: Collection[str]) -> ir.Model:
+            trial = model.clone()
+            to_mixed_precision(trial, keep)
+            return trial
+
+        cases = [Case(example.inputs[stage.name], example.outputs[stage.name]) for example in examples]
+        blocks = list(dict.fromkeys(node_blocks(model.graph).values()))
+        bounds = stage_bounds(stage.name, self.options.precision)
+        return blocks_to_keep(make, blocks, stage.spec, cases, bounds, self.writer.graphs, self.options.threads)
 
     def _compare(self, stage: StageGraph, form: str, path: Path, examples: list[Example]) -> list[Comparison]:
         """Run one graph on all examples."""
@@ -191,6 +213,7 @@ class Exporter:
             save_graph(model, path, files.weights)
             nodes[VARIANT] = len(model.graph)
         products = apply_winograd(model)
+        remove_unread(model.graph)
         comparisons: list[Comparison] = []
         if products:
             candidate = path.with_name(f"candidate-{path.name}")
@@ -295,6 +318,9 @@ def build_bundle(source: Source, out: Path, options: ExportOptions, console: Con
     console.print(report.table())
     for sentence in report.totals():
         console.print(sentence, highlight=False, soft_wrap=True)
+    if whole and options.engines is not None:
+        console.print(f"bundle: {out}; now its engines", highlight=False)
+        add_engines(Bundle.open(out), options.engines, console, engine_references(source.loaded))
     return report
 
 

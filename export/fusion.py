@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from export.graph_editing import remove_unread, replace_node
+from export.graph_editing import only_reader, producer_of, remove_unread, replace_node
 from export.winograd import apply_winograd
 
 VARIANT = "ort-cpu"
@@ -67,12 +67,12 @@ class _Attention:
     """The Reshape back to ``(B, tokens, heads * width)``."""
 
 
-def fuse_attention(model: ir.Model) -> int:
+def fuse_attention(model: ir.Model, max_head_width: int = MAX_HEAD_WIDTH) -> int:
     """Replace unmasked attention between token sequences; returns how many were replaced. In place."""
     graph = model.graph
     count = 0
     for softmax in [node for node in graph if node.op_type == "Softmax"]:
-        found = _match(softmax)
+        found = _match(softmax, max_head_width)
         if found is None:
             continue
         model.opset_imports["com.microsoft"] = 1
@@ -89,26 +89,26 @@ def fuse_attention(model: ir.Model) -> int:
     return count
 
 
-def _match(softmax: ir.Node) -> _Attention | None:
+def _match(softmax: ir.Node, max_head_width: int) -> _Attention | None:
     """``Reshape(Transpose(Softmax(scale q @ k^T) @ v))`` with q, k, v split into heads, or None."""
-    scores = _producer(softmax.inputs[0], "MatMul")
-    product = _only_reader(softmax.outputs[0], "MatMul")
+    scores = producer_of(softmax.inputs[0], "MatMul")
+    product = only_reader(softmax.outputs[0], "MatMul")
     if scores is None or product is None or product.inputs[0] is not softmax.outputs[0]:
         return None
-    scaled, turned_key = _producer(scores.inputs[0], "Mul"), _producer(scores.inputs[1], "Transpose")
+    scaled, turned_key = producer_of(scores.inputs[0], "Mul"), producer_of(scores.inputs[1], "Transpose")
     if scaled is None or turned_key is None or _perm(turned_key) != (0, 1, 3, 2):
         return None
     scale = scaled.inputs[1].const_value if scaled.inputs[1] is not None else None
     sources = [_tokens(v) for v in (scaled.inputs[0], turned_key.inputs[0], product.inputs[1])]
-    merged = _only_reader(product.outputs[0], "Transpose")
+    merged = only_reader(product.outputs[0], "Transpose")
     if scale is None or scale.size != 1 or merged is None or _perm(merged) != _SWAP:
         return None
-    result = _only_reader(merged.outputs[0], "Reshape")
+    result = only_reader(merged.outputs[0], "Reshape")
     shape = scaled.inputs[0].shape if scaled.inputs[0] is not None else None
     if result is None or shape is None or any(source is None for source in sources):
         return None
     heads, width = shape[1], shape[3]
-    if not isinstance(heads, int) or not isinstance(width, int) or width > MAX_HEAD_WIDTH:
+    if not isinstance(heads, int) or not isinstance(width, int) or width > max_head_width:
         return None
     if any(source is None or source.shape is None or source.shape[2] != heads * width for source in sources):
         return None
@@ -120,25 +120,13 @@ def _match(softmax: ir.Node) -> _Attention | None:
 
 def _tokens(split: ir.Value | None) -> ir.Value | None:
     """``x (B, tokens, heads * width)`` of ``Transpose(Reshape(x), [0, 2, 1, 3])``, or None."""
-    transpose = _producer(split, "Transpose")
+    transpose = producer_of(split, "Transpose")
     if transpose is None or _perm(transpose) != _SWAP:
         return None
-    reshape = _producer(transpose.inputs[0], "Reshape")
+    reshape = producer_of(transpose.inputs[0], "Reshape")
     source = reshape.inputs[0] if reshape is not None else None
     return source if source is not None and source.shape is not None and len(source.shape) == 3 else None
 
 
 def _perm(transpose: ir.Node) -> tuple[int, ...]:
     return tuple(transpose.attributes.get_ints("perm", ()))
-
-
-def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == op_type else None
-
-
-def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
-    readers = list(value.uses())
-    if len(readers) != 1 or value.is_graph_output() or readers[0].node.op_type != op_type:
-        return None
-    return readers[0].node

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 
@@ -29,6 +30,29 @@ def unused_name(graph: ir.Graph, name: str) -> str:
     return candidate
 
 
+class NodeEmitter:
+    """Makes nodes and constants with names below a prefix, for a pass that puts several in the place of one."""
+
+    def __init__(self, graph: ir.Graph, prefix: str) -> None:
+        self.graph = graph
+        self.prefix = prefix
+        self.nodes: list[ir.Node] = []
+        """In the order in which they were made."""
+
+    def __call__(self, op_type: str, *inputs: ir.Value, domain: str = "", **attributes: object) -> ir.Value:
+        """The first output of a new node."""
+        name = f"{self.prefix}/{len(self.nodes)}_{op_type}"
+        node = ir.node(op_type, list(inputs), attributes, domain=domain, name=name)
+        node.outputs[0].name = name
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def constant(self, array: np.ndarray) -> ir.Value:
+        """A new initializer."""
+        name = unused_name(self.graph, f"{self.prefix}/constant")
+        return add_constant(self.graph, name, ir.tensor(array, name=name))
+
+
 def replace_node(graph: ir.Graph, node: ir.Node, added: Sequence[ir.Node], result: ir.Value) -> None:
     """Put ``added`` in the place of ``node``; readers of its only output read ``result``, under its name."""
     old = node.outputs[0]
@@ -51,3 +75,17 @@ def remove_unread(graph: ir.Graph) -> None:
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             graph.initializers.pop(name)
+
+
+def producer_of(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that makes a value, if it is of this operator."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type else None
+
+
+def only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The one node that reads a value, if there is one and it is of this operator."""
+    readers = list(value.uses())
+    if len(readers) != 1 or value.is_graph_output() or readers[0].node.op_type != op_type:
+        return None
+    return readers[0].node

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from export.graph_editing import add_constant, replace_node, unused_name
+from export.graph_editing import NodeEmitter, add_constant, only_reader, remove_unread, replace_node, unused_name
 
 MIN_GROUP_VALUES = 1 << 17
 """With fewer values in a group the accumulator is good to 1e-5, and fewer nodes are faster."""
+
+_PRECISE = "/precise"
+"""Ends the prefix of the names of what is put in here."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,50 @@ def apply_precise_group_norm(model: ir.Model) -> int:
     return len(found)
 
 
+def restore_group_norm(model: ir.Model) -> int:
+    """Undo :func:`apply_precise_group_norm`, for engines with a GroupNorm of their own. In place.
+
+    Returns:
+        How many were restored.
+    """
+    graph = model.graph
+    steps: dict[str, list[ir.Node]] = {}
+    for node in graph:
+        prefix = (node.name or "").rpartition("/")[0]
+        if prefix.endswith(_PRECISE):
+            steps.setdefault(prefix, []).append(node)
+    for prefix, nodes in steps.items():
+        _restore(graph, prefix, nodes)
+    remove_unread(graph)
+    return len(steps)
+
+
+def _restore(graph: ir.Graph, prefix: str, nodes: list[ir.Node]) -> None:
+    source, bias, result = nodes[0].inputs[0], nodes[-1].inputs[1], nodes[-1]
+    weight, epsilon = (graph.initializers[f"{prefix}/{kind}"].const_value for kind in ("weight", "epsilon"))
+    assert source is not None
+    assert source.shape is not None
+    assert bias is not None
+    assert weight is not None
+    assert epsilon is not None
+    factors = weight.numpy()
+    groups, channels = factors.shape[0], factors.size
+    emit = NodeEmitter(graph, f"{prefix.removesuffix(_PRECISE)}/group_norm")
+    grouped = emit("Reshape", source, emit.constant(np.array([0, groups, -1], np.int64)))
+    ones, zeros = (emit.constant(np.full(groups, value, np.float32)) for value in (1, 0))
+    normed = emit("InstanceNormalization", grouped, ones, zeros, epsilon=float(epsilon.numpy()))
+    shape = emit("Shape", source)
+    restored = emit("Reshape", normed, shape)
+    scaled = emit("Mul", restored, emit.constant(factors.reshape(channels, 1, 1).astype(np.float32)))
+    shifted = emit("Add", scaled, bias)
+    shape.type = ir.TensorType(ir.DataType.INT64)
+    for value in (grouped, normed):
+        value.type, value.shape = source.type, ir.Shape([source.shape[0], groups, None])
+    for value in (restored, scaled):
+        value.type, value.shape = source.type, source.shape
+    replace_node(graph, result, emit.nodes, shifted)
+
+
 def _match(norm: ir.Node) -> _GroupNorm | None:
     """``Add(Mul(Reshape(InstanceNormalization(Reshape(x, [0, G, -1]))), weight), bias)``, or None."""
     grouped = norm.inputs[0].producer() if norm.inputs[0] is not None else None
@@ -65,9 +112,9 @@ def _match(norm: ir.Node) -> _GroupNorm | None:
     height, width = shape[2], shape[3]
     if isinstance(height, int) and isinstance(width, int) and channels // groups * height * width < MIN_GROUP_VALUES:
         return None
-    restored = _only_reader(norm.outputs[0], "Reshape")
-    scaled = _only_reader(restored.outputs[0], "Mul") if restored is not None else None
-    shifted = _only_reader(scaled.outputs[0], "Add") if scaled is not None else None
+    restored = only_reader(norm.outputs[0], "Reshape")
+    scaled = only_reader(restored.outputs[0], "Mul") if restored is not None else None
+    shifted = only_reader(scaled.outputs[0], "Add") if scaled is not None else None
     if scaled is None or shifted is None:
         return None
     weight, bias = scaled.inputs[1], shifted.inputs[1]
@@ -79,7 +126,7 @@ def _match(norm: ir.Node) -> _GroupNorm | None:
 
 def _rewrite(graph: ir.Graph, norm: _GroupNorm) -> None:
     added: list[ir.Node] = []
-    prefix = f"{norm.result.name}/precise"
+    prefix = f"{norm.result.name}{_PRECISE}"
     per_group = norm.channels // norm.groups
 
     def emit(op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
@@ -118,10 +165,3 @@ def _rewrite(graph: ir.Graph, norm: _GroupNorm) -> None:
 
 def _is_constant(value: ir.Value | None, number: float) -> bool:
     return value is not None and value.const_value is not None and bool((value.const_value.numpy() == number).all())
-
-
-def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
-    readers = list(value.uses())
-    if len(readers) != 1 or value.is_graph_output() or readers[0].node.op_type != op_type:
-        return None
-    return readers[0].node

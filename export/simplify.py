@@ -24,6 +24,8 @@ _LAYOUT_OPERATORS = ("Transpose", "Split", "Reshape", "Squeeze", "Unsqueeze", "I
 def simplify(model: ir.Model) -> None:
     """Fold what is constant, lay weights out as they are used, and drop what nothing reads. In place."""
     ir_passes.InlinePass()(model)
+    # First, so that a weight which two branches lay out alike is laid out, stored and mapped into memory once.
+    ir_passes.CommonSubexpressionEliminationPass()(model)
     fold_constants(model, input_size_limit=_FOLDED_ELEMENTS, output_size_limit=_FOLDED_ELEMENTS)
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     fold_weight_layout(model.graph)

@@ -7,32 +7,36 @@ of activations nor the thresholds. Two pictures of different sizes tell a symbol
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from export.engine_reference import (
+    ENGINE_WORDS,
+    RecordingBackend,
+    References,
+    engine_pictures,
+    reference_options,
+)
 from export.precision import Precision
 from export.tolerances import RESULT_AGREEMENT, STAGE_TOLERANCES
 from export.verification_images import landscape
-from odise_rt.backends.base import Device, Stage, StageFacts
 from odise_rt.backends.ort import import_onnxruntime
-from odise_rt.bundle import Bundle
+from odise_rt.engine_check import Case
 from odise_rt.errors import ExportError
 from odise_rt.options import SegmentOptions
 from odise_rt.results import PanopticResult
 from odise_rt.segmenter import Segmenter
-from odise_rt.specs import ModelFacts, StageSpec
+from odise_rt.specs import STAGES, ModelFacts, StageSpec
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints import LoadedCheckpoint
 from training.torch_stages import TorchBackend, model_facts, torch_segmenter
 
 Arrays = Mapping[str, np.ndarray]
 
-VOCABULARIES = (
-    "sky; grass, meadow; house, building; window; sun; road, path; tree, trees; person; purple elephant balloon",
-    "sky; ground; tree",
-)
+VOCABULARIES = ENGINE_WORDS
 """Words for the two pictures, of different numbers."""
 
 
@@ -90,53 +94,6 @@ class ResultComparison:
     passed: bool
 
 
-class _Recording:
-    """A stage that keeps its first inputs and outputs."""
-
-    def __init__(self, stage: Stage, name: str, inputs: dict[str, Arrays], outputs: dict[str, Arrays]) -> None:
-        self._stage, self._name, self._inputs, self._outputs = stage, name, inputs, outputs
-
-    @property
-    def facts(self) -> StageFacts:
-        return self._stage.facts
-
-    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        outputs = self._stage.run(inputs)
-        if self._name not in self._inputs:
-            self._inputs[self._name] = {name: array.copy() for name, array in inputs.items()}
-            self._outputs[self._name] = {name: array.copy() for name, array in outputs.items()}
-        return outputs
-
-    def close(self) -> None:
-        self._stage.close()
-
-
-@dataclass
-class _RecordingBackend:
-    """PyTorch, with every stage recorded."""
-
-    inner: TorchBackend
-    inputs: dict[str, Arrays] = field(default_factory=dict)
-    outputs: dict[str, Arrays] = field(default_factory=dict)
-
-    @property
-    def device(self) -> Device:
-        return self.inner.device
-
-    @property
-    def description(self) -> str:
-        return self.inner.description
-
-    def windows_per_batch(self, side: int) -> int:
-        return self.inner.windows_per_batch(side)
-
-    def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
-        return self.inner.keeps_loaded(bundle, stage)
-
-    def load(self, bundle: Bundle, stage: str) -> _Recording:
-        return _Recording(self.inner.load(bundle, stage), stage, self.inputs, self.outputs)
-
-
 def example_pictures(facts: ModelFacts, photo: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Two pictures: one window exactly, and an odd size with two smaller windows that need resizing and padding.
 
@@ -170,10 +127,26 @@ def run_example(loaded: LoadedCheckpoint, pixels: np.ndarray, words: str) -> Exa
         windows_per_batch=2,
     )
     vocabulary = Vocabulary.parse(words)
-    backend = _RecordingBackend(TorchBackend(loaded.model))
+    backend = RecordingBackend(TorchBackend(loaded.model))
     with torch_segmenter(loaded.model, loaded.tokenizer_json, loaded.training_vocabulary, backend) as segmenter:
         result = segmenter.segment(pixels, vocabulary, options)
     return Example(pixels, vocabulary, options, result, backend.inputs, backend.outputs)
+
+
+def engine_references(loaded: LoadedCheckpoint) -> References:
+    """What PyTorch makes of the pictures that engines are compared on.
+
+    Args:
+        loaded: the model.
+    """
+    cases: dict[str, list[Case]] = {name: [] for name in STAGES}
+    for pixels, words in zip(engine_pictures(model_facts(loaded.model)), ENGINE_WORDS, strict=True):
+        backend = RecordingBackend(TorchBackend(loaded.model))
+        with torch_segmenter(loaded.model, loaded.tokenizer_json, loaded.training_vocabulary, backend) as segmenter:
+            segmenter.segment(pixels, Vocabulary.parse(words), reference_options(pixels))
+        for name, case in backend.cases().items():
+            cases[name].append(case)
+    return References(f"PyTorch {torch.__version__}", cases)
 
 
 def compare_stage(

@@ -20,10 +20,12 @@ from odise_rt.errors import (
     OdiseError,
     OptionsError,
     OutOfMemoryError,
+    VideoError,
     VocabularyError,
 )
 from odise_rt.options import SegmentOptions
-from odise_rt.results import Instance, PanopticResult, RunFacts, Segment
+from odise_rt.pipelines import pipeline
+from odise_rt.results import Candidate, Instance, PanopticResult, RunFacts, Segment
 from odise_rt.segmenter import MaskProposals, Segmenter
 from odise_rt.version import __version__
 from odise_rt.vocabulary import Vocabulary, VocabularyClass
@@ -32,6 +34,7 @@ __all__ = [
     "BackendError",
     "Bundle",
     "BundleError",
+    "Candidate",
     "ImageError",
     "InputError",
     "Instance",
@@ -45,8 +48,10 @@ __all__ = [
     "Segment",
     "SegmentOptions",
     "Segmenter",
+    "VideoError",
     "Vocabulary",
     "VocabularyClass",
     "VocabularyError",
     "__version__",
+    "pipeline",
 ]

@@ -107,13 +107,15 @@ class Bundle:
     """Whether the hashes were compared when the bundle was opened."""
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], verify: bool = True) -> Bundle:
+    def open(cls, path: str | os.PathLike[str], verify: bool = True, *, graphs: bool = True) -> Bundle:
         """Read and check a bundle.
 
         Args:
             path: the bundle's folder.
             verify: compare the SHA-256 of every listed file (about 1 GB/s for each core). Leave it on for bundles
                 from elsewhere; structure, version and paths are checked in any case.
+            graphs: whether the files of the stages must be there. Without them another server runs the stages (Triton),
+                and the bundle holds facts, constants and the tokenizer.
 
         Raises:
             BundleError: the folder is no bundle, is incomplete, altered, unsafe, or of another schema version.
@@ -121,10 +123,10 @@ class Bundle:
         root = Path(path)
         manifest, digest = _read_manifest(root)
         try:
-            bundle = cls._from_manifest(root, manifest, digest, verify)
+            bundle = cls._from_manifest(root, manifest, digest, verify, graphs)
         except RecursionError as exc:
             raise BundleError(f"{root / MANIFEST_NAME} is nested too deeply to be a manifest; {_REBUILD}") from exc
-        files = dict(bundle._listed_files())
+        files = dict(bundle._listed_files()) if graphs else dict(manifest["files"])
         for relative in files:
             _safe_path(root, relative)
         if verify:
@@ -132,7 +134,7 @@ class Bundle:
         return bundle
 
     @classmethod
-    def _from_manifest(cls, root: Path, manifest: dict[str, Any], digest: str, verify: bool) -> Bundle:
+    def _from_manifest(cls, root: Path, manifest: dict[str, Any], digest: str, verify: bool, graphs: bool) -> Bundle:
         name = _field(manifest, "name", str)
         precision = _field(manifest, "precision", str)
         if precision not in PRECISIONS:
@@ -145,7 +147,7 @@ class Bundle:
         if missing:
             raise BundleError(f"bundle {root} lacks the stages {missing}; {_REBUILD}")
         specs = stage_specs(facts)
-        entries = {s: _stage_entry(root, specs[s], _field(stages, s, dict)) for s in STAGES}
+        entries = {s: _stage_entry(root, specs[s], _field(stages, s, dict), graphs) for s in STAGES}
         words = _field(manifest, "training_vocabulary", list)
         if not all(isinstance(w, str) for w in words):
             raise BundleError(f"training_vocabulary in {MANIFEST_NAME} must be a list of words; {_REBUILD}")
@@ -275,18 +277,18 @@ def _hashes(data: Mapping[str, Any], where: str) -> dict[str, str]:
     return dict(data)
 
 
-def _stage_file(root: Path, stage: str, data: Mapping[str, Any]) -> StageFile:
+def _stage_file(root: Path, stage: str, data: Mapping[str, Any], present: bool) -> StageFile:
     relative = _field(data, "file", str)
     _hashes({relative: data.get("sha256")}, f"stage {stage}")
     extra = _hashes(_field(data, "extra_files", dict) if "extra_files" in data else {}, f"stage {stage}")
     weights = f"{relative}.data"
-    path = _safe_path(root, relative)
+    path = _safe_path(root, relative, present)
     if weights not in extra and (root / weights).exists():
         raise BundleError(f"{weights} lies beside its graph but {MANIFEST_NAME} has no hash for it; {_REBUILD}")
     return StageFile(path, data["sha256"], extra)
 
 
-def _stage_entry(root: Path, spec: StageSpec, data: Mapping[str, Any]) -> StageEntry:
+def _stage_entry(root: Path, spec: StageSpec, data: Mapping[str, Any], present: bool) -> StageEntry:
     written = StageSpec.from_dict(spec.name, data)
     if written != spec:
         raise BundleError(
@@ -294,18 +296,18 @@ def _stage_entry(root: Path, spec: StageSpec, data: Mapping[str, Any]) -> StageE
             f"expected {_signature(spec.inputs)} and {_signature(spec.outputs)}; {_REBUILD}"
         )
     variants = _field(data, "variants", dict) if "variants" in data else {}
-    files = {key: _stage_file(root, spec.name, _field(variants, key, dict)) for key in variants}
+    files = {key: _stage_file(root, spec.name, _field(variants, key, dict), present) for key in variants}
     parameters = data.get("parameters")
     count = parameters if isinstance(parameters, int) and not isinstance(parameters, bool) else None
-    return StageEntry(spec, _stage_file(root, spec.name, data), files, count, data.get("flops"))
+    return StageEntry(spec, _stage_file(root, spec.name, data, present), files, count, data.get("flops"))
 
 
 def _signature(tensors: tuple[Any, ...]) -> str:
     return ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in tensors)
 
 
-def _safe_path(root: Path, relative: str) -> Path:
-    """The file inside the bundle, or an error if the path would leave the folder or is no regular file."""
+def _safe_path(root: Path, relative: str, present: bool = True) -> Path:
+    """The file inside the bundle, or an error if the path would leave the folder or, if ``present``, is no file."""
     pure = PurePosixPath(relative)
     unsafe = (
         not relative
@@ -326,6 +328,6 @@ def _safe_path(root: Path, relative: str) -> Path:
         is_file = path.is_file()
     except (OSError, ValueError):  # e.g. a name that is too long
         is_file = False
-    if not is_file:
+    if present and not is_file:
         raise BundleError(f"bundle {root} lacks {relative}: incomplete copy? copy it again, or {_REBUILD}")
     return path

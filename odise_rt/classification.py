@@ -14,6 +14,8 @@ import numpy as np
 from odise_rt.specs import ModelFacts
 from odise_rt.text_embeddings import EmbeddedVocabulary, normalise
 
+BLOCK_BYTES = 16 << 20
+"""Bound on one temporary of :func:`name_queries`: a hundred masks and ten thousand words stay in one block."""
 EPSILON = np.float32(1e-8)
 """Added to every probability before the logarithm, so that none is log 0."""
 
@@ -40,6 +42,23 @@ class Classification:
     """float32 (Q, K): the mask classifier alone, over the K classes."""
     clip_log_probabilities: np.ndarray
     """float32 (Q, K): CLIP alone, over the K classes."""
+
+
+@dataclass(frozen=True)
+class MaskNames:
+    """What :func:`name_queries` finds for the Q masks of one image."""
+
+    probabilities: np.ndarray
+    """float32: (Q, K + 1), the last column "no object"; with ``unknown`` (Q, K + 2), "unknown" before it."""
+    classes: np.ndarray
+    """int64 (Q, N), N <= K: the best classes of each mask, best first. Zeros where "no object" is likeliest and not all
+    masks are ranked."""
+    scores: np.ndarray
+    """float32 (Q, N): their probabilities by both classifiers together."""
+    mask_scores: np.ndarray
+    """float32 (Q, N): their probabilities by the mask classifier alone, over the K classes."""
+    clip_scores: np.ndarray
+    """float32 (Q, N): their probabilities by CLIP alone, over the K classes."""
 
 
 def class_logits(embedding: np.ndarray, text: np.ndarray, first_word: np.ndarray, scale: float) -> np.ndarray:
@@ -114,6 +133,76 @@ def classify(
     probabilities += EPSILON
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     return Classification(probabilities, mask_log, clip_log)
+
+
+def name_queries(
+    masks: MaskEmbeddings,
+    words: EmbeddedVocabulary,
+    first_word: np.ndarray,
+    seen: np.ndarray,
+    facts: ModelFacts,
+    no_object_embedding: np.ndarray | None,
+    clip_weight_seen: float,
+    clip_weight_unseen: float,
+    *,
+    best: int = 5,
+    unknown: float | None = None,
+    rank_all: bool = False,
+) -> MaskNames:
+    """:func:`classify` and the best names of each mask, some masks at a time.
+
+    Beside the probabilities themselves, no array exceeds ``BLOCK_BYTES`` (or one row), however many words there are.
+
+    Args:
+        masks, words, first_word, seen, facts, no_object_embedding, clip_weight_seen, clip_weight_unseen: as for
+            :func:`classify`.
+        best: names to rank for each mask; fewer if there are fewer classes.
+        unknown: a mask whose best word is below this probability gives that probability to the class "unknown"
+            instead, and none to the words. "No object" keeps its own.
+        rank_all: rank the names of masks that are likeliest no object, too; they can still be instances.
+    """
+    queries, count = len(masks.mask), len(first_word)
+    best = min(best, count)
+    probabilities = np.zeros((queries, count + (1 if unknown is None else 2)), np.float32)
+    classes = np.zeros((queries, best), np.int64)
+    scores, mask_scores, clip_scores = (np.zeros((queries, best), np.float32) for _ in range(3))
+    step = max(1, BLOCK_BYTES // (4 * len(words.mask_text)))
+    for start in range(0, queries, step):
+        block = slice(start, min(start + step, queries))
+        objects = None if masks.object_logits is None else masks.object_logits[block]
+        found = classify(
+            MaskEmbeddings(masks.mask[block], masks.clip[block], objects),
+            words,
+            first_word,
+            seen,
+            facts,
+            no_object_embedding,
+            clip_weight_seen,
+            clip_weight_unseen,
+        )
+        probabilities[block, :count] = found.probabilities[:, :-1]
+        probabilities[block, -1] = found.probabilities[:, -1]
+        if best:
+            for row in np.flatnonzero(rank_all | (found.probabilities.argmax(axis=1) != count)):
+                ranked = _best(found.probabilities[row, :-1], best)
+                classes[start + row] = ranked
+                scores[start + row] = found.probabilities[row, ranked]
+                mask_scores[start + row] = np.exp(found.mask_log_probabilities[row, ranked])
+                clip_scores[start + row] = np.exp(found.clip_log_probabilities[row, ranked])
+    if unknown is not None:
+        likeliest = probabilities[:, :count].max(axis=1)
+        unnamed = likeliest < unknown
+        probabilities[unnamed, :count] = 0
+        probabilities[unnamed, count] = likeliest[unnamed]
+    return MaskNames(probabilities, classes, scores, mask_scores, clip_scores)
+
+
+def _best(values: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the largest values of a row, largest first; of equal ones the first, as argmax has it."""
+    least = np.partition(values, len(values) - count)[len(values) - count]
+    found = np.flatnonzero(values >= least)
+    ranked: np.ndarray = found[np.argsort(-values[found], kind="stable")[:count]]
+    return ranked
 
 
 def _void_probability(

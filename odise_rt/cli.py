@@ -2,12 +2,19 @@
 
     odise-rt segment photo.jpg --bundle out/odise-tiny --vocab "black pickup truck, pickup truck; blue sky, sky"
     odise-rt segment photos/ --bundle out/odise-tiny --vocab coco --out results
+    odise-rt segment clip.mp4 --bundle out/odise-tiny --vocab auto --unknown 0.3
+    odise-rt demo --bundle out/odise-tiny
     odise-rt inspect out/odise-tiny
     odise-rt doctor
     odise-rt labels ade20k
+    odise-rt serve out/odise-tiny --vocabulary coco
+    odise-rt export-triton out/odise-tiny --out models
+    odise-rt completion bash
 
-Exit codes: 0 all done, 1 an error, 2 some images could not be read (the others are done) or wrong usage, 130 stopped
-by Ctrl-C.
+With --json every command prints one JSON document on standard output; an error is {"error": {"type", "message"}}.
+
+Exit codes: 0 all done, 1 an error, 2 some files could not be read (the others are done) or wrong usage, 130 stopped
+by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -19,12 +26,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-from odise_rt.errors import OdiseError, OptionsError
+from odise_rt import segment_command
+from odise_rt.completion import SHELLS
+from odise_rt.demo import command as demo_command
+from odise_rt.errors import OdiseError
+from odise_rt.segment_command import BUNDLE_VARIABLE as BUNDLE_VARIABLE
 from odise_rt.version import __version__
-
-BUNDLE_VARIABLE = "ODISE_RT_BUNDLE"
 
 
 def run() -> None:
@@ -41,7 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    args = _parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args = make_parser().parse_args(arguments)
+    except _UsageError as exc:
+        exc.parser.print_usage(sys.stderr)
+        _fail(str(exc), "UsageError", "--json" in arguments)
+        raise SystemExit(2) from None
     level = logging.ERROR if args.quiet else logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True)
     try:
@@ -49,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except OdiseError as exc:
-        return _fail(str(exc))
+        return _fail(str(exc), type(exc).__name__, args.json)
     except KeyboardInterrupt:
-        print("odise-rt: stopped", file=sys.stderr)
+        print("odise-rt: stopped; the same command goes on where it was", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output is gone (`odise-rt labels lvis | head`); keep Python from complaining at exit.
@@ -59,25 +74,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as exc:
         name = f" {exc.filename}" if exc.filename else ""
-        return _fail(f"the file system refused{name}: {exc.strerror or exc}; free space or choose another folder")
+        message = f"the file system refused{name}: {exc.strerror or exc}; free space or choose another folder"
+        return _fail(message, type(exc).__name__, args.json)
 
 
-def _fail(message: str) -> int:
-    print(f"odise-rt: error: {' '.join(message.split())}", file=sys.stderr)
+def _fail(message: str, kind: str, as_json: bool) -> int:
+    message = " ".join(message.split())
+    print(f"odise-rt: error: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": {"type": kind, "message": message}}, ensure_ascii=False))
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="odise-rt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+class _UsageError(Exception):
+    def __init__(self, message: str, parser: argparse.ArgumentParser) -> None:
+        super().__init__(message)
+        self.parser = parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Leaves it to :func:`main` to tell of wrong usage, as JSON where that was asked for."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(message, self)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = _Parser(prog="odise-rt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"odise-rt {__version__}")
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="Print JSON on standard output instead of text.")
     common.add_argument("-v", "--verbose", action="store_true", help="Say on standard error what runs on what.")
     common.add_argument("-q", "--quiet", action="store_true", help="Show no progress and no warnings.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_segment(commands, common)
+    segment_command.add_parser(commands, common)
+    demo_command.add_parser(commands, common)
 
     inspect = commands.add_parser("inspect", parents=[common], help="Show what a bundle holds and check it.")
     inspect.add_argument("bundle", type=Path, metavar="BUNDLE", help="The bundle's folder.")
@@ -95,93 +127,41 @@ def _parser() -> argparse.ArgumentParser:
         "vocabulary", nargs="?", help="A built-in name, a .json or .txt file, or words. Without it: the built-in names."
     )
     labels.set_defaults(command=_labels)
+
+    from odise_rt.serve import command as serve_command
+    from odise_rt.serve.triton import command as triton_command
+
+    serve_command.add_parser(commands, common, BUNDLE_VARIABLE).set_defaults(command=_serve)
+    triton_command.add_parser(commands, common).set_defaults(command=_export_triton)
+
+    completion = commands.add_parser("completion", parents=[common], help="Print a script that completes commands.")
+    completion.add_argument("shell", choices=SHELLS, help="The shell that will read the script.")
+    completion.set_defaults(command=_completion)
     return parser
 
 
-def _add_segment(commands: Any, common: argparse.ArgumentParser) -> None:
-    from odise_rt.segment_command import FORMATS
+def _serve(args: argparse.Namespace) -> int:
+    from odise_rt.serve.command import run
 
-    parser = commands.add_parser("segment", parents=[common], help="Segment images, or the images of folders.")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="Image files, folders, or quoted patterns.")
     bundle = os.environ.get(BUNDLE_VARIABLE)
-    parser.add_argument(
-        "--bundle",
-        type=Path,
-        default=Path(bundle) if bundle else None,
-        help=f"The bundle's folder. Default: the environment variable {BUNDLE_VARIABLE}.",
-    )
-    parser.add_argument(
-        "--vocab",
-        action="append",
-        required=True,
-        metavar="WORDS",
-        help="Words ('truck, pickup; stuff: sky': ';' ends a class, ',' separates synonyms), a built-in name (coco, "
-        "ade20k, lvis), or a .json or .txt file. Several of them add up.",
-    )
-    parser.add_argument("--out", type=Path, default=Path("out"), help="Folder for the results. Default: out.")
-    parser.add_argument(
-        "--format",
-        default="overlay,json",
-        metavar="LIST",
-        help=f"What to write, separated by commas, of {', '.join(FORMATS)}. Default: overlay,json.",
-    )
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu or cuda. auto takes a GPU if one really works. Default: auto."
-    )
-    parser.add_argument("--threads", type=int, help="CPU threads inside an operator. Default: all usable cores.")
-    parser.add_argument("--low-memory", action="store_true", help="Hold one graph in memory at a time; slower.")
-    parser.add_argument("--no-verify", action="store_true", help="Skip the SHA-256 of the bundle's files.")
-    group = parser.add_argument_group("options of the model; the default is the bundle's")
-    group.add_argument("--object-mask-threshold", type=float, metavar="P", help="Least score of a mask.")
-    group.add_argument("--overlap-threshold", type=float, metavar="P", help="Least share of its mask a segment keeps.")
-    group.add_argument(
-        "--clip-weight-seen", type=float, metavar="W", help="CLIP's weight for classes seen in training."
-    )
-    group.add_argument("--clip-weight-unseen", type=float, metavar="W", help="CLIP's weight for other classes.")
-    group.add_argument("--short-edge", type=int, metavar="PIXELS", help="Shorter image edge inside the network.")
-    group.add_argument("--long-edge", type=int, metavar="PIXELS", help="Bound on the longer edge.")
-    group.add_argument("--max-pixels", type=int, metavar="N", help="Refuse larger images. Default: 64 megapixels.")
-    parser.set_defaults(command=_segment)
+    return run(args, args.bundle or (Path(bundle) if bundle else None), lambda line: print(line, flush=True))
 
 
-def _segment(args: argparse.Namespace) -> int:
-    from odise_rt.segment_command import segment_images
+def _export_triton(args: argparse.Namespace) -> int:
+    from odise_rt.serve.triton.command import run
 
-    if args.bundle is None:
-        raise OptionsError(f"no bundle was named: pass --bundle FOLDER or set {BUNDLE_VARIABLE}")
-    outcome = segment_images(args)
-    total = len(outcome.done) + len(outcome.failed)
-    if args.json:
-        broken = [{"image": str(path), "error": message} for path, message in outcome.failed]
-        print(json.dumps({"images": outcome.done, "failed": broken}, indent=1, ensure_ascii=False))
-    elif total > 1:
-        print(f"{len(outcome.done)} of {total} images segmented; results in {args.out}")
-    elif outcome.done:
-        _print_image(outcome.done[0])
-    if outcome.failed:
-        print(f"odise-rt: {len(outcome.failed)} of {total} images could not be segmented:", file=sys.stderr)
-        for _, message in outcome.failed:
-            print(f"  {' '.join(message.split())}", file=sys.stderr)
-    return 2 if outcome.failed else 0
-
-
-def _print_image(done: dict[str, Any]) -> None:
-    facts, segments = done["facts"], done["segments"]
-    print(f"{len(segments)} segments in {facts['seconds']['total']:.2f} s on {facts['engine']}")
-    for segment in sorted(segments, key=lambda s: -s["area"]):
-        share = 100 * segment["area"] / (done["height"] * done["width"])
-        kind = "thing" if segment["isthing"] else "stuff"
-        print(f"  {segment['id']:>4}  {kind}  {segment['score']:.2f}  {share:5.1f} %  {segment['label']}")
-    for path in done["files"]:
-        print(path)
+    return run(args, print)
 
 
 def _inspect(args: argparse.Namespace) -> int:
     from odise_rt.bundle import Bundle
+    from odise_rt.engine_listing import engine_lines, list_engines
 
     bundle = Bundle.open(args.bundle, verify=not args.no_verify)
+    engines = list_engines(bundle)
     if args.json:
-        print(json.dumps(bundle.manifest | {"verified": bundle.verified, "digest": bundle.digest}, indent=1))
+        extra = {"verified": bundle.verified, "digest": bundle.digest, "engines": engines}
+        print(json.dumps(bundle.manifest | extra, indent=1))
         return 0
     facts = bundle.facts
     print(f"{bundle.name}: {facts.variant} variant, {bundle.precision}, {bundle.root}")
@@ -201,6 +181,10 @@ def _inspect(args: argparse.Namespace) -> int:
         print(f"  {name:<14}{count:>14}{size:>9.1f}  {' -> '.join(sides)}")
         for variant in entry.variants:
             print(f"  {'':<14}{'':>14}{'':>9}  also for {variant}")
+    if engines:
+        print(f"  {len(engines)} engines for GPUs")
+    for line in engine_lines(engines):
+        print(f"    {line}")
     return 0
 
 
@@ -228,4 +212,12 @@ def _labels(args: argparse.Namespace) -> int:
         return 0
     for index, entry in enumerate(vocabulary):
         print(f"{index:>6}  {'thing' if entry.isthing else 'stuff'}  {', '.join(entry.words)}")
+    return 0
+
+
+def _completion(args: argparse.Namespace) -> int:
+    from odise_rt.completion import completion_script
+
+    script = completion_script(make_parser(), args.shell)
+    print(json.dumps({"shell": args.shell, "script": script}) if args.json else script)
     return 0

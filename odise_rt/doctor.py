@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from odise_rt.backends.machine import this_machine
+from odise_rt.engine_listing import engine_lines, list_engines
 from odise_rt.errors import OdiseError
 from odise_rt.version import __version__
 
@@ -21,7 +23,8 @@ def examine(bundles: Iterable[Path] = ()) -> dict[str, Any]:
 
     Returns:
         ``packages`` and ``engines`` (name to version or ``None``), ``devices`` (name to ``"works"`` or why not),
-        ``bundles`` (path to what is wrong, ``None`` if nothing is), and ``ready``: whether a device works and every
+        ``gpu`` (its name, or why there is none), ``bundles`` (path to what is wrong, ``None`` if nothing is, and to its
+        engines with whether they fit), and ``ready``: whether a device works and every
         bundle is sound.
     """
     devices = _devices()
@@ -40,6 +43,7 @@ def examine(bundles: Iterable[Path] = ()) -> dict[str, Any]:
         "packages": packages,
         "engines": {name: _version(name) for name in ENGINES},
         "devices": devices,
+        "gpu": _gpu(),
         "bundles": checked,
         "ready": ready,
     }
@@ -56,10 +60,12 @@ def report(findings: dict[str, Any]) -> str:
         lines += [f"  {name:<30}{version or 'not installed'}" for name, version in findings[title].items()]
     lines.append("devices:")
     lines += [f"  {name:<30}{state}" for name, state in findings["devices"].items()]
+    lines.append(f"  {'GPU':<30}{findings['gpu']}")
     if findings["bundles"]:
         lines.append("bundles:")
     for path, entry in findings["bundles"].items():
         lines.append(f"  {path}: {entry['problem'] or entry['summary']}")
+        lines += [f"    {line}" for line in engine_lines(entry["engines"])]
     lines.append("ready" if findings["ready"] else "not ready: see above")
     return "\n".join(lines)
 
@@ -69,6 +75,12 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _gpu() -> str:
+    """The device that TensorRT would use, or why there is none."""
+    machine = this_machine()
+    return f"{machine.gpu}, compute capability {machine.compute_capability}" if machine.gpu else str(machine.no_gpu)
 
 
 def _devices() -> dict[str, str]:
@@ -89,10 +101,10 @@ def _bundle(path: Path, devices: dict[str, str]) -> dict[str, Any]:
     try:
         bundle = Bundle.open(path)
     except OdiseError as exc:
-        return {"problem": str(exc), "summary": None}
+        return {"problem": str(exc), "summary": None, "engines": []}
     working = [name for name, state in devices.items() if state == "works"]
     where = f"fits {', '.join(working)}" if working else "no engine here can run it"
-    engines = sorted({variant for entry in bundle.stages.values() for variant in entry.variants})
-    extra = f"; engines of its own: {', '.join(engines)}" if engines else ""
+    variants = sorted({variant for entry in bundle.stages.values() for variant in entry.variants})
+    extra = f"; graphs of its own for {', '.join(variants)}" if variants else ""
     summary = f"{bundle.name}, {bundle.facts.variant}, {bundle.precision}: all files match, {where}{extra}"
-    return {"problem": None, "summary": summary}
+    return {"problem": None, "summary": summary, "engines": list_engines(bundle)}

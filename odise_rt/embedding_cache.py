@@ -1,4 +1,4 @@
-"""Text embeddings on disk: one file for each word list, found by content hash, bounded in size.
+"""Text embeddings on disk: one file for each list of prompts, found by content hash, bounded in size.
 
 A file is an uncompressed ``.npz`` (its CRCs reveal damage) under ``<cache>/text/<model>/<key>.npz``, where the model
 part is a hash of the text encoder's graph and the tokenizer. Files are written beside and renamed. The least recently
@@ -26,9 +26,10 @@ logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "ODISE_RT_CACHE"
 """Environment variable for the folder; an empty value turns the cache off."""
-DEFAULT_MAX_BYTES = 512 << 20
-MAX_FILES_SEARCHED = 16
-"""Word lists of the same model in which single words are looked for."""
+DEFAULT_MAX_BYTES = 1 << 30
+"""Room for a lexicon of 200,000 words at full size (4 KB a word) beside others."""
+MAX_FILES_SEARCHED = 512
+"""Lists of the same model in which single words are looked for: five lexicons of 100,000 words."""
 
 _READ_ERRORS = (OSError, ValueError, KeyError, EOFError, SyntaxError, MemoryError, zipfile.BadZipFile, zlib.error)
 
@@ -56,6 +57,17 @@ class EmbeddingCache:
         self._folder = self._root / model_key
         self._max_bytes = max_bytes
 
+    def holds(self, size: int) -> bool:
+        """Whether so many bytes of embeddings fit; if not, storing them would only push themselves out."""
+        if size <= self._max_bytes:
+            return True
+        logger.warning(
+            "text cache: %d MB of embeddings exceed its bound of %d MB; they are encoded anew by every process",
+            size >> 20,
+            self._max_bytes >> 20,
+        )
+        return False
+
     def load(self, key: str, columns: Mapping[str, int], count: int) -> dict[str, np.ndarray] | None:
         """The embeddings of one word list.
 
@@ -82,6 +94,8 @@ class EmbeddingCache:
         for path in self._recent()[:MAX_FILES_SEARCHED]:
             if not missing:
                 break
+            if missing.isdisjoint(self._read_prompts(path, columns)):
+                continue
             stored = self._read(path, columns)
             if stored is None:
                 continue
@@ -109,6 +123,17 @@ class EmbeddingCache:
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.npz"
+
+    def _read_prompts(self, path: Path, columns: Mapping[str, int]) -> list[str]:
+        """The prompts of a file with these columns; none if it cannot be read."""
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                if set(columns) <= set(stored.files):
+                    prompts: list[str] = json.loads(stored["prompts"].tobytes())
+                    return prompts
+        except _READ_ERRORS:
+            pass  # a file that is asked for by its name is examined, and discarded if it is damaged
+        return []
 
     def _read(self, path: Path, columns: Mapping[str, int]) -> tuple[list[str], dict[str, np.ndarray]] | None:
         try:

@@ -3,6 +3,8 @@
 OdiseError
 ├── InputError         an image, vocabulary or option given by the caller
 │   ├── ImageError
+│   │   └── ImageTooLargeError
+│   ├── VideoError
 │   ├── VocabularyError
 │   └── OptionsError
 ├── ConfigError        a model configuration that contradicts itself
@@ -28,6 +30,14 @@ class InputError(OdiseError, ValueError):
 
 class ImageError(InputError):
     """Not an image, a broken one, or one outside the accepted sizes."""
+
+
+class ImageTooLargeError(ImageError):
+    """An image with more pixels than are accepted."""
+
+
+class VideoError(InputError):
+    """Not a video, a broken one, or one whose frames are outside the accepted sizes."""
 
 
 class VocabularyError(InputError):

@@ -15,6 +15,8 @@ OUTPUTS: tuple[Output, ...] = ("panoptic", "semantic", "instance")
 
 DEFAULT_MAX_PIXELS = 64_000_000
 """Largest accepted image: 64 megapixels are 192 MB decoded, more than any model input needs."""
+MAX_EXPLAIN = 100
+"""Most candidates that a segment can carry."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class SegmentOptions:
     0.35 caption)."""
     clip_weight_unseen: float | None = None
     """The same for other classes. ``None``: the model's (0.7 label, 0.65 caption)."""
+    unknown: float | None = None
+    """A mask whose best word does not reach this probability is called "unknown", in [0, 1]. ``None``: every mask gets
+    its best word, however unlikely. See :meth:`odise_rt.Vocabulary.with_unknown`."""
+    explain: int = 5
+    """Best names that every segment carries as :attr:`odise_rt.Segment.candidates`, 0 to 100."""
     instances_per_image: int | None = None
     """Instance: the best pairs of mask and class that are kept. ``None``: the model's (100)."""
     short_edge: int | None = None
@@ -57,10 +64,13 @@ class SegmentOptions:
             raise OptionsError(f"outputs has {unknown}: expected some of {list(OUTPUTS)}")
         ordered = tuple(o for o in OUTPUTS if o == "panoptic" or o in self.outputs)
         object.__setattr__(self, "outputs", ordered)
-        for name in ("object_mask_threshold", "overlap_threshold", "clip_weight_seen", "clip_weight_unseen"):
+        for name in ("object_mask_threshold", "overlap_threshold", "clip_weight_seen", "clip_weight_unseen", "unknown"):
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 <= value <= 1):
-                raise OptionsError(f"{name} is {value!r}: expected a number in [0, 1], or None for the model's")
+                otherwise = "to name every mask" if name == "unknown" else "for the model's"
+                raise OptionsError(f"{name} is {value!r}: expected a number in [0, 1], or None {otherwise}")
+        if not isinstance(self.explain, int) or isinstance(self.explain, bool) or not 0 <= self.explain <= MAX_EXPLAIN:
+            raise OptionsError(f"explain is {self.explain!r}: expected a whole number from 0 to {MAX_EXPLAIN}")
         for name in ("instances_per_image", "short_edge", "long_edge", "windows_per_batch", "max_pixels"):
             value = getattr(self, name)
             if value is None and name != "max_pixels":
@@ -97,6 +107,8 @@ class SegmentOptions:
             overlap_threshold=float(values["overlap_threshold"]),
             clip_weight_seen=float(values["clip_weight_seen"]),
             clip_weight_unseen=float(values["clip_weight_unseen"]),
+            unknown=None if self.unknown is None else float(self.unknown),
+            explain=self.explain,
             instances_per_image=int(values["instances_per_image"]),
             short_edge=int(values["short_edge"]),
             long_edge=int(values["long_edge"]),
@@ -114,6 +126,8 @@ class ResolvedOptions:
     overlap_threshold: float
     clip_weight_seen: float
     clip_weight_unseen: float
+    unknown: float | None
+    explain: int
     instances_per_image: int
     short_edge: int
     long_edge: int

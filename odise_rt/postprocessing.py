@@ -22,6 +22,10 @@ BAND_PIXELS = 1 << 18
 """Pixels of a mask at a time: 1 MB of float32 stays in a core's cache."""
 BLOCK = 8
 """Cells of the mask logits that share one bound."""
+MANY_CLASSES = 4096
+"""Above so many classes, the semantic map leaves out those that cannot win."""
+BEST_OF_A_MASK = 16
+"""Classes that are kept for each mask then."""
 _SAFETY = np.float32(1e-4)
 """Slack on the bounds for rounding, in units of score; orders above what float32 can lose here."""
 
@@ -40,7 +44,7 @@ class MergedSegment:
     """Left, top, right, bottom in pixels; right and bottom are exclusive."""
     isthing: bool
     query: int
-    """The mask that it comes from; of joined stuff masks, the first one."""
+    """The mask that it comes from; of joined stuff masks, the one with the best score."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,10 @@ def merge_panoptic(
             if not isthing[label]:
                 stuff_ids[label] = identifier
         ids[position] = identifier
-        best[identifier] = max(best.get(identifier, 0.0), float(scores[query]))
+        score = float(scores[query])
+        if score > best.setdefault(identifier, score):
+            best[identifier] = score
+            found[identifier - 1] = (int(query), label)
     np.take(ids, owner, out=segment_map, mode="wrap")  # -1, no mask, wraps to the last entry
     boxes, areas = boxes_and_areas(segment_map, len(found))
     segments = [
@@ -366,16 +373,55 @@ def semantic_map(mask_logits: np.ndarray, probabilities: np.ndarray, resizer: Ma
         int32 (h, w), class indices.
     """
     height, width = resizer.size
-    queries, classes = len(mask_logits), probabilities.shape[1] - 1
+    table = _ClassTable(probabilities[:, :-1])
     result = np.empty((height, width), np.int32)
-    step = max(1, 8 * BAND_PIXELS // (width * max(queries, classes)))
+    step = max(1, 8 * BAND_PIXELS // (width * max(len(mask_logits), table.width)))
     for start in range(0, height, step):
         rows = slice(start, min(start + step, height))
         masks = sigmoid(resizer(mask_logits, rows, slice(0, width)))
         # Pixels first: argmax over the last axis is many times faster than over the first.
-        per_pixel = masks.reshape(queries, -1).T @ probabilities[:, :-1]  # (rows * w, K)
-        result[rows] = per_pixel.argmax(axis=1).reshape(-1, width)
+        result[rows] = table.best(masks.reshape(len(masks), -1).T).reshape(-1, width)
     return result
+
+
+class _ClassTable:
+    """The best class for each of many pixels; of a large vocabulary only the classes that can win are computed.
+
+    Classes that are among the best of no mask are left out. What they could reach at a pixel is bounded by the sum over
+    masks of the mask probability times the largest probability left out; where no kept class exceeds that, all are
+    computed. So the result is exact.
+    """
+
+    def __init__(self, probabilities: np.ndarray) -> None:
+        """Prepare for float32 (Q, K)."""
+        self._all = probabilities
+        self._kept: np.ndarray | None = None
+        classes = probabilities.shape[1]
+        if classes > max(MANY_CLASSES, BEST_OF_A_MASK * len(probabilities)):
+            best = np.argpartition(probabilities, classes - BEST_OF_A_MASK, axis=1)[:, -BEST_OF_A_MASK:]
+            self._kept = np.unique(best)
+            left_out = np.ones(classes, bool)
+            left_out[self._kept] = False
+            self._columns = np.ascontiguousarray(probabilities[:, self._kept])
+            self._largest_left_out = probabilities[:, left_out].max(axis=1)
+        self.width = classes if self._kept is None else len(self._kept)
+        """Values that are computed for a pixel."""
+
+    def best(self, masks: np.ndarray) -> np.ndarray:
+        """Class indices, int (pixels,), for mask probabilities float32 (pixels, Q)."""
+        if self._kept is None:
+            found: np.ndarray = (masks @ self._all).argmax(axis=1)
+            return found
+        scores = masks @ self._columns
+        winner = scores.argmax(axis=1)
+        bound = masks @ self._largest_left_out
+        classes: np.ndarray = self._kept[winner]
+        unsure = np.flatnonzero(scores[np.arange(len(winner)), winner] <= bound * (1 + _SAFETY) + _SAFETY**2)
+        step = max(1, 8 * BAND_PIXELS // self._all.shape[1])
+        for start in range(0, len(unsure), step):
+            some = unsure[start : start + step]
+            classes[some] = (masks[some] @ self._all).argmax(axis=1)
+        return classes
 
 
 # ---- instance --------------------------------------------------------------------------------------------------------
@@ -386,8 +432,9 @@ def find_instances(
 ) -> list[InstanceMask]:
     """The best pairs of mask and thing class.
 
-    The ``count`` best pairs over all classes are taken, then those of thing classes are kept. The mask is where the
-    logit is positive; the score is the class probability times the mean mask probability there.
+    The ``count`` best pairs over all classes are taken, then those of thing classes with a probability above 0 are
+    kept. The mask is where the logit is positive; the score is the class probability times the mean mask probability
+    there.
 
     Args:
         mask_logits: float32 (Q, mh, mw).
@@ -399,18 +446,31 @@ def find_instances(
     Returns:
         The instances, best first.
     """
-    flat = probabilities[:, :-1].ravel()
-    count = min(count, flat.size)
-    best = np.argpartition(-flat, count - 1)[:count]
-    queries, labels = np.divmod(best, probabilities.shape[1] - 1)
-    things = isthing[labels]
-    best, queries, labels = best[things], queries[things], labels[things]
+    queries, labels = _best_pairs(probabilities[:, :-1], count)
+    pairs = probabilities[queries, labels]
+    # A pair of probability 0 is a word that was taken from a mask which no word fits.
+    things = isthing[labels] & (pairs > 0)
+    pairs, queries, labels = pairs[things], queries[things], labels[things]
     masks = {int(q): _binary_mask(mask_logits[q], resizer) for q in np.unique(queries)}
     instances = []
-    for pair, query, label in zip(best, queries, labels, strict=True):
+    for pair, query, label in zip(pairs, queries, labels, strict=True):
         mean, box, area, bits = masks[int(query)]
-        instances.append(InstanceMask(int(label), float(flat[pair] * mean), box, area, int(query), bits))
+        instances.append(InstanceMask(int(label), float(pair * mean), box, area, int(query), bits))
     return sorted(instances, key=lambda i: -i.score)
+
+
+def _best_pairs(probabilities: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Masks and classes of the ``count`` largest probabilities (Q, K), in no order."""
+    classes = probabilities.shape[1]
+    if classes <= max(MANY_CLASSES, count):
+        flat = probabilities.ravel()
+        count = min(count, flat.size)
+        return np.divmod(np.argpartition(-flat, count - 1)[:count], classes)
+    # The best pairs are among the best of each mask: no copy of the whole is made.
+    columns = np.stack([np.argpartition(row, classes - count)[-count:] for row in probabilities])
+    values = np.take_along_axis(probabilities, columns, axis=1).ravel()
+    best = np.argpartition(-values, count - 1)[:count]
+    return best // count, columns.ravel()[best]
 
 
 def _binary_mask(logits: np.ndarray, resizer: MaskResizer) -> tuple[float, tuple[int, int, int, int], int, np.ndarray]:

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Union
 
 import numpy as np
 
-from odise_rt.errors import ImageError, OdiseError
+from odise_rt.errors import ImageError, ImageTooLargeError, OdiseError
 from odise_rt.options import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def load_image(image: ImageLike, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
             reason = getattr(exc, "strerror", None) or exc
             raise ImageError(f"cannot read the image {path} ({reason}): check the path") from exc
     if hasattr(image, "read"):
-        return _from_file(image, "the open file", max_pixels)
+        name = getattr(image, "name", None)
+        return _from_file(image, name if isinstance(name, str) else "the open file", max_pixels)
     raise ImageError(
         f"an image came as {type(image).__name__}: expected a path, encoded bytes, a PIL image, or a numpy array of "
         "dtype uint8 and shape (h, w, 3)"
@@ -130,7 +131,7 @@ def _from_file(file: IO[bytes], name: str, max_pixels: int) -> np.ndarray:
     try:
         opened = Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        raise ImageError(
+        raise ImageTooLargeError(
             f"{name} has more pixels than Pillow accepts ({exc}): scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS "
             "as well as max_pixels"
         ) from exc
@@ -187,7 +188,7 @@ def _check_size(width: int, height: int, max_pixels: int, name: str) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"{name} has no pixels ({width} x {height}): expected at least 1 x 1")
     if width * height > max_pixels:
-        raise ImageError(
+        raise ImageTooLargeError(
             f"{name} has {width} x {height} = {width * height / 1e6:.1f} megapixels, at most {max_pixels / 1e6:.1f} "
             "are accepted: scale it down, or raise max_pixels in SegmentOptions"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,28 @@ Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """One name that a segment might have, and what each classifier thinks of it."""
+
+    label: str
+    """Name of the class."""
+    class_index: int
+    """Position of the class in the vocabulary."""
+    score: float
+    """Probability of the class in [0, 1] by both classifiers together and "no object"; the segment's score is the best
+    candidate's."""
+    mask_score: float
+    """Probability in [0, 1] by the mask classifier alone (diffusion features), among the classes of the vocabulary."""
+    clip_score: float
+    """Probability in [0, 1] by CLIP alone, among the classes of the vocabulary."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        scores = {name: round(getattr(self, name), 6) for name in ("score", "mask_score", "clip_score")}
+        return {"label": self.label, "class_index": self.class_index, **scores}
+
+
+@dataclass(frozen=True)
 class Segment:
     """One segment of a panoptic result."""
 
@@ -35,13 +57,36 @@ class Segment:
     class_index: int
     """Position of the class in the vocabulary."""
     score: float
-    """Probability of the class in [0, 1]; of joined stuff masks, the best one's."""
+    """Probability of the class in [0, 1]; of joined stuff masks, the best one's; if unknown, that of the best word."""
     area: int
     """Pixels."""
     box: Box
     """Left, top, right, bottom in pixels; right and bottom are exclusive."""
     isthing: bool
     """True for one object, false for all of a stuff class."""
+    unknown: bool = False
+    """Whether no word reached the probability that was asked for; the label is then "unknown"."""
+    candidates: tuple[Candidate, ...] = ()
+    """The best names, best first: as many as ``SegmentOptions.explain`` says and the vocabulary has. Of joined stuff
+    masks, the best one's."""
+    track_id: int | None = None
+    """In a video: the same number for the same thing, or the same stuff class, in every frame."""
+
+    def to_dict(self, explain: bool = False) -> dict[str, Any]:
+        """Plain JSON types; with ``candidates`` if they are asked for."""
+        data: dict[str, Any] = {
+            "id": self.id,
+            "label": self.label,
+            "class_index": self.class_index,
+            "score": round(self.score, 6),
+            "area": self.area,
+            "box": list(self.box),
+            "isthing": self.isthing,
+            "unknown": self.unknown,
+        }
+        if self.track_id is not None:
+            data["track_id"] = self.track_id
+        return data | {"candidates": [c.to_dict() for c in self.candidates]} if explain else data
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +104,9 @@ class Instance:
     """Height and width of the image."""
     bits: np.ndarray
     """uint8: the mask inside its box, row by row, eight pixels a byte."""
+    candidates: tuple[Candidate, ...] = ()
+    """The best names of the mask, best first, as for a :class:`Segment`. The label need not be the first of them, as
+    one mask may be several instances."""
 
     @property
     def mask(self) -> np.ndarray:
@@ -98,12 +146,16 @@ class RunFacts:
     """Every option with its value."""
     seconds: Mapping[str, float]
     """Wall-clock seconds of each step."""
+    windows_per_batch: int = 0
+    """Windows that were run at a time; fewer than the engine prefers if memory ran out."""
+    notes: tuple[str, ...] = ()
+    """What went another way than planned, for people."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         data = dataclasses.asdict(self)
         data["seconds"] = {k: round(v, 6) for k, v in self.seconds.items()}
-        for key in ("image_size", "network_size", "stages"):
+        for key in ("image_size", "network_size", "stages", "notes"):
             data[key] = list(data[key])
         return data
 
@@ -117,6 +169,7 @@ class PanopticResult:
     segments: tuple[Segment, ...]
     """In order of their ids."""
     vocabulary: Vocabulary
+    """As given; with the option ``unknown``, its :attr:`~odise_rt.Vocabulary.with_unknown`."""
     facts: RunFacts
     semantic_map: np.ndarray | None = None
     """int32 (h, w) class indices, if asked for."""
@@ -140,15 +193,16 @@ class PanopticResult:
         """The data set's id of a class, or its position counted from 1 if the vocabulary has no ids."""
         return category_ids(self.vocabulary)[class_index]
 
-    def to_dict(self, rle_masks: bool = False) -> dict[str, Any]:
+    def to_dict(self, rle_masks: bool = False, explain: bool = False) -> dict[str, Any]:
         """Plain JSON types: size, segments and facts; instances if there are any.
 
         Args:
             rle_masks: add the mask of each segment as COCO run-length encoding.
+            explain: add the best names of each segment with both classifiers' scores.
         """
         segments = []
         for segment in self.segments:
-            entry = dataclasses.asdict(segment) | {"score": round(segment.score, 6), "box": list(segment.box)}
+            entry = segment.to_dict(explain)
             if rle_masks:
                 entry["rle"] = rle.encode(self.mask(segment))
             segments.append(entry)
@@ -225,11 +279,41 @@ class PanopticResult:
             for s in self.segments
         ]
 
-    def overlay(self, image: ImageLike, legend: bool = True) -> Image.Image:
+    def to_supervision(self) -> Any:
+        """``supervision.Detections``; see :func:`odise_rt.interchange.supervision_detections`."""
+        from odise_rt import interchange
+
+        return interchange.supervision_detections(self)
+
+    def to_labelme(self, image_path: str, tolerance: float = 1.0) -> dict[str, Any]:
+        """LabelMe's JSON with polygons.
+
+        Args:
+            image_path: of the image, relative to the file that the JSON will be saved in.
+            tolerance: how far in pixels outlines may be simplified; 0 keeps the mask exactly.
+        """
+        from odise_rt import interchange
+
+        return interchange.labelme_document(self, image_path, tolerance)
+
+    def to_cvat(self, file_name: str, tolerance: float = 1.0) -> str:
+        """The ``<image>`` element of CVAT's "images 1.1" XML; :func:`odise_rt.interchange.cvat_document` joins them.
+
+        Args:
+            file_name: the image's name in CVAT's task.
+            tolerance: how far in pixels outlines may be simplified; 0 keeps the mask exactly.
+        """
+        from odise_rt import interchange
+
+        return interchange.cvat_image(self, file_name, tolerance)
+
+    def overlay(
+        self, image: ImageLike, legend: bool = True, colours: Sequence[tuple[int, int, int]] | None = None
+    ) -> Image.Image:
         """The image with coloured segments, outlines, labels and a legend; see :func:`odise_rt.visualize.overlay`."""
         from odise_rt import visualize
 
-        return visualize.overlay(image, self, legend=legend)
+        return visualize.overlay(image, self, legend=legend, colours=colours)
 
 
 def category_ids(vocabulary: Vocabulary) -> tuple[int, ...]:

@@ -1,231 +1,327 @@
-"""``odise-rt segment``: images in, result files out, one image at a time."""
+"""``odise-rt segment``: images, folders and videos in, result files out; resumable, one at a time or on Ray."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
-import glob
+import json
 import operator
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from odise_rt.errors import ImageError, OptionsError
-from odise_rt.files import atomic_writer, write_json
+from odise_rt.errors import OptionsError
+from odise_rt.result_files import FORMATS, parse_formats
 
 if TYPE_CHECKING:
-    from odise_rt.results import PanopticResult
+    from odise_rt.batch import Job, Record
+    from odise_rt.inputs import Input
+    from odise_rt.run_log import RunLog
     from odise_rt.segmenter import Segmenter
     from odise_rt.vocabulary import Vocabulary
 
-FORMATS = ("overlay", "json", "rle", "png", "coco", "semantic")
+BUNDLE_VARIABLE = "ODISE_RT_BUNDLE"
+MODEL_OPTIONS = (
+    "object_mask_threshold",
+    "overlap_threshold",
+    "clip_weight_seen",
+    "clip_weight_unseen",
+    "unknown",
+    "short_edge",
+    "long_edge",
+    "max_pixels",
+)
+"""Arguments that go into :class:`odise_rt.SegmentOptions` under their own names."""
 _PROMPTS_WORTH_A_BAR = 256
 
 
-@dataclass
-class Outcome:
-    """What became of the images of one run."""
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to the subparsers of ``odise-rt``."""
+    parser = commands.add_parser("segment", parents=[common], help="Segment images, folders of images, or videos.")
+    parser.add_argument("images", nargs="+", metavar="INPUT", help="Image or video files, folders, or quoted patterns.")
+    bundle = os.environ.get(BUNDLE_VARIABLE)
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        default=Path(bundle) if bundle else None,
+        help=f"The bundle's folder. Default: the environment variable {BUNDLE_VARIABLE}.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("out"), help="Folder for the results. Default: out.")
+    parser.add_argument(
+        "--format",
+        default="overlay,json",
+        metavar="LIST",
+        help=f"What to write, separated by commas, of {', '.join(FORMATS)}. Default: overlay,json.",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu or cuda. auto takes a GPU if one really works. Default: auto."
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads inside an operator. Default: all usable cores.")
+    parser.add_argument("--low-memory", action="store_true", help="Hold one graph in memory at a time; slower.")
+    parser.add_argument("--no-verify", action="store_true", help="Skip the SHA-256 of the bundle's files.")
+    _add_words(parser.add_argument_group("words"))
+    _add_batch(parser.add_argument_group("many files"))
+    group = parser.add_argument_group("options of the model; the default is the bundle's")
+    group.add_argument("--object-mask-threshold", type=float, metavar="P", help="Least score of a mask.")
+    group.add_argument("--overlap-threshold", type=float, metavar="P", help="Least share of its mask a segment keeps.")
+    group.add_argument(
+        "--clip-weight-seen", type=float, metavar="W", help="CLIP's weight for classes seen in training."
+    )
+    group.add_argument("--clip-weight-unseen", type=float, metavar="W", help="CLIP's weight for other classes.")
+    group.add_argument("--short-edge", type=int, metavar="PIXELS", help="Shorter image edge inside the network.")
+    group.add_argument("--long-edge", type=int, metavar="PIXELS", help="Bound on the longer edge.")
+    group.add_argument("--max-pixels", type=int, metavar="N", help="Refuse larger images. Default: 64 megapixels.")
+    parser.set_defaults(command=segment)
 
-    done: list[dict[str, Any]] = field(default_factory=list)
-    """For each image: its file, the files written, and :meth:`PanopticResult.to_dict`."""
-    failed: list[tuple[Path, str]] = field(default_factory=list)
-    """Images that could not be used, and why."""
+
+def _add_words(group: Any) -> None:
+    group.add_argument(
+        "--vocab",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="Words ('truck, pickup; stuff: sky': ';' ends a class, ',' separates synonyms), a built-in name (coco, "
+        "ade20k, lvis; auto for all of them as one lexicon), or a .json or .txt file. Several of them add up.",
+    )
+    group.add_argument(
+        "--lexicon",
+        type=Path,
+        metavar="FILE",
+        help="A lexicon of up to 100,000 nouns in place of that of --vocab auto.",
+    )
+    group.add_argument(
+        "--unknown",
+        type=float,
+        metavar="P",
+        help='Call a segment "unknown" where no word reaches this probability. Default: every segment gets a word.',
+    )
+    group.add_argument(
+        "--explain",
+        action="store_true",
+        help="Add the five best names of every segment with both classifiers' scores to the JSON and the printed list.",
+    )
 
 
-def segment_images(args: argparse.Namespace) -> Outcome:
-    """Run the command with parsed arguments; images that cannot be read do not stop the others."""
-    from tqdm import tqdm
+def _add_batch(group: Any) -> None:
+    group.add_argument("--recursive", action="store_true", help="Search the folders inside folders too.")
+    group.add_argument("--overwrite", action="store_true", help="Do again what an earlier run has finished.")
+    group.add_argument("--every", type=int, default=1, metavar="N", help="Of a video, each n-th frame. Default: 1.")
+    group.add_argument(
+        "--polygon-tolerance",
+        type=float,
+        default=1.0,
+        metavar="PIXELS",
+        help="How far polygons (labelme, cvat) may leave the mask's outline; 0 is exact. Default: 1.",
+    )
+    group.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="Run on a Ray cluster: 'auto' for the one of this machine, ray://HOST:PORT, or without a value a new one "
+        "here. --out must be on a file system that all nodes share.",
+    )
+    group.add_argument("--actors", type=int, metavar="N", help="With --ray: processes. Default: one a GPU, else one.")
 
+
+def segment(args: argparse.Namespace) -> int:
+    """Run the command with parsed arguments; inputs that cannot be read do not stop the others."""
+    from odise_rt.batch import failures, write_documents
+    from odise_rt.bundle import Bundle
+    from odise_rt.inputs import find_inputs
+    from odise_rt.run_log import RunLog
+
+    if args.bundle is None:
+        raise OptionsError(f"no bundle was named: pass --bundle FOLDER or set {BUNDLE_VARIABLE}")
+    job = _job(args)
+    inputs = find_inputs(args.images, args.recursive, results=args.out)
+    keys = job.keys(inputs, Bundle.open(args.bundle, verify=False).digest)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with RunLog(args.out) as log, _stopped_by_sigterm():
+        pending = inputs if args.overwrite else job.pending(inputs, keys, log)
+        if pending:
+            _work(args, job, pending, keys, log, done_before=len(inputs) - len(pending))
+        write_documents(job, log, inputs, keys)
+        failed = failures(log, inputs, keys)
+        run = _Run(args, log, inputs, keys, len(inputs) - len(pending), failed)
+        (_print_json if args.json else _print_text)(run)
+    return 2 if failed else 0
+
+
+def _job(args: argparse.Namespace) -> Job:
+    from odise_rt.batch import Job
     from odise_rt.options import SegmentOptions
-    from odise_rt.segmenter import Segmenter
+
+    formats = parse_formats(args.format)
+    if args.every < 1:
+        raise OptionsError(f"--every is {args.every}: expected a whole number of at least 1")
+    if not 0 <= args.polygon_tolerance <= 100:
+        raise OptionsError(f"--polygon-tolerance is {args.polygon_tolerance}: expected 0 to 100 pixels")
+    if args.actors is not None and (not args.ray or args.actors < 1):
+        raise OptionsError(f"--actors is {args.actors}: expected at least 1, together with --ray")
+    given = {name: getattr(args, name) for name in MODEL_OPTIONS if getattr(args, name) is not None}
+    options = SegmentOptions(outputs=("semantic",) if "semantic" in formats else ("panoptic",), **given)
+    return Job(_words(args), options, formats, args.out, args.explain, args.polygon_tolerance, args.every)
+
+
+def _words(args: argparse.Namespace) -> Vocabulary:
+    from odise_rt.lexicon import load_lexicon
     from odise_rt.vocabulary import Vocabulary
 
-    formats = _formats(args.format)
-    images = list(find_images(args.images))
-    names = output_names(images)
-    vocabulary = functools.reduce(operator.add, [Vocabulary.load(text) for text in args.vocab])
-    given = {
-        name: getattr(args, name)
-        for name in (
-            "object_mask_threshold",
-            "overlap_threshold",
-            "clip_weight_seen",
-            "clip_weight_unseen",
-            "short_edge",
-            "long_edge",
-            "max_pixels",
+    if not args.vocab and args.lexicon is None:
+        raise OptionsError(
+            "no words were given: pass --vocab WORDS, or --vocab auto to name what a broad lexicon knows"
         )
-        if getattr(args, name) is not None
-    }
-    options = SegmentOptions(outputs=("semantic",) if "semantic" in formats else ("panoptic",), **given)
-    args.out.mkdir(parents=True, exist_ok=True)
+    sources = [v for v in args.vocab if args.lexicon is None or v.strip().lower() != "auto"]
+    vocabularies = [Vocabulary.load(text) for text in sources]
+    if args.lexicon is not None:
+        vocabularies.append(load_lexicon(args.lexicon))
+    return functools.reduce(operator.add, vocabularies)
 
-    outcome = Outcome()
-    annotations: list[dict[str, Any]] = []
-    with Segmenter.load(
+
+def _work(
+    args: argparse.Namespace, job: Job, pending: Sequence[Input], keys: dict[str, str], log: RunLog, done_before: int
+) -> None:
+    """Segment what is pending and log it, with progress."""
+    from tqdm import tqdm
+
+    total = len(pending) + done_before
+    names = {item.name for item in pending}
+    quiet = args.quiet or (total == 1 and not pending[0].is_video)
+    records = _records(args, job, pending, keys)
+    record = next(records)  # the bar begins when the bundle is loaded and the words are encoded
+    with tqdm(total=total, initial=done_before, unit="file", disable=quiet) as bar:
+        while record is not None:
+            log.append(record)
+            if record["name"] in names:
+                bar.update()
+            else:
+                bar.set_postfix_str(f"frame {record['frame']}")
+            record = next(records, None)
+
+
+def _records(
+    args: argparse.Namespace, job: Job, pending: Sequence[Input], keys: dict[str, str]
+) -> Iterator[Record | None]:
+    from odise_rt.batch import segment_inputs
+    from odise_rt.segmenter import Segmenter
+
+    load = functools.partial(
+        Segmenter.load,
         args.bundle,
         device=args.device,
         threads=args.threads,
         verify=not args.no_verify,
         low_memory=args.low_memory,
-    ) as segmenter:
-        _prepare_words(segmenter, vocabulary, quiet=args.quiet)
-        bar = tqdm(total=len(images), unit="image", disable=args.quiet or len(images) == 1)
-        with bar:
-            for path, name in zip(images, names, strict=True):
-                try:
-                    result = segmenter.segment(path, vocabulary, options)
-                    written = write_result(result, path, args.out, name, formats, annotations)
-                except ImageError as exc:
-                    outcome.failed.append((path, str(exc)))
-                else:
-                    outcome.done.append({"image": str(path), "files": written, **result.to_dict()})
-                bar.update()
-    if annotations:
-        _write_coco(args.out, annotations, vocabulary)
-    return outcome
+    )
+    if args.ray:
+        from odise_rt.ray_batch import segment_on_ray
 
-
-def find_images(arguments: Iterable[str]) -> Iterator[Path]:
-    """The images named by files, folders (their direct contents, by file ending) and patterns.
-
-    Raises:
-        OptionsError: a folder or pattern holds no image.
-    """
-    from odise_rt.preprocessing import SUFFIXES
-
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not found:
-                raise OptionsError(f"the folder {path} holds no image: expected files ending in {_endings()}")
-            yield from found
-        elif not path.exists() and glob.has_magic(argument):
-            matches = sorted(Path(p) for p in glob.glob(argument, recursive=True))  # noqa: PTH207 (absolute patterns)
-            found = [p for p in matches if p.suffix.lower() in SUFFIXES and p.is_file()]
-            if not found:
-                raise OptionsError(f"nothing matches {argument!r}: expected files ending in {_endings()}")
-            yield from found
-        else:
-            yield path
-
-
-def output_names(images: Iterable[Path]) -> list[str]:
-    """A name for the results of each image: its stem, made unique where images of several folders share one."""
-    taken: set[str] = set()
-    names = []
-    for path in images:
-        candidates = [path.stem, f"{path.stem}_{path.suffix.lstrip('.')}", f"{path.parent.name}_{path.stem}"]
-        number = 2
-        name = next((c for c in candidates if c and c.casefold() not in taken), None)
-        while name is None:
-            candidate = f"{path.stem}_{number}"
-            name = candidate if candidate.casefold() not in taken else None
-            number += 1
-        taken.add(name.casefold())
-        names.append(name)
-    return names
-
-
-def write_result(
-    result: PanopticResult,
-    image: Path,
-    folder: Path,
-    name: str,
-    formats: Iterable[str],
-    annotations: list[dict[str, Any]],
-) -> list[str]:
-    """Write the files of one image, each atomically.
-
-    Args:
-        result: of the image.
-        image: its file, for the overlay.
-        folder: where to write.
-        name: stem of the new files.
-        formats: of :data:`FORMATS`.
-        annotations: gets the entry of ``panoptic.json`` when ``coco`` is among them.
-
-    Returns:
-        The files written.
-    """
-    written = []
-
-    def save(path: Path, write: Callable[[Path], None]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(path)
-        written.append(str(path))
-
-    for kind in formats:
-        if kind == "overlay":
-            picture = result.overlay(image)
-            save(folder / f"{name}.overlay.png", lambda p, picture=picture: _save_png(picture, p))  # type: ignore[misc]
-        elif kind == "json":
-            save(folder / f"{name}.json", lambda p: write_json(p, result.to_dict()))
-        elif kind == "rle":
-            save(folder / f"{name}.rle.json", lambda p: write_json(p, result.to_rle()))
-        elif kind == "png":
-            save(folder / f"{name}.panoptic.png", result.save_png)
-        elif kind == "semantic":
-            save(folder / f"{name}.semantic.png", lambda p: _save_semantic(result, p))
-        elif kind == "coco":
-            entry = result.to_coco_panoptic(image_id=name, file_name=f"{name}.png")
-            save(folder / "panoptic" / f"{name}.png", result.save_png)
-            annotations.append(entry["annotation"] | {"height": result.size[0], "width": result.size[1]})
-    return written
-
-
-def _save_png(picture: Any, path: Path) -> None:
-    with atomic_writer(path) as file:
-        picture.save(file, format="PNG")
-
-
-def _save_semantic(result: PanopticResult, path: Path) -> None:
-    import numpy as np
-    from PIL import Image
-
-    assert result.semantic_map is not None, "the options asked for it"
-    dtype = np.uint8 if len(result.vocabulary) <= 256 else np.uint16
-    _save_png(Image.fromarray(result.semantic_map.astype(dtype)), path)
-
-
-def _write_coco(folder: Path, annotations: list[dict[str, Any]], vocabulary: Vocabulary) -> None:
-    from odise_rt.results import coco_categories
-
-    images = [
-        {"id": a["image_id"], "file_name": a["file_name"], "height": a.pop("height"), "width": a.pop("width")}
-        for a in annotations
-    ]
-    document = {"images": images, "annotations": annotations, "categories": coco_categories(vocabulary)}
-    write_json(folder / "panoptic.json", document)
+        yield from segment_on_ray(load, job, pending, keys, address=args.ray, actors=args.actors, device=args.device)
+        return
+    with load() as segmenter:
+        _prepare_words(segmenter, job.vocabulary, quiet=args.quiet)
+        yield from segment_inputs(segmenter, job, pending, keys)
 
 
 def _prepare_words(segmenter: Segmenter, vocabulary: Vocabulary, quiet: bool) -> None:
     from tqdm import tqdm
 
-    bars: dict[int, Any] = {}
+    bars: list[Any] = []
 
     def show(done: int, total: int) -> None:
         if total < _PROMPTS_WORTH_A_BAR or quiet:
             return
-        bar = bars.setdefault(total, tqdm(total=total, unit="word", desc="encoding words") if not bars else None)
-        if bar is not None:
-            bar.update(done - bar.n)
-            if done == total:
-                bar.close()
-                bars.clear()
+        if not bars:
+            bars.append(tqdm(total=total, unit="word", desc="encoding words"))
+        bars[0].update(done - bars[0].n)
+        if done == total:
+            bars.pop().close()
 
     segmenter.prepare(vocabulary, show)
 
 
-def _formats(text: str) -> list[str]:
-    formats = [f.strip() for f in text.split(",") if f.strip()]
-    unknown = [f for f in formats if f not in FORMATS]
-    if unknown or not formats:
-        raise OptionsError(f"--format has {', '.join(unknown) or 'nothing'}: expected some of {', '.join(FORMATS)}")
-    return list(dict.fromkeys(formats))
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does: files in the making are removed, finished ones are logged."""
+
+    def stop(number: int, frame: Any) -> None:
+        print("odise-rt: stopped by SIGTERM; the same command goes on where it was", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def _endings() -> str:
-    return ".jpg, .png, .webp, .tif, …"
+# ---- what the user sees ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Run:
+    args: argparse.Namespace
+    log: RunLog
+    inputs: Sequence[Input]
+    keys: dict[str, str]
+    done_before: int
+    failed: list[Record]
+
+
+def _print_json(run: _Run) -> None:
+    """One document, an image in memory at a time."""
+    from odise_rt.batch import finished
+
+    write = sys.stdout.write
+    write('{"images": [')
+    for number, record in enumerate(finished(run.log, run.inputs, run.keys)):
+        files = [str(run.args.out / f) for f in record["files"]]
+        entry = {"image": record["image"], "files": files, **record["result"]}
+        entry |= {key: record[key] for key in ("frame", "time") if key in record}
+        write((",\n" if number else "\n") + json.dumps(entry, ensure_ascii=False))
+    rest = {"done_before": run.done_before, "failed": run.failed}
+    write("],\n" + json.dumps(rest, ensure_ascii=False)[1:] + "\n")
+
+
+def _print_text(run: _Run) -> None:
+    from odise_rt.batch import finished
+
+    total, failed = len(run.inputs), len(run.failed)
+    if total > 1 or run.inputs[0].is_video:
+        print(f"{total - failed} of {total} files segmented; results in {run.args.out}")
+    else:
+        for record in finished(run.log, run.inputs, run.keys):
+            _print_image(record, run.args.out)
+    if run.done_before:
+        print(f"{run.done_before} of them had been done before: --overwrite does them again")
+    if run.failed:
+        print(f"odise-rt: {failed} of {total} files could not be segmented:", file=sys.stderr)
+        for entry in run.failed:
+            print(f"  {' '.join(entry['error'].split())}", file=sys.stderr)
+
+
+def _print_image(record: Record, folder: Path) -> None:
+    result = record["result"]
+    facts, segments = result["facts"], result["segments"]
+    print(f"{len(segments)} segments in {facts['seconds']['total']:.2f} s on {facts['engine']}")
+    for entry in sorted(segments, key=lambda s: -s["area"]):
+        share = 100 * entry["area"] / (result["height"] * result["width"])
+        kind = "thing" if entry["isthing"] else "stuff"
+        print(f"  {entry['id']:>4}  {kind}  {entry['score']:.2f}  {share:5.1f} %  {entry['label']}")
+        for name in entry.get("candidates", ()):
+            scores = f"{name['score']:.2f} (masks {name['mask_score']:.2f}, CLIP {name['clip_score']:.2f})"
+            print(f"{'':>13}{scores}  {name['label']}")
+    for note in facts["notes"]:
+        print(f"note: {note}")
+    for path in record["files"]:
+        print(folder / path)

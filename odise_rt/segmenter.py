@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,14 +29,15 @@ import numpy as np
 from odise_rt.backends.base import Backend
 from odise_rt.backends.pool import StagePool
 from odise_rt.backends.select import DeviceRequest, open_backend
+from odise_rt.backends.window_batching import BatchingBackend, Observer, WindowBatching
 from odise_rt.bundle import Bundle
-from odise_rt.classification import Classification, MaskEmbeddings, classify
+from odise_rt.classification import MaskEmbeddings, MaskNames, name_queries
 from odise_rt.embedding_cache import EmbeddingCache, default_cache_dir
-from odise_rt.errors import OptionsError, VocabularyError
+from odise_rt.errors import OptionsError, OutOfMemoryError, VocabularyError
 from odise_rt.options import ResolvedOptions, SegmentOptions
 from odise_rt.postprocessing import MaskResizer, find_instances, merge_panoptic, semantic_map
 from odise_rt.preprocessing import ImageLike, load_image, network_size, prepare
-from odise_rt.results import Instance, PanopticResult, RunFacts, Segment
+from odise_rt.results import Candidate, Instance, PanopticResult, RunFacts, Segment
 from odise_rt.specs import LEVELS, STAGES, ModelFacts
 from odise_rt.text_embeddings import Progress, TextEmbedder, model_key
 from odise_rt.vocabulary import Vocabulary
@@ -62,6 +63,10 @@ class MaskProposals:
     window_side: int
     seconds: dict[str, float]
     """Wall-clock seconds of each step so far."""
+    windows_per_batch: int = 0
+    """Windows that were run at a time."""
+    notes: tuple[str, ...] = ()
+    """What went another way than planned, for people."""
 
 
 class Segmenter:
@@ -89,6 +94,9 @@ class Segmenter:
         low_memory: bool = False,
         cache_dir: str | os.PathLike[str] | None = None,
         disk_cache: bool = True,
+        keep_text_encoder: bool = False,
+        window_batching: WindowBatching | None = None,
+        batch_observer: Observer | None = None,
     ) -> Segmenter:
         """Open a bundle and load its graphs.
 
@@ -101,6 +109,10 @@ class Segmenter:
                 graph; every image pays for loading.
             cache_dir: folder for text embeddings; ``None``: ``$ODISE_RT_CACHE``, else the user's cache folder.
             disk_cache: keep text embeddings on disk.
+            keep_text_encoder: keep the text encoder loaded as well, for new words in every call.
+            window_batching: run windows of images that several threads segment at a time together; ``None``: each
+                call runs its own.
+            batch_observer: told of each such run: stage, windows, callers.
 
         Raises:
             BundleError: the bundle is missing, altered, newer or unsafe.
@@ -108,12 +120,16 @@ class Segmenter:
             MissingPackageError: no engine is installed.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
-        backend = open_backend(device, threads)
-        # The text encoder runs once for a vocabulary; it is never kept.
-        kept = (name for name in IMAGE_STAGES if not low_memory and backend.keeps_loaded(opened, name))
+        backend = open_backend(device, threads, opened)
+        key = _cache_key(opened, backend)
+        if window_batching is not None:
+            backend = BatchingBackend(backend, window_batching, batch_observer)
+        # The text encoder runs once for a vocabulary; it is kept only on request.
+        wanted = STAGES if keep_text_encoder else IMAGE_STAGES
+        kept = (name for name in wanted if not low_memory and backend.keeps_loaded(opened, name))
         stages = StagePool(backend, opened, keep=frozenset(kept))
         folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-        cache = EmbeddingCache(folder, model_key(opened)) if disk_cache and folder is not None else None
+        cache = EmbeddingCache(folder, key) if disk_cache and folder is not None else None
         segmenter = cls(opened, backend, stages, TextEmbedder(opened, stages, cache))
         stages.load(IMAGE_STAGES)
         logger.info("bundle %s (%s, %s): %s", opened.name, opened.facts.variant, opened.precision, backend.description)
@@ -201,7 +217,11 @@ class Segmenter:
         watch.lap("preprocess")
 
         grid = window_grid(prepared.canvas.shape[2], prepared.canvas.shape[3], self.facts.window)
-        levels = self._features(prepared.canvas, grid, settings, watch)
+        plan = _BatchPlan(
+            min(settings.windows_per_batch or self._backend.windows_per_batch(grid.side), len(grid)),
+            fixed=settings.windows_per_batch is not None,
+        )
+        levels = self._features(prepared.canvas, grid, plan, watch)
         with self._stages.use("mask_decoder") as mask_decoder:
             decoded = mask_decoder.run(levels)
         del levels
@@ -220,28 +240,31 @@ class Segmenter:
             windows=len(grid),
             window_side=grid.side,
             seconds=watch.seconds,
+            windows_per_batch=plan.size,
+            notes=plan.notes(),
         )
 
     def _features(
-        self, canvas: np.ndarray, grid: WindowGrid, settings: ResolvedOptions, watch: _Stopwatch
+        self, canvas: np.ndarray, grid: WindowGrid, plan: _BatchPlan, watch: _Stopwatch
     ) -> dict[str, np.ndarray]:
         """The feature pyramid of the whole canvas, window by window: level to (1, C, H/stride, W/stride)."""
-        batch = settings.windows_per_batch or self._backend.windows_per_batch(grid.side)
-        batches = [(start, min(start + batch, len(grid))) for start in range(0, len(grid), batch)]
-
-        captions = []
+        captions = np.empty((len(grid), self.facts.clip_embed_dim), np.float32)
         with self._stages.use("clip_image") as clip_image:
-            for start, stop in batches:
+
+            def caption(start: int, stop: int) -> None:
                 windows = cut_windows(canvas, grid, start, stop)
-                captions.append(clip_image.run({"windows": windows})["image_embedding"])
+                captions[start:stop] = clip_image.run({"windows": windows})["image_embedding"]
+
+            plan.run(len(grid), caption)
         watch.lap("clip_image")
 
         stitcher = Stitcher(grid, dict(zip(LEVELS, self.facts.level_strides, strict=True)))
         with self._stages.use("unet_tap") as unet_tap:
-            for (start, stop), caption in zip(batches, captions, strict=True):
+
+            def tap(start: int, stop: int) -> None:
                 inputs = {
                     "windows": cut_windows(canvas, grid, start, stop),
-                    "image_embedding": caption,
+                    "image_embedding": captions[start:stop],
                     "noise": self._constants["noise"],
                     "null_text_embedding": self._constants["null_text_embedding"],
                 }
@@ -250,6 +273,8 @@ class Segmenter:
                 stitcher.add(features)
                 del features
                 watch.lap("stitch")
+
+            plan.run(len(grid), tap)
         levels = stitcher.finish()
         watch.lap("stitch")
         return levels
@@ -264,23 +289,35 @@ class Segmenter:
         Args:
             proposals: from :meth:`find_masks`; they can be named any number of times.
             vocabulary: the classes.
-            options: of these, thresholds, ensemble weights and outputs matter here.
+            options: of these, thresholds, ensemble weights, ``unknown``, ``explain`` and outputs matter here.
         """
         words = _vocabulary(vocabulary)
         settings = _options(options).resolve(self.facts)
         watch = _Stopwatch()
         seen = words.seen(self.bundle.training_vocabulary)
-        classes = self._classify(proposals, words, seen, settings, watch)
+        names = self._classify(proposals, words, seen, settings, watch)
         watch.lap("classify")
 
-        probabilities, isthing = classes.probabilities, words.isthing
+        classes = words if settings.unknown is None else words.with_unknown
+        probabilities, isthing = names.probabilities, classes.isthing
         masks = proposals.mask_logits
         resizer = MaskResizer((masks.shape[1], masks.shape[2]), proposals.network_size, proposals.original_size)
         segment_map, merged = merge_panoptic(
             masks, probabilities, isthing, resizer, settings.object_mask_threshold, settings.overlap_threshold
         )
         segments = tuple(
-            Segment(s.id, words[s.class_index].name, s.class_index, s.score, s.area, s.box, s.isthing) for s in merged
+            Segment(
+                s.id,
+                classes[s.class_index].name,
+                s.class_index,
+                s.score,
+                s.area,
+                s.box,
+                s.isthing,
+                unknown=s.class_index == len(words),
+                candidates=_candidates(names, s.query, words),
+            )
+            for s in merged
         )
         watch.lap("panoptic")
 
@@ -292,13 +329,22 @@ class Segmenter:
             found = find_instances(masks, probabilities, isthing, resizer, settings.instances_per_image)
             size = proposals.original_size
             instances = tuple(
-                Instance(words[i.class_index].name, i.class_index, i.score, i.area, i.box, size, i.bits)
+                Instance(
+                    classes[i.class_index].name,
+                    i.class_index,
+                    i.score,
+                    i.area,
+                    i.box,
+                    size,
+                    i.bits,
+                    _candidates(names, i.query, words),
+                )
                 for i in found
                 if i.area
             )
             watch.lap("instance")
         facts = self._run_facts(proposals, words, seen, settings, proposals.seconds | watch.seconds)
-        return PanopticResult(segment_map, segments, words, facts, semantic, instances)
+        return PanopticResult(segment_map, segments, classes, facts, semantic, instances)
 
     def _classify(
         self,
@@ -307,10 +353,10 @@ class Segmenter:
         seen: np.ndarray,
         settings: ResolvedOptions,
         watch: _Stopwatch,
-    ) -> Classification:
+    ) -> MaskNames:
         embedded = self._embedder.embed(words)
         watch.lap("words")
-        return classify(
+        return name_queries(
             proposals.embeddings,
             embedded,
             words.first_word,
@@ -319,6 +365,9 @@ class Segmenter:
             self._constants.get("no_object_embedding"),
             settings.clip_weight_seen,
             settings.clip_weight_unseen,
+            best=settings.explain,
+            unknown=settings.unknown,
+            rank_all="instance" in settings.outputs,
         )
 
     def _run_facts(
@@ -332,7 +381,7 @@ class Segmenter:
         return RunFacts(
             bundle=self.bundle.name,
             bundle_digest=self.bundle.digest,
-            precision=self.bundle.precision,
+            precision=self._precision(),
             device=self.device,
             engine=self._backend.description,
             stages=tuple(self._stages.facts().values()),
@@ -344,7 +393,14 @@ class Segmenter:
             seen_classes=int(seen.sum()),
             options=settings.to_dict(),
             seconds=seconds | {"total": sum(seconds.values())},
+            windows_per_batch=proposals.windows_per_batch,
+            notes=proposals.notes,
         )
+
+    def _precision(self) -> str:
+        """The bundle's, or that of the engines that ran; several are joined."""
+        used = {facts.precision or self.bundle.precision for facts in self._stages.facts().values()}
+        return "+".join(sorted(used)) or self.bundle.precision
 
     # ---- resources -------------------------------------------------------------------------------------------------
 
@@ -361,6 +417,36 @@ class Segmenter:
         self.close()
 
 
+class _BatchPlan:
+    """How many windows run at a time: as many as the engine likes, and half of that when memory runs out."""
+
+    def __init__(self, size: int, fixed: bool) -> None:
+        """Start with ``size``; a ``fixed`` size is the caller's and is kept."""
+        self.size = size
+        self._wanted, self._fixed = size, fixed
+
+    def run(self, total: int, work: Callable[[int, int], None]) -> None:
+        """Call ``work(start, stop)`` for all windows, a batch at a time. It must do all of a batch or nothing."""
+        start = 0
+        while start < total:
+            stop = min(start + self.size, total)
+            try:
+                work(start, stop)
+            except OutOfMemoryError as exc:
+                if self._fixed or stop - start == 1:
+                    raise
+                self.size = (stop - start + 1) // 2
+                logger.warning("out of memory with %d windows at a time, trying %d: %s", stop - start, self.size, exc)
+            else:
+                start = stop
+
+    def notes(self) -> tuple[str, ...]:
+        """What went another way than planned."""
+        if self.size == self._wanted:
+            return ()
+        return (f"out of memory with {self._wanted} windows at a time: ran {self.size} at a time",)
+
+
 class _Stopwatch:
     """Wall-clock seconds of each step; a step of several laps adds up."""
 
@@ -374,6 +460,12 @@ class _Stopwatch:
         self._last = now
 
 
+def _cache_key(bundle: Bundle, backend: Backend) -> str:
+    """What text embeddings on disk depend on: the model, and the engine if it rounds more than the bundle's graph."""
+    precision = getattr(backend, "text_precision", bundle.precision)
+    return model_key(bundle) if precision == bundle.precision else f"{model_key(bundle)}-{precision}"
+
+
 def _vocabulary(words: Vocabulary | str) -> Vocabulary:
     if isinstance(words, Vocabulary):
         return words
@@ -382,6 +474,15 @@ def _vocabulary(words: Vocabulary | str) -> Vocabulary:
     raise VocabularyError(
         f"the vocabulary came as {type(words).__name__}: expected a Vocabulary or words as text; "
         "Vocabulary.from_lists takes lists"
+    )
+
+
+def _candidates(names: MaskNames, query: int, words: Vocabulary) -> tuple[Candidate, ...]:
+    return tuple(
+        Candidate(words[int(k)].name, int(k), float(score), float(mask), float(clip))
+        for k, score, mask, clip in zip(
+            names.classes[query], names.scores[query], names.mask_scores[query], names.clip_scores[query], strict=True
+        )
     )
 
 

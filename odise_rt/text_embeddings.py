@@ -5,7 +5,8 @@ classifier's are ``text_proj(clip_text(mask_prompt))``, CLIP's are ``clip_text(c
 different prompts for the two, hence two passes; the caption variant one.
 
 Embeddings are looked for in memory, then on disk (:mod:`odise_rt.embedding_cache`), list by list and then word by word;
-only what is left is encoded.
+only what is left is encoded. Long lists are encoded and stored in chunks: a run that is stopped, even by ``kill -9``,
+goes on at the last chunk, and beside the embeddings themselves only one chunk is in memory.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +38,8 @@ Progress = Callable[[int, int], None]
 
 BATCH = 32
 """Prompts that the text tower encodes at a time: enough to fill a CPU, and 10 MB of activations a layer."""
+CHUNK = 2048
+"""Prompts of one file on disk: 2 to 6 MB at full size, and less than a minute of encoding on a CPU."""
 MEMORY_BYTES = 128 << 20
 """Bound on embeddings in memory: about 30,000 words at full size."""
 
@@ -72,7 +76,8 @@ class TextEmbedder:
         self._tokenizer = Tokenizer(bundle.tokenizer_path, bundle.facts)
         self._model_key = model_key(bundle)
         self._memory = _Memory(memory_bytes)
-        self._encoding = threading.Lock()
+        self._locks: dict[str, _SharedLock] = {}
+        self._locks_lock = threading.Lock()
 
     def embed(self, vocabulary: Vocabulary, progress: Progress | None = None) -> EmbeddedVocabulary:
         """Embeddings of all words of a vocabulary.
@@ -98,30 +103,40 @@ class TextEmbedder:
         names: tuple[str, ...],
         progress: Progress | None,
         held: contextlib.ExitStack,
-    ) -> dict[str, np.ndarray]:
+    ) -> Mapping[str, np.ndarray]:
         facts = self._bundle.facts
         channels = {_MASK: facts.classification_dim, _CLIP: facts.clip_embed_dim}
         columns = {name: channels[name] for name in names}
         content = [self._model_key, template, list(names), vocabulary.words_hash]
-        key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-        arrays = self._memory.get(key)
-        if arrays is not None:
-            return arrays
-        prompts = fill(template, vocabulary.words)
-        # One encoder pass at a time: a second thread with the same words waits and then finds them in memory.
-        with self._encoding:
-            arrays = self._memory.get(key)
-            if arrays is not None:
-                return arrays
-            arrays = self._cache.load(key, columns, len(prompts)) if self._cache else None
-            if arrays is None:
-                arrays = self._assemble(prompts, columns, progress, held)
-                if self._cache:
-                    self._cache.store(key, prompts, arrays)
+        key = _hash(content)
+        known = self._memory.get(key)
+        if known is not None:
+            return known
+        # A second thread with the same words waits and then finds them in memory; other words do not wait.
+        with self._one_at_a_time(key):
+            known = self._memory.get(key)
+            if known is not None:
+                return known
+            prompts = fill(template, vocabulary.words)
+            arrays = self._assemble(prompts, columns, progress, held)
             for array in arrays.values():
                 array.setflags(write=False)
-            self._memory.put(key, prompts, arrays)
+            self._memory.put(key, vocabulary.words_hash, prompts, arrays)
         return arrays
+
+    @contextlib.contextmanager
+    def _one_at_a_time(self, key: str) -> Iterator[None]:
+        with self._locks_lock:
+            shared = self._locks.setdefault(key, _SharedLock())
+            shared.users += 1
+        try:
+            with shared.lock:
+                yield
+        finally:
+            with self._locks_lock:
+                shared.users -= 1
+                if not shared.users:
+                    del self._locks[key]
 
     def _assemble(
         self,
@@ -130,36 +145,84 @@ class TextEmbedder:
         progress: Progress | None,
         held: contextlib.ExitStack,
     ) -> dict[str, np.ndarray]:
-        unique = list(dict.fromkeys(prompts))
-        rows = self._memory.find(unique, columns)
-        missing = [p for p in unique if p not in rows]
-        if missing and self._cache:
-            rows |= self._cache.find(missing, columns)
-            missing = [p for p in unique if p not in rows]
-        if missing:
-            rows |= self._encode(missing, columns, progress, held)
-        return {name: np.stack([rows[p][name] for p in prompts]) for name in columns}
+        """Embeddings of prompts from where they are cheapest: array name to float32 (len(prompts), channels)."""
+        place = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+        unique = list(place)
+        rows = {name: np.empty((len(unique), channels), np.float32) for name, channels in columns.items()}
+        known = np.zeros(len(unique), bool)
+        chunks = [slice(start, min(start + CHUNK, len(unique))) for start in range(0, len(unique), CHUNK)]
+
+        def take(found: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+            for prompt, entry in found.items():
+                row = place[prompt]
+                known[row] = True
+                for name, array in rows.items():
+                    array[row] = entry[name]
+
+        cache = self._cache if self._cache and self._cache.holds(len(unique) * sum(columns.values()) * 4) else None
+        if cache:
+            for chunk in chunks:
+                stored = cache.load(self._list_key(unique[chunk], columns), columns, chunk.stop - chunk.start)
+                if stored is not None:
+                    known[chunk] = True
+                    for name, array in rows.items():
+                        array[chunk] = stored[name]
+        if not known.all():
+            take(self._memory.find([p for p in unique if not known[place[p]]], columns))
+            if not known.all() and cache:
+                take(cache.find([p for p in unique if not known[place[p]]], columns))
+            if not known.all():
+                self._encode(unique, rows, known, chunks, cache, progress, held)
+            elif len(chunks) == 1:  # known words in a new order: next time one file has them all
+                self._keep(cache, unique, rows, np.arange(len(unique)))
+        if len(unique) == len(prompts):
+            return rows
+        order = np.fromiter((place[p] for p in prompts), np.int64, count=len(prompts))
+        return {name: array[order] for name, array in rows.items()}
 
     def _encode(
         self,
         prompts: Sequence[str],
-        columns: Mapping[str, int],
+        rows: Mapping[str, np.ndarray],
+        known: np.ndarray,
+        chunks: Sequence[slice],
+        cache: EmbeddingCache | None,
         progress: Progress | None,
         held: contextlib.ExitStack,
-    ) -> dict[str, dict[str, np.ndarray]]:
+    ) -> None:
+        """Fill the rows that are not known, chunk by chunk, and store each chunk when it is complete."""
         started = time.perf_counter()
-        rows: dict[str, dict[str, np.ndarray]] = {}
+        total, done = int(np.count_nonzero(~known)), 0
         stage = held.enter_context(self._stages.use("clip_text"))
-        for start in range(0, len(prompts), BATCH):
-            batch = prompts[start : start + BATCH]
-            outputs = stage.run({"tokens": self._tokenizer(batch)})
-            normalised = {name: normalise(outputs[name]) for name in columns}
-            for row, prompt in enumerate(batch):
-                rows[prompt] = {name: array[row] for name, array in normalised.items()}
-            if progress is not None:
-                progress(len(rows), len(prompts))
-        logger.info("encoded %d prompts in %.2f s", len(prompts), time.perf_counter() - started)
-        return rows
+        for chunk in chunks:
+            missing = chunk.start + np.flatnonzero(~known[chunk])
+            try:
+                for start in range(0, len(missing), BATCH):
+                    batch = missing[start : start + BATCH]
+                    outputs = stage.run({"tokens": self._tokenizer([prompts[i] for i in batch])})
+                    for name, array in rows.items():
+                        array[batch] = normalise(outputs[name])
+                    known[batch] = True
+                    done += len(batch)
+                    if progress is not None:
+                        progress(done, total)
+            except BaseException:  # stopped or failed: what is encoded of this chunk is kept
+                self._keep(cache, prompts, rows, missing[known[missing]])
+                raise
+            if len(missing):
+                self._keep(cache, prompts, rows, np.arange(chunk.start, chunk.stop))
+        logger.info("encoded %d prompts in %.2f s", total, time.perf_counter() - started)
+
+    def _list_key(self, prompts: Sequence[str], columns: Iterable[str]) -> str:
+        return _hash([self._model_key, sorted(columns), list(prompts)])
+
+    def _keep(
+        self, cache: EmbeddingCache | None, prompts: Sequence[str], rows: Mapping[str, np.ndarray], which: np.ndarray
+    ) -> None:
+        """Store some rows as a word list of their own."""
+        if cache and len(which):
+            words = [prompts[i] for i in which]
+            cache.store(self._list_key(words, rows), words, {name: array[which] for name, array in rows.items()})
 
 
 def model_key(bundle: Bundle) -> str:
@@ -168,36 +231,71 @@ def model_key(bundle: Bundle) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def _hash(content: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+class _SharedLock:
+    """A lock and how many threads hold or want it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+
+
+@dataclass(frozen=True)
+class _WordList:
+    """Embeddings of one vocabulary under one prompt."""
+
+    vocabulary: str
+    """Hash of its words."""
+    index: Mapping[str, int]
+    """Prompt to row."""
+    arrays: Mapping[str, np.ndarray]
+
+
 class _Memory:
-    """Least recently used word lists, bounded by bytes."""
+    """Least recently used word lists, bounded by bytes; those of the latest vocabulary always stay."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._lists: OrderedDict[str, tuple[dict[str, int], dict[str, np.ndarray]]] = OrderedDict()
+        self._lists: OrderedDict[str, _WordList] = OrderedDict()
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
 
-    def get(self, key: str) -> dict[str, np.ndarray] | None:
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all embeddings."""
+        with self._lock:
+            return self._size()
+
+    def get(self, key: str) -> Mapping[str, np.ndarray] | None:
         with self._lock:
             entry = self._lists.get(key)
             if entry is None:
                 return None
             self._lists.move_to_end(key)
-            return entry[1]
+            return entry.arrays
 
     def find(self, prompts: Sequence[str], columns: Mapping[str, int]) -> dict[str, dict[str, np.ndarray]]:
         with self._lock:
-            entries = [e for e in reversed(self._lists.values()) if set(columns) <= set(e[1])]
+            entries = [e for e in reversed(self._lists.values()) if set(columns) <= set(e.arrays)]
         found: dict[str, dict[str, np.ndarray]] = {}
-        for index, arrays in entries:
+        for entry in entries:
             for prompt in prompts:
-                if prompt in index and prompt not in found:
-                    found[prompt] = {name: arrays[name][index[prompt]] for name in columns}
+                if prompt in entry.index and prompt not in found:
+                    row = entry.index[prompt]
+                    found[prompt] = {name: entry.arrays[name][row] for name in columns}
         return found
 
-    def put(self, key: str, prompts: Sequence[str], arrays: dict[str, np.ndarray]) -> None:
+    def put(self, key: str, vocabulary: str, prompts: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
         with self._lock:
-            self._lists[key] = ({p: i for i, p in enumerate(prompts)}, arrays)
-            size = sum(a.nbytes for _, entry in self._lists.values() for a in entry.values())
-            while size > self._max_bytes and len(self._lists) > 1:
-                _, (_, oldest) = self._lists.popitem(last=False)
-                size -= sum(a.nbytes for a in oldest.values())
+            self._lists[key] = _WordList(vocabulary, {p: i for i, p in enumerate(prompts)}, arrays)
+            size = self._size()
+            for oldest in list(self._lists):
+                if size <= self._max_bytes:
+                    break
+                if self._lists[oldest].vocabulary != vocabulary:
+                    size -= sum(a.nbytes for a in self._lists.pop(oldest).arrays.values())
+
+    def _size(self) -> int:
+        return sum(a.nbytes for entry in self._lists.values() for a in entry.arrays.values())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import colorsys
 import functools
 import logging
+import math
 import unicodedata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,23 +49,32 @@ def class_colour(index: int, variation: int = 0) -> Colour:
 
 
 def segment_colours(result: PanopticResult) -> list[Colour]:
-    """A colour for each segment, in their order."""
+    """A colour for each segment, in their order; unknown segments are grey."""
     met: dict[int, int] = {}
     colours = []
     for segment in result.segments:
         variation = met.get(segment.class_index, 0)
         met[segment.class_index] = variation + 1
-        colours.append(class_colour(segment.class_index, variation))
+        colours.append(unknown_colour(variation) if segment.unknown else class_colour(segment.class_index, variation))
     return colours
 
 
-def overlay(image: ImageLike, result: PanopticResult, legend: bool = True) -> Image.Image:
+def unknown_colour(variation: int = 0) -> Colour:
+    """A grey for what no word fits; ``variation`` tells such segments apart by brightness."""
+    value = (150, 105, 195, 128, 80, 172)[variation % 6]
+    return value, value, value
+
+
+def overlay(
+    image: ImageLike, result: PanopticResult, legend: bool = True, colours: Sequence[Colour] | None = None
+) -> Image.Image:
     """Draw a result over its image.
 
     Args:
         image: the image that was segmented.
         result: its segments.
         legend: add a column at the right with every label, its score and its share of the picture.
+        colours: one for each segment; ``None``: :func:`segment_colours`.
 
     Returns:
         An RGB PIL image; small ones are enlarged by a whole factor.
@@ -84,7 +95,7 @@ def overlay(image: ImageLike, result: PanopticResult, legend: bool = True) -> Im
     if factor > 1:
         size = (segment_map.shape[1], segment_map.shape[0])
         pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-    colours = segment_colours(result)
+    colours = segment_colours(result) if colours is None else list(colours)
     picture = Image.fromarray(_blend(pixels, segment_map, colours))
     font_size = max(12, round(max(picture.size) / 62))
     _draw_labels(picture, result, factor, font_size)
@@ -198,7 +209,11 @@ def _with_legend(picture: Image.Image, result: PanopticResult, colours: list[Col
     total = max(1, result.segment_map.size)
     rows: list[tuple[Colour | None, str, tuple[str, str]]] = [(None, "segment", ("score", "area"))]
     rows += [
-        (colour, segment.label, (f"{segment.score:.2f}", f"{100 * segment.area / total:.1f} %"))
+        (
+            colour,
+            segment.label,
+            ("" if math.isnan(segment.score) else f"{segment.score:.2f}", f"{100 * segment.area / total:.1f} %"),
+        )
         for segment, colour in shown
     ]
     if len(shown) < len(order):

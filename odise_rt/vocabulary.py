@@ -36,6 +36,7 @@ BUILTIN: dict[str, str] = {
     "coco": "COCO panoptic, 133 classes",
     "ade20k": "ADE20K, 150 classes",
     "lvis": "LVIS v1, 1203 classes",
+    "auto": "the three lists as one lexicon, 1308 classes: what to ask for when no words are given",
 }
 """Names for :meth:`Vocabulary.builtin`. Plain names; no prompt engineering."""
 
@@ -51,6 +52,9 @@ REGION_NOUNS = frozenset(
     )
 )
 """Head nouns that make a class stuff when the user does not say: what has no countable instances."""
+
+UNKNOWN = "unknown"
+"""Name of the class of masks that no word fits; see :attr:`Vocabulary.with_unknown`."""
 
 MAX_WORDS = 200_000
 MAX_WORD_CHARACTERS = 1_000
@@ -132,20 +136,7 @@ class Vocabulary:
         """
         if not isinstance(text, str):
             raise VocabularyError(f"expected words as text, got {type(text).__name__}: see Vocabulary.from_lists")
-        lines = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
-        classes = []
-        for part in ";".join(lines).split(";"):
-            match = _KIND_PREFIX.match(part)
-            kind: Kind | None = None
-            if match:
-                kind = "thing" if match.group(1).lower() == "thing" else "stuff"
-                part = part[match.end() :]
-            words = [w for w in map(clean_text, part.split(",")) if w]
-            if words:
-                classes.append(_Draft(words, kind))
-            elif match:
-                raise VocabularyError(f"{match.group(0).strip()!r} is followed by no word: name the class after it")
-        return cls(_merge_names(classes))
+        return cls(_merge_names(_text_drafts(text)))
 
     @classmethod
     def from_lists(
@@ -168,7 +159,7 @@ class Vocabulary:
         for group, kind in groups:
             if isinstance(group, str):
                 raise VocabularyError(f"expected a list of words, got the text {group[:40]!r}: see Vocabulary.parse")
-            entries += [_Draft(_words(item), kind) for item in group]
+            entries += [Draft(_words(item), kind) for item in group]
         return cls(_merge_names(entries))
 
     @classmethod
@@ -179,31 +170,12 @@ class Vocabulary:
         ``{"things": [...], "stuff": [...]}``, and ``{name: [synonyms]}``. A class is a word, a list of synonyms, or
         ``{"name", "synonyms", "kind": "thing" | "stuff", "isthing", "id"}``.
         """
-        if isinstance(data, list):
-            return cls(_merge_names([_class_from_json(item) for item in data]))
-        if isinstance(data, Mapping):
-            for key in ("classes", "categories"):
-                if isinstance(data.get(key), list):
-                    return cls.from_dict(data[key])
-            if data and all(isinstance(v, list) for v in data.values()) and set(data) <= {"things", "stuff"}:
-                entries = [_class_from_json(item, "thing") for item in data.get("things", [])]
-                entries += [_class_from_json(item, "stuff") for item in data.get("stuff", [])]
-                return cls(_merge_names(entries))
-            if data and all(isinstance(v, list) and all(isinstance(w, str) for w in v) for v in data.values()):
-                return cls(_merge_names([_Draft(_words([str(k), *v])) for k, v in data.items()]))
-        raise VocabularyError(
-            f"a vocabulary came as {_shape_of(data)}: expected a list of classes, {{'classes': [...]}}, "
-            "{'things': [...], 'stuff': [...]} or {name: [synonyms]}"
-        )
+        return cls(_merge_names(_json_drafts(data)))
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Vocabulary:
         """Read a JSON file in a form of :meth:`from_dict`."""
-        try:
-            data = json.loads(_read_text(path))
-        except (ValueError, RecursionError) as exc:
-            raise VocabularyError(f"{path} is not valid JSON ({exc}): correct it") from exc
-        return cls.from_dict(data)
+        return cls.from_dict(_read_json(path))
 
     @classmethod
     def from_openseg(
@@ -219,29 +191,15 @@ class Vocabulary:
             things: names of the classes that are things, or a function of id and name. ``None``: decided by their
                 words as :meth:`parse` does; the files do not say.
         """
-        classes = []
-        for number, line in enumerate(_read_text(path).splitlines(), 1):
-            if not line.strip():
-                continue
-            identifier, colon, names = line.partition(":")
-            words = [w for w in map(clean_text, names.split(",")) if w]
-            if not colon or not identifier.strip().isdecimal() or not words:
-                raise VocabularyError(f"{path}, line {number}: {line[:60]!r} is not 'id:synonym,synonym': correct it")
-            if _IGNORED_OPENSEG_NAME in words:
-                continue
-            index = int(identifier)
-            kind: Kind | None = None
-            if things is not None:
-                isthing = things(index, words[0]) if callable(things) else words[0] in things
-                kind = "thing" if isthing else "stuff"
-            classes.append(_Draft(words, kind, index).finish())
-        if not classes:
-            raise VocabularyError(f"{path} has no class: expected lines 'id:synonym,synonym'")
-        return cls(tuple(classes))
+        return cls(tuple(draft.finish() for draft in _openseg_drafts(path, _read_text(path), things)))
 
     @classmethod
     def builtin(cls, name: str) -> Vocabulary:
         """One of the lists that come with the package; see :data:`BUILTIN`."""
+        if name == "auto":
+            from odise_rt.lexicon import builtin_lexicon
+
+            return builtin_lexicon()
         if name not in BUILTIN:
             raise VocabularyError(f"no built-in vocabulary {name!r}: expected one of {', '.join(BUILTIN)}")
         return _builtin(name)
@@ -257,20 +215,14 @@ class Vocabulary:
                 return cls.builtin(source.strip().lower())
             if not source.strip().lower().endswith((".json", ".txt")):
                 return cls.parse(source)
-        path = Path(source)
-        if path.suffix.lower() == ".json":
-            return cls.from_json(path)
-        text = _read_text(path)
-        lines = [line for line in text.splitlines() if line.strip()]
-        if lines and all(_OPENSEG_LINE.match(line) for line in lines):
-            return cls.from_openseg(path)
-        return cls.parse(text)
+        drafts, told_apart = read_drafts(source)
+        return cls(tuple(draft.finish() for draft in drafts) if told_apart else _merge_names(drafts))
 
     def __add__(self, other: Vocabulary) -> Vocabulary:
         """Both vocabularies; a class of the same name is merged into the earlier one."""
         if not isinstance(other, Vocabulary):
             return NotImplemented
-        drafts = [_Draft(c.words, "thing" if c.isthing else "stuff", c.id) for c in (*self.classes, *other.classes)]
+        drafts = [Draft(c.words, "thing" if c.isthing else "stuff", c.id) for c in (*self.classes, *other.classes)]
         return Vocabulary(_merge_names(drafts, keep_first_kind=True))
 
     # ---- using -------------------------------------------------------------------------------------------------
@@ -304,6 +256,17 @@ class Vocabulary:
     def isthing(self) -> np.ndarray:
         """bool (K,): whether a class is a thing."""
         return np.array([c.isthing for c in self.classes], dtype=bool)
+
+    @functools.cached_property
+    def with_unknown(self) -> Vocabulary:
+        """This vocabulary and, last, a class for what no word fits; results with the option ``unknown`` have it.
+
+        The class is a thing, as nobody knows that two unknown regions are of one kind, and so they stay apart. Its id
+        follows the largest one where every class has its own.
+        """
+        ids = [c.id for c in self.classes if c.id is not None]
+        identifier = max(ids) + 1 if len(ids) == len(self.classes) else None
+        return Vocabulary((*self.classes, VocabularyClass((UNKNOWN,), isthing=True, id=identifier)))
 
     @functools.cached_property
     def words_hash(self) -> str:
@@ -349,7 +312,7 @@ def _keys(words: frozenset[str]) -> frozenset[str]:
 
 
 @dataclass
-class _Draft:
+class Draft:
     """A class as it was written: perhaps with repeated words, perhaps without a kind."""
 
     words: Sequence[str]
@@ -357,10 +320,85 @@ class _Draft:
     id: int | None = None
 
     def finish(self) -> VocabularyClass:
+        """The class: each word once, and a kind by its words if none was written."""
         first_spelling = {_key(w): w for w in reversed(self.words)}
         keys = list(dict.fromkeys(map(_key, self.words)))
         isthing = self.kind == "thing" if self.kind else not any(_head_noun(k) in REGION_NOUNS for k in keys)
         return VocabularyClass(tuple(first_spelling[k] for k in keys), isthing, self.id)
+
+
+def read_drafts(path: str | os.PathLike[str]) -> tuple[list[Draft], bool]:
+    """The classes of a .json or text file as they were written, before classes of one name are merged.
+
+    Returns:
+        The classes, and whether those of one name are told apart, as in OpenSeg's files.
+    """
+    if Path(path).suffix.lower() == ".json":
+        return _json_drafts(_read_json(path)), False
+    text = _read_text(path)
+    lines = [line for line in text.splitlines() if line.strip()]
+    if lines and all(_OPENSEG_LINE.match(line) for line in lines):
+        return _openseg_drafts(path, text, None), True
+    return _text_drafts(text), False
+
+
+def _text_drafts(text: str) -> list[Draft]:
+    lines = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    drafts = []
+    for part in ";".join(lines).split(";"):
+        match = _KIND_PREFIX.match(part)
+        kind: Kind | None = None
+        if match:
+            kind = "thing" if match.group(1).lower() == "thing" else "stuff"
+            part = part[match.end() :]
+        words = [w for w in map(clean_text, part.split(",")) if w]
+        if words:
+            drafts.append(Draft(words, kind))
+        elif match:
+            raise VocabularyError(f"{match.group(0).strip()!r} is followed by no word: name the class after it")
+    return drafts
+
+
+def _json_drafts(data: Any) -> list[Draft]:
+    if isinstance(data, list):
+        return [_class_from_json(item) for item in data]
+    if isinstance(data, Mapping):
+        for key in ("classes", "categories"):
+            if isinstance(data.get(key), list):
+                return _json_drafts(data[key])
+        if data and all(isinstance(v, list) for v in data.values()) and set(data) <= {"things", "stuff"}:
+            drafts = [_class_from_json(item, "thing") for item in data.get("things", [])]
+            return drafts + [_class_from_json(item, "stuff") for item in data.get("stuff", [])]
+        if data and all(isinstance(v, list) and all(isinstance(w, str) for w in v) for v in data.values()):
+            return [Draft(_words([str(k), *v])) for k, v in data.items()]
+    raise VocabularyError(
+        f"a vocabulary came as {_shape_of(data)}: expected a list of classes, {{'classes': [...]}}, "
+        "{'things': [...], 'stuff': [...]} or {name: [synonyms]}"
+    )
+
+
+def _openseg_drafts(
+    path: str | os.PathLike[str], text: str, things: Collection[str] | Callable[[int, str], bool] | None
+) -> list[Draft]:
+    drafts = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        identifier, colon, names = line.partition(":")
+        words = [w for w in map(clean_text, names.split(",")) if w]
+        if not colon or not identifier.strip().isdecimal() or not words:
+            raise VocabularyError(f"{path}, line {number}: {line[:60]!r} is not 'id:synonym,synonym': correct it")
+        if _IGNORED_OPENSEG_NAME in words:
+            continue
+        index = int(identifier)
+        kind: Kind | None = None
+        if things is not None:
+            isthing = things(index, words[0]) if callable(things) else words[0] in things
+            kind = "thing" if isthing else "stuff"
+        drafts.append(Draft(words, kind, index))
+    if not drafts:
+        raise VocabularyError(f"{path} has no class: expected lines 'id:synonym,synonym'")
+    return drafts
 
 
 def _head_noun(key: str) -> str:
@@ -378,9 +416,9 @@ def _words(item: Any) -> list[str]:
     return cleaned
 
 
-def _class_from_json(item: Any, kind: Kind | None = None) -> _Draft:
+def _class_from_json(item: Any, kind: Kind | None = None) -> Draft:
     if not isinstance(item, Mapping):
-        return _Draft(_words(item), kind)
+        return Draft(_words(item), kind)
     name, synonyms, identifier = item.get("name"), item.get("synonyms", []), item.get("id")
     if not isinstance(name, str) or not isinstance(synonyms, list):
         raise VocabularyError(f"the class {_shape_of(item)} needs a 'name', and 'synonyms' as a list if any")
@@ -391,12 +429,12 @@ def _class_from_json(item: Any, kind: Kind | None = None) -> _Draft:
         raise VocabularyError(f"the class {name!r} has kind {given!r}: expected 'thing' or 'stuff'")
     if identifier is not None and (not isinstance(identifier, int) or isinstance(identifier, bool)):
         raise VocabularyError(f"the class {name!r} has id {identifier!r}: expected a whole number")
-    return _Draft(_words([name, *synonyms]), given or kind, identifier)
+    return Draft(_words([name, *synonyms]), given or kind, identifier)
 
 
-def _merge_names(drafts: Iterable[_Draft], keep_first_kind: bool = False) -> tuple[VocabularyClass, ...]:
+def _merge_names(drafts: Iterable[Draft], keep_first_kind: bool = False) -> tuple[VocabularyClass, ...]:
     """Join classes of one name, which nobody could tell apart in a result."""
-    merged: dict[str, _Draft] = {}
+    merged: dict[str, Draft] = {}
     for draft in drafts:
         key = _key(draft.words[0])
         earlier = merged.setdefault(key, draft)
@@ -405,9 +443,17 @@ def _merge_names(drafts: Iterable[_Draft], keep_first_kind: bool = False) -> tup
         if earlier.kind and draft.kind and earlier.kind != draft.kind and not keep_first_kind:
             raise VocabularyError(f"the class {draft.words[0]!r} occurs as a thing and as stuff: keep one")
         identifier = earlier.id if earlier.id is not None else draft.id
-        merged[key] = _Draft([*earlier.words, *draft.words], earlier.kind or draft.kind, identifier)
+        merged[key] = Draft([*earlier.words, *draft.words], earlier.kind or draft.kind, identifier)
         logger.info("the class %r occurs more than once: merged", draft.words[0])
     return tuple(draft.finish() for draft in merged.values())
+
+
+def _read_json(path: str | os.PathLike[str]) -> Any:
+    text = _read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise VocabularyError(f"{path} is not valid JSON ({exc}): correct it") from exc
 
 
 def _read_text(path: str | os.PathLike[str]) -> str:

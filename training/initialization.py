@@ -60,7 +60,9 @@ def initialise(model: Odise, seed: int) -> None:
     }
     parameters = list(model.named_parameters())
     for name, parameter in tqdm(parameters, desc="random weights", unit="tensor", delay=2.0):
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ (seed * 0x9E3779B1 & 0xFFFFFFFF))
+        generator = torch.Generator(parameter.device).manual_seed(
+            zlib.crc32(name.encode()) ^ (seed * 0x9E3779B1 & 0xFFFFFFFF)
+        )
         if name in norms:
             parameter.fill_(1.0)
         elif name.endswith("bias") and "sampling_offsets" not in name:

@@ -31,6 +31,8 @@ class StageFacts:
     file: str
     """Graph or engine file, relative to the bundle."""
     load_seconds: float
+    precision: str = ""
+    """Inside the graph; empty: the bundle's."""
 
     def to_dict(self) -> dict[str, str | float]:
         """Plain JSON types."""

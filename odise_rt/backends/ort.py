@@ -12,11 +12,13 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from odise_rt.backends.base import Device, StageFacts
+from odise_rt.backends.ort_binding import BoundRuns
 from odise_rt.bundle import Bundle
 from odise_rt.errors import BackendError, MissingPackageError, OutOfMemoryError
 from odise_rt.specs import StageSpec
@@ -24,8 +26,21 @@ from odise_rt.specs import StageSpec
 logger = logging.getLogger(__name__)
 
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-VARIANTS: dict[Device, str] = {"cpu": "ort-cpu", "cuda": "ort-cuda"}
-"""Graphs of a bundle that are preferred over the portable ones, by device."""
+VARIANTS: dict[Device, str | None] = {"cpu": "ort-cpu", "cuda": None}
+"""Graphs of a bundle that are preferred over the portable ones, by device. Those for CUDA are among the bundle's
+engines (:mod:`odise_rt.engines`)."""
+
+CUDA_OPTIONS: dict[str, str] = {
+    "device_id": "0",
+    # Convolutions want channels last in fp16; the norms of graphs for CUDA do, too.
+    "prefer_nhwc": "1",
+    "cudnn_conv_algo_search": "HEURISTIC",
+    "cudnn_conv_use_max_workspace": "1",
+    "use_tf32": "0",
+    # Of powers of two, half of the memory would be taken for nothing.
+    "arena_extend_strategy": "kSameAsRequested",
+}
+"""Options of the CUDA provider. TF32 is off: a graph that keeps a part in float32 means it."""
 
 LARGE_BUNDLE_BYTES = 1 << 30
 """From this size of graphs and weights on, a bundle on CPU is run with little memory: stages give their working memory
@@ -48,6 +63,8 @@ _OUT_OF_MEMORY = ("out of memory", "failed to allocate", "bad allocation", "bad_
 
 def import_onnxruntime() -> Any:
     """The package, or a :class:`MissingPackageError` with the command that installs it."""
+    # Its official builds report their use to Microsoft from the first import on, unless told not to by then.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as exc:
@@ -82,12 +99,14 @@ def working_provider(device: Device) -> str | None:
 class OrtBackend:
     """Loads stages into ONNX Runtime sessions."""
 
-    def __init__(self, device: Device, threads: int | None = None) -> None:
+    def __init__(self, device: Device, threads: int | None = None, cuda_graph: bool = False) -> None:
         """Choose a device.
 
         Args:
             device: ``"cpu"`` or ``"cuda"``.
             threads: threads inside an operator. ``None``: the cores that this process may use.
+            cuda_graph: on CUDA, capture a graph for each of the first few shapes. ONNX Runtime refuses graphs of which
+                a part runs on the CPU.
 
         Raises:
             MissingPackageError: onnxruntime is not installed.
@@ -101,6 +120,7 @@ class OrtBackend:
             )
         self.device: Device = device
         self.threads = threads or _usable_cores()
+        self.cuda_graph = cuda_graph and device == "cuda"
         self._ort = ort
 
     @property
@@ -116,34 +136,69 @@ class OrtBackend:
     def load(self, bundle: Bundle, stage: str) -> OrtStage:
         """Load the graph of a stage, the device's variant if the bundle has one."""
         file = bundle.stage_file(stage, VARIANTS[self.device])
-        started = time.perf_counter()
-        wanted = PROVIDERS[self.device]
-        providers = [wanted] if self.device == "cpu" else [wanted, PROVIDERS["cpu"]]
         large = self._is_large(bundle)
-        try:
-            session = self._ort.InferenceSession(str(file.path), self._session_options(large), providers=providers)
-        except Exception as exc:
-            raise _translate(exc, f"ONNX Runtime cannot load stage {stage} from {file.path}") from exc
-        provider = session.get_providers()[0]
-        if provider != wanted:
-            raise BackendError(
-                f"stage {stage} was to run on {wanted} but ONNX Runtime chose {provider}: run `odise-rt doctor`, or "
-                "use device='cpu'"
-            )
-        facts = StageFacts(
-            stage=stage,
-            engine=f"onnxruntime {self._ort.__version__}",
-            provider=provider,
-            device=self.device,
-            file=file.path.relative_to(bundle.root).as_posix(),
-            load_seconds=time.perf_counter() - started,
-        )
-        logger.info("stage %s: %s on %s, loaded in %.2f s", stage, facts.engine, provider, facts.load_seconds)
         run_options = None
         if large:
             run_options = self._ort.RunOptions()
             run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        return OrtStage(session, bundle.stages[stage].spec, facts, run_options)
+        relative = file.path.relative_to(bundle.root).as_posix()
+        return self.open_graph(file.path, bundle.stages[stage].spec, relative, bundle.precision, run_options, large)
+
+    def open_graph(
+        self,
+        path: Path,
+        spec: StageSpec,
+        file: str,
+        precision: str = "",
+        run_options: Any = None,
+        large: bool = False,
+    ) -> OrtStage:
+        """Load a graph file.
+
+        Args:
+            path: the file, its weights beside it.
+            spec: what it must take and give.
+            file: its name relative to the bundle, for results.
+            precision: inside the graph, for results.
+            run_options: ONNX Runtime's, for every run.
+            large: read matrices where they lie in the file; see :data:`LARGE_BUNDLE_BYTES`.
+
+        Raises:
+            BackendError: ONNX Runtime refuses the graph, runs it elsewhere, or it has other inputs or outputs.
+        """
+        started = time.perf_counter()
+        wanted = PROVIDERS[self.device]
+        try:
+            session = self._ort.InferenceSession(str(path), self._session_options(large), providers=self._providers())
+        except Exception as exc:
+            raise _translate(exc, f"ONNX Runtime cannot load stage {spec.name} from {path}") from exc
+        provider = session.get_providers()[0]
+        if provider != wanted:
+            raise BackendError(
+                f"stage {spec.name} was to run on {wanted} but ONNX Runtime chose {provider}: run `odise-rt doctor`, "
+                "or use device='cpu'"
+            )
+        facts = StageFacts(
+            stage=spec.name,
+            engine=f"onnxruntime {self._ort.__version__}",
+            provider=provider,
+            device=self.device,
+            file=file,
+            load_seconds=time.perf_counter() - started,
+            precision=precision,
+        )
+        logger.info("stage %s: %s on %s, loaded in %.2f s", spec.name, facts.engine, provider, facts.load_seconds)
+        if self.device == "cuda":
+            return OrtStage(
+                session, spec, facts, run_options, BoundRuns(self._ort, session, spec, "cuda", self.cuda_graph)
+            )
+        return OrtStage(session, spec, facts, run_options)
+
+    def _providers(self) -> list[Any]:
+        if self.device == "cpu":
+            return [PROVIDERS["cpu"]]
+        # Shape arithmetic stays on the CPU; whether the provider itself started is checked on the session.
+        return [(PROVIDERS["cuda"], dict(CUDA_OPTIONS, enable_cuda_graph=str(int(self.cuda_graph)))), PROVIDERS["cpu"]]
 
     def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
         """All stages, but those of a large bundle that load in no time."""
@@ -172,8 +227,22 @@ class OrtBackend:
 class OrtStage:
     """One ONNX Runtime session. Safe to share between threads."""
 
-    def __init__(self, session: Any, spec: StageSpec, facts: StageFacts, run_options: Any = None) -> None:
-        """Wrap a session; ``run_options`` are ONNX Runtime's, for every run.
+    def __init__(
+        self,
+        session: Any,
+        spec: StageSpec,
+        facts: StageFacts,
+        run_options: Any = None,
+        bound: BoundRuns | None = None,
+    ) -> None:
+        """Wrap a session.
+
+        Args:
+            session: ONNX Runtime's.
+            spec: of the stage.
+            facts: for results.
+            run_options: ONNX Runtime's, for every run.
+            bound: runs the session on buffers of the device; ``None``: on arrays of the host.
 
         Raises:
             BackendError: the graph has other inputs or outputs than the spec.
@@ -188,16 +257,19 @@ class OrtStage:
         self._session = session
         self._spec = spec
         self._run_options = run_options
+        self._bound = bound
         self._outputs = [t.name for t in spec.outputs]
         self.facts = facts
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph; see :class:`odise_rt.backends.base.Stage`."""
-        self._spec.check(inputs)
+        dims = self._spec.check(inputs)
         session = self._session
         if session is None:
             raise BackendError(f"stage {self._spec.name} is closed: load the segmenter again")
         try:
+            if self._bound is not None:
+                return self._bound.run(inputs, dims)
             outputs = session.run(self._outputs, dict(inputs), self._run_options)
         except Exception as exc:
             shapes = ", ".join(f"{k} {v.shape}" for k, v in inputs.items())
@@ -206,7 +278,7 @@ class OrtStage:
 
     def close(self) -> None:
         """Release the session."""
-        self._session = None
+        self._session = self._bound = None
 
 
 def _translate(exc: Exception, what: str) -> BackendError:

@@ -7,20 +7,23 @@ from typing import Literal, get_args
 
 from odise_rt.backends.base import Backend
 from odise_rt.backends.ort import OrtBackend, working_provider
-from odise_rt.errors import OptionsError
+from odise_rt.bundle import Bundle
+from odise_rt.engines import FOLDER
+from odise_rt.errors import BackendError, MissingPackageError, OptionsError
 
 logger = logging.getLogger(__name__)
 
 DeviceRequest = Literal["auto", "cpu", "cuda"]
 
 
-def open_backend(device: DeviceRequest = "auto", threads: int | None = None) -> Backend:
+def open_backend(device: DeviceRequest = "auto", threads: int | None = None, bundle: Bundle | None = None) -> Backend:
     """Open an engine.
 
     Args:
         device: ``"cpu"``, ``"cuda"``, or ``"auto"``: CUDA where it really works, else CPU. What was chosen, and why,
             is logged, and every result records it.
         threads: CPU threads inside an operator; ``None``: the cores that this process may use.
+        bundle: whose engines may be used on CUDA; ``None``: only graphs in ONNX Runtime.
 
     Raises:
         OptionsError: an unknown device or a thread count below 1.
@@ -31,11 +34,37 @@ def open_backend(device: DeviceRequest = "auto", threads: int | None = None) -> 
         raise OptionsError(f"device is {device!r}: expected one of {', '.join(get_args(DeviceRequest))}")
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise OptionsError(f"threads is {threads!r}: expected a whole number of at least 1, or None")
+    backend: Backend | None = None
     if device == "auto":
-        problem = working_provider("cuda")
-        device = "cpu" if problem else "cuda"
-        if problem:
-            logger.info("device auto: using the CPU, because %s", problem)
-    backend = OrtBackend(device, threads)
+        backend = _gpu_if_it_works(threads, bundle)
+    elif device == "cuda" and bundle is not None:
+        backend = _cuda_backend(bundle, threads)
+    if backend is None:
+        backend = OrtBackend("cpu" if device == "auto" else device, threads)
     logger.info("engine: %s", backend.description)
     return backend
+
+
+def _gpu_if_it_works(threads: int | None, bundle: Bundle | None) -> Backend | None:
+    """A backend on a GPU, or ``None`` with the reason in the log."""
+    try:
+        problem = working_provider("cuda")
+    except MissingPackageError:
+        if bundle is None or not (bundle.root / FOLDER).is_dir():
+            raise
+        problem = "onnxruntime is not installed"
+    if problem is None:
+        return OrtBackend("cuda", threads) if bundle is None else _cuda_backend(bundle, threads)
+    if bundle is not None and (bundle.root / FOLDER).is_dir():
+        try:
+            return _cuda_backend(bundle, threads)
+        except BackendError as exc:
+            problem = str(exc)
+    logger.info("device auto: using the CPU, because %s", problem)
+    return None
+
+
+def _cuda_backend(bundle: Bundle, threads: int | None) -> Backend:
+    from odise_rt.backends.cuda import CudaBackend
+
+    return CudaBackend(bundle, threads)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from export.cuda_fusion import fuse_for_ort_cuda
 from export.graph_editing import remove_unread
-from export.group_norm import MIN_GROUP_VALUES, apply_precise_group_norm
+from export.group_norm import MIN_GROUP_VALUES, apply_precise_group_norm, restore_group_norm
 from tests.export.conftest import graph_from_text, operators, run
 
 GROUPS, CHANNELS = 2, 8
@@ -83,3 +86,21 @@ def test_leaves_a_norm_whose_parts_are_read_elsewhere() -> None:
     model.graph.append(reader)
     assert apply_precise_group_norm(model) == 0
     assert "InstanceNormalization" in operators(model)
+
+
+def test_precise_steps_can_be_undone_after_a_round_trip_through_a_file(tmp_path: Path) -> None:
+    """Engines with a GroupNorm of their own look for the operator."""
+    side = 256
+    x = np.random.default_rng(1).standard_normal((2, CHANNELS, side, side), dtype=np.float32) * 3 + 5
+    model = _group_norm(side)
+    before, expected = operators(model), run(model.clone(), x=x)[0]
+    for node in model.graph:
+        node.name = f"net/{node.op_type}"
+    assert apply_precise_group_norm(model) == 1
+    ir.save(model, tmp_path / "precise.onnx")
+    restored = ir.load(tmp_path / "precise.onnx")
+    assert restore_group_norm(restored) == 1
+    assert operators(restored) == [*before[:2], "Shape", *before[2:]]
+    np.testing.assert_allclose(run(restored, x=x)[0], expected, atol=1e-6)
+    assert fuse_for_ort_cuda(restored).group_norm == 1
+    assert restore_group_norm(restored) == 0

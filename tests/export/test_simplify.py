@@ -26,6 +26,19 @@ def test_weights_are_laid_out_as_they_are_used() -> None:
     np.testing.assert_allclose(run(model, x=x)[0], x @ weight[6:9].T, rtol=1e-5)
 
 
+def test_a_weight_that_two_branches_use_stays_one() -> None:
+    weight = RANDOM.standard_normal((4, 4), dtype=np.float32)
+    model = graph_from_text(
+        """g (float[N, 4] x) => (float[N, 4] y) {
+            t = Transpose <perm = [1, 0]> (w)  a = MatMul(x, t)  u = Transpose <perm = [1, 0]> (w)  y = MatMul(a, u)
+        }""",
+        {"w": weight},
+    )
+    simplify(model)
+    assert operators(model) == ["MatMul", "MatMul"]
+    assert len(model.graph.initializers) == 1
+
+
 def test_slices_of_weights_are_folded_but_not_backwards() -> None:
     weight = np.arange(12, dtype=np.float32)
     text = """g (float[4] x) => (float[4] y) { p = Slice(w, start, end, axis, step)  y = Add(x, p) }"""

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export.engine_profiles import engine_shapes, stage_profiles
 from export.tolerances import RESULT_AGREEMENT, STAGE_TOLERANCES
 from export.verification_images import landscape
 from export.verify import (
     VOCABULARIES,
     compare_stage,
+    engine_references,
     example_pictures,
     panoptic_agreement,
     run_example,
@@ -20,7 +22,7 @@ from export.verify import (
 from export.weight_store import WeightStore, save_graph
 from odise_rt.errors import ExportError
 from odise_rt.results import PanopticResult, Segment
-from odise_rt.specs import STAGES, StageSpec, TensorSpec
+from odise_rt.specs import STAGES, StageSpec, TensorSpec, stage_specs
 from tests.export.conftest import graph_from_text
 from training.checkpoints import LoadedCheckpoint
 from training.torch_stages import model_facts
@@ -47,6 +49,21 @@ def test_the_two_pictures_differ_in_every_dimension(small: LoadedCheckpoint) -> 
     assert second.shape[0] < 64 < second.shape[1] < 128
     assert (landscape(40, 50) == landscape(40, 50)).all()
     assert (landscape(40, 50) != landscape(40, 50, seed=1)).any()
+
+
+def test_references_of_engines_are_whole_windows_by_pytorch(small: LoadedCheckpoint) -> None:
+    references = engine_references(small)
+    assert references.by.startswith("PyTorch ")
+    window = small.config.window
+    shapes = [case.inputs["windows"].shape for case in references.cases["unet_tap"]]
+    assert shapes == [(1, 3, window, window), (2, 3, window, window)]
+    facts = model_facts(small.model)
+    specs, shapes_of = stage_specs(facts), engine_shapes(facts)
+    for stage, cases in references.cases.items():
+        profiles = stage_profiles(specs[stage], facts, shapes_of, few=True)
+        for case in cases:
+            assert any(all(p[name].holds(a.shape) for name, a in case.inputs.items()) for p in profiles), stage
+            assert all(np.isfinite(array).all() for array in case.outputs.values())
 
 
 def _result(example, ids: list[list[int]], classes: dict[int, int]) -> PanopticResult:  # type: ignore[no-untyped-def]

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from odise_rt import Segmenter, cli
-from odise_rt.segment_command import find_images, output_names
+from odise_rt.inputs import find_inputs, output_names
+from odise_rt.result_files import FORMATS
 from tests.odise_rt.fake_bundle import colour_image
 
 WORDS = "red; green; blue; white"
@@ -40,6 +41,13 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+def results(folder: Path) -> set[str]:
+    """Files in a folder of results, without those by which a run is resumed."""
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert {"run.jsonl", ".run.lock"} <= found
+    return found - {"run.jsonl", ".run.lock"}
+
+
 def segment(bundle: Path, *arguments: Any) -> int:
     return cli.main(["segment", "--bundle", str(bundle), "--threads", "1", "-q", *map(str, arguments)])
 
@@ -47,7 +55,7 @@ def segment(bundle: Path, *arguments: Any) -> int:
 def test_one_image(label_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "results"
     assert segment(label_bundle, photo, "--vocab", WORDS, "--out", out) == 0
-    assert {p.name for p in out.iterdir()} == {"photo.overlay.png", "photo.json"}
+    assert results(out) == {"photo.overlay.png", "photo.json"}
     data = json.loads((out / "photo.json").read_text())
     assert {s["label"] for s in data["segments"]} == {"red", "green", "blue", "white"}
     printed = capsys.readouterr().out
@@ -56,10 +64,9 @@ def test_one_image(label_bundle: Path, photo: Path, tmp_path: Path, capsys: pyte
 
 
 def test_every_format(label_bundle: Path, photo: Path, tmp_path: Path) -> None:
-    formats = "overlay,json,rle,png,coco,semantic"
+    formats = ",".join(FORMATS)
     assert segment(label_bundle, photo, "--vocab", WORDS, "--out", tmp_path / "o", "--format", formats) == 0
-    files = {p.relative_to(tmp_path / "o").as_posix() for p in (tmp_path / "o").rglob("*") if p.is_file()}
-    assert files == {
+    assert results(tmp_path / "o") == {
         "photo.overlay.png",
         "photo.json",
         "photo.rle.json",
@@ -67,6 +74,8 @@ def test_every_format(label_bundle: Path, photo: Path, tmp_path: Path) -> None:
         "photo.semantic.png",
         "panoptic/photo.png",
         "panoptic.json",
+        "labelme/photo.json",
+        "cvat.xml",
     }
     with Image.open(tmp_path / "o/photo.semantic.png") as image:
         assert np.asarray(image)[60, 4] == 0
@@ -81,10 +90,13 @@ def test_folder_with_broken_images(
 ) -> None:
     code = segment(label_bundle, folder, "--vocab", WORDS, "--out", tmp_path / "o", "--format", "json")
     assert code == 2
-    assert {p.name for p in (tmp_path / "o").iterdir()} == {"good0.json", "good1.json", "good2.json"}
+    assert results(tmp_path / "o") == {"good0.json", "good1.json", "good2.json", "failed.json"}
     captured = capsys.readouterr()
-    assert "3 of 5 images segmented" in captured.out
-    assert "2 of 5 images could not be segmented" in captured.err
+    assert "3 of 5 files segmented" in captured.out
+    assert "2 of 5 files could not be segmented" in captured.err
+    failed = json.loads((tmp_path / "o/failed.json").read_text())
+    assert [Path(f["image"]).name for f in failed] == ["broken.jpg", "empty.png"]
+    assert {f["kind"] for f in failed} == {"ImageError"}
     assert "broken.jpg" in captured.err
     assert "empty.png" in captured.err
     assert "Traceback" not in captured.err
@@ -263,11 +275,11 @@ def test_reader_that_goes_away_is_no_error() -> None:
 
 def test_names_of_results_are_unique() -> None:
     images = [Path("a/x.jpg"), Path("a/x.png"), Path("b/x.jpg"), Path("b/X.JPG"), Path("c/y.jpg"), Path("a/x.jpg")]
-    names = output_names(images)
+    names = output_names(images, [p.stem for p in images])
     assert names[:3] == ["x", "x_png", "x_jpg"]
     assert len({n.casefold() for n in names}) == len(images)
 
 
 def test_images_are_found_in_order(folder: Path) -> None:
-    names = [p.name for p in find_images([str(folder), str(folder / "good0.png")])]
+    names = [i.path.name for i in find_inputs([str(folder), str(folder / "good0.png")])]
     assert names == ["broken.jpg", "empty.png", "good0.png", "good1.png", "good2.png", "good0.png"]

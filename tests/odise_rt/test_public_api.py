@@ -15,6 +15,7 @@ PUBLIC = [
     "BackendError",
     "Bundle",
     "BundleError",
+    "Candidate",
     "ImageError",
     "InputError",
     "Instance",
@@ -28,10 +29,12 @@ PUBLIC = [
     "Segment",
     "SegmentOptions",
     "Segmenter",
+    "VideoError",
     "Vocabulary",
     "VocabularyClass",
     "VocabularyError",
     "__version__",
+    "pipeline",
 ]
 
 IMPORT_ALL = """

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from odise_rt import Bundle, Vocabulary
+from odise_rt import Bundle, Vocabulary, text_embeddings
 from odise_rt.backends.ort import OrtBackend
 from odise_rt.backends.pool import StagePool
 from odise_rt.embedding_cache import CACHE_VARIABLE, EmbeddingCache, default_cache_dir
 from odise_rt.text_embeddings import EmbeddedVocabulary, TextEmbedder, model_key, normalise
+from odise_rt.vocabulary import MAX_WORDS
 
 
 class CountingStage:
@@ -223,8 +224,7 @@ def test_memory_is_bounded(label_bundle: Path) -> None:
     embedder = TextEmbedder(opened, stages, None, memory_bytes=400)
     for i in range(20):
         embedder.embed(Vocabulary.parse(f"red; thing {i}"))
-    held = sum(a.nbytes for _, arrays in embedder._memory._lists.values() for a in arrays.values())
-    assert held <= 400
+    assert 200 < embedder._memory.nbytes <= 400
 
 
 def test_progress_is_told(label_bundle: Path) -> None:
@@ -255,3 +255,97 @@ def test_normalise_leaves_zero_rows_at_zero() -> None:
     rows = normalise(np.array([[3, 4], [0, 0]], np.float32))
     np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0]], atol=1e-7)
     assert rows.dtype == np.float32
+
+
+# ---- long lists ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_embeddings, "CHUNK", 8)
+    monkeypatch.setattr(text_embeddings, "BATCH", 4)
+
+
+def many(count: int) -> str:
+    return "; ".join(f"thing {i}" for i in range(count))
+
+
+@pytest.mark.usefixtures("short_chunks")
+def test_long_lists_are_stored_in_chunks(label_bundle: Path, tmp_path: Path) -> None:
+    first = Setup(label_bundle, tmp_path)(many(30))
+    assert len(files(tmp_path)) == 2 * 4
+    later = Setup(label_bundle, tmp_path)
+    assert same(later(many(30)), first)
+    assert later.encoded == 0
+    later("red; " + many(30))
+    assert later.encoded == 2, "chunks begin elsewhere now, yet every known word is found"
+    assert len(files(tmp_path)) == 2 * 5, "only the chunk with the new word is written"
+
+
+@pytest.mark.usefixtures("short_chunks")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
+def test_interrupted_embedding_goes_on_where_it_was(
+    label_bundle: Path, tmp_path: Path, error: type[BaseException]
+) -> None:
+    def stop(done: int, total: int) -> None:
+        if done >= 20:
+            raise error
+
+    setup = Setup(label_bundle, tmp_path)
+    with pytest.raises(error):
+        setup.embedder.embed(Vocabulary.parse(many(30)), stop)
+    assert setup.encoded == 20
+    told: list[tuple[int, int]] = []
+    again = Setup(label_bundle, tmp_path)
+    embedded = again.embedder.embed(Vocabulary.parse(many(30)), lambda done, total: told.append((done, total)))
+    assert again.encoded == 10 + 30, "the rest of the first prompt's, and all of the second's"
+    assert told[0] == (4, 10)
+    assert same(embedded, Setup(label_bundle, None)(many(30)))
+
+
+@pytest.mark.usefixtures("short_chunks")
+def test_killed_embedding_keeps_whole_chunks(label_bundle: Path, tmp_path: Path) -> None:
+    """As if by kill -9: nothing runs after the last complete chunk was written."""
+    Setup(label_bundle, tmp_path)(many(30))
+    for path in files(tmp_path):
+        with np.load(path) as stored:
+            if b"thing 20" in stored["prompts"].tobytes():
+                path.unlink()
+    again = Setup(label_bundle, tmp_path)
+    again(many(30))
+    assert again.encoded == 2 * 8
+
+
+def test_list_of_one_vocabulary_does_not_push_out_its_other_prompts(label_bundle: Path) -> None:
+    """Larger than the bound: both prompts' embeddings stay, else every image would encode one of them again."""
+    opened = Bundle.open(label_bundle, verify=False)
+    backend = CountingBackend()
+    embedder = TextEmbedder(opened, StagePool(backend, opened, keep=frozenset()), None, memory_bytes=10)
+    words = Vocabulary.parse("red; green")
+    embedder.embed(words)
+    embedder.embed(words)
+    assert sum(backend.runs) == 4
+    embedder.embed(Vocabulary.parse("blue"))
+    assert embedder._memory.nbytes == 4 * (5 + 8)
+
+
+def test_a_long_list_does_not_hold_up_others(label_bundle: Path) -> None:
+    setup = Setup(label_bundle, None)
+    waiting, finished = threading.Event(), threading.Event()
+
+    def hold(done: int, total: int) -> None:
+        waiting.set()
+        assert finished.wait(30), "the other vocabulary waited for this one"
+
+    thread = threading.Thread(target=lambda: setup.embedder.embed(Vocabulary.parse(many(3)), hold))
+    thread.start()
+    assert waiting.wait(30)
+    setup("red")
+    finished.set()
+    thread.join()
+    assert not setup.embedder._locks
+
+
+def test_bound_holds_the_largest_vocabulary_at_full_size() -> None:
+    cache = EmbeddingCache(Path("nowhere"), "key")
+    assert cache.holds(MAX_WORDS * 4 * (256 + 768))

@@ -24,16 +24,16 @@ def experiment() -> Experiment:
         model=preset("odise-tiny"),
         phases=(
             Phase(
-                iterations=1500,
+                iterations=680,
                 batch=16,
                 jitter=JitterOptions(target=256, crop=128, smallest=0.5, largest=1.2),
-                cached_views=8000,
+                cached_views=6000,
             ),
             Phase(
-                iterations=400,
+                iterations=220,
                 batch=4,
                 jitter=JitterOptions(target=256, crop=256, smallest=0.8, largest=1.2),
-                cached_views=1200,
+                cached_views=900,
             ),
         ),
         criterion=CriterionOptions(points=PointOptions(points=1024)),

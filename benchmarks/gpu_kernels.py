@@ -1,0 +1,445 @@
+"""The kernels on this GPU: right, compared with float64 on fresh random inputs; and how fast, beside floor and PyTorch.
+
+Outputs and workspace are poisoned (NaN, or numbers that no result can be) before each run, so an element that was not
+written shows. Times are CUDA events around the launches, median of many, with a cold L2: a large buffer is overwritten
+before each one, which also keeps the GPU busy while Python prepares the launch. Floors come from the copy bandwidth and
+the matmul rate that this same process measures.
+"""
+
+from __future__ import annotations
+
+import functools
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.gpu_rows import Emit, Row
+from benchmarks.harness import Summary
+from odise_rt.errors import OdiseError
+from odise_rt.kernels import reference
+from odise_rt.kernels.native import Kernels
+
+# ||out - reference|| / ||reference|| in float64: half a unit in the last place of the type, and float sums.
+TOLERANCE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What this GPU reaches right now."""
+
+    copy_bytes: float
+    """Bytes a second of a large copy within the device, read plus written."""
+    matmul_flops: float
+    """Operations a second of an 8192 cubed bfloat16 product, on random data."""
+
+    def floor(self, read_and_written: float, operations: float) -> float:
+        """Seconds that no implementation can go much below."""
+        return max(read_and_written / self.copy_bytes, operations / self.matmul_flops)
+
+
+class Gpu:
+    """PyTorch's device and a stream for everything, with a timer."""
+
+    device = "cuda"
+
+    def __init__(self, quick: bool) -> None:
+        import torch
+
+        self.torch = torch
+        self.stream = torch.cuda.Stream()
+        torch.cuda.set_stream(self.stream)
+        self.handle = int(self.stream.cuda_stream)
+        self.repeats = 15 if quick else 50
+        self.flush = torch.empty(512 * MIB, dtype=torch.uint8, device=self.device)
+
+    def seconds(self, call: Callable[[], object], warmup: int = 3) -> Summary:
+        """Time of a call that only launches, each with a cold L2."""
+        torch = self.torch
+        for _ in range(warmup):
+            call()
+        pairs = []
+        for _ in range(self.repeats):
+            self.flush.zero_()
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            call()
+            end.record()
+            pairs.append((start, end))
+        torch.cuda.synchronize()
+        return Summary.of([start.elapsed_time(end) / 1e3 for start, end in pairs])
+
+    def synchronize(self) -> None:
+        """Wait for everything that was put on the GPU."""
+        self.torch.cuda.synchronize()
+
+    def ceilings(self) -> Ceilings:
+        """Measure copy bandwidth and matmul rate."""
+        return Ceilings(2.0 * (1 << 30) / self._copy_seconds(1 << 30), 2.0 * 8192**3 / self._matmul_seconds(8192))
+
+    def _copy_seconds(self, size: int) -> float:
+        source = self.torch.randint(0, 255, (size,), dtype=self.torch.uint8, device=self.device)
+        target = self.torch.empty_like(source)
+        return self.seconds(lambda: target.copy_(source)).median
+
+    def _matmul_seconds(self, size: int) -> float:
+        a, b = (self.torch.randn(size, size, dtype=self.torch.bfloat16, device=self.device) for _ in range(2))
+        out = self.torch.empty_like(a)
+        return self.seconds(lambda: self.torch.matmul(a, b, out=out), warmup=10).median
+
+    def bits(self, tensor: Any) -> Any:
+        """bfloat16 as the uint16 that array interfaces can name; other types as they are."""
+        return tensor.view(self.torch.uint16) if tensor.dtype == self.torch.bfloat16 else tensor
+
+    def poisoned(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """NaN, or -77 in integers."""
+        value = float("nan") if dtype.is_floating_point else -77
+        return self.torch.full(shape, value, dtype=dtype, device=self.device)
+
+
+def check_kernels(emit: Emit, quick: bool) -> None:
+    """Correctness rows of all kernels."""
+    gpu = Gpu(quick)
+    judge_kernels(emit, gpu, Kernels(), quick)
+
+
+def judge_kernels(emit: Emit, gpu: Gpu, kernels: Kernels, quick: bool) -> None:
+    """:func:`check_kernels` with what it runs on."""
+    seed = secrets.randbits(31)
+    emit(Row("kernels", "random seed", "measured", values={"seed": str(seed)}))
+    gpu.torch.manual_seed(seed)
+    for name, run in [
+        *_pool_cases(gpu, kernels, quick),
+        *_merge_cases(gpu, kernels, quick),
+        *_attention_cases(gpu, kernels, quick),
+    ]:
+        try:
+            error, allowed, problems = run()
+        except (OdiseError, RuntimeError) as exc:
+            emit(Row("kernels", name, "error", "correctness", detail=str(exc).splitlines()[0][:300]))
+            continue
+        good = error <= allowed and not problems  # NaN is not <= anything
+        emit(
+            Row("kernels", name, "pass" if good else "fail", "correctness", {"error": error, "allowed": allowed},
+                "; ".join(problems))
+        )  # fmt: skip
+
+
+Case = tuple[str, Callable[[], tuple[float, float, list[str]]]]
+
+
+def _relative(out: Any, expected: Any) -> float:
+    """Norm of the difference over the norm of the reference; NaN if anything is."""
+    scale = float(expected.double().norm())
+    return float((out.double() - expected.double()).norm()) / (scale if scale > 0 else 1.0)
+
+
+def _pool_cases(gpu: Gpu, kernels: Kernels, quick: bool) -> Iterator[Case]:
+    torch = gpu.torch
+    sizes = [
+        (1, 100, 256, 256, 352),
+        (2, 100, 256, 128, 128),
+        (1, 20, 64, 37, 41),
+        (3, 130, 300, 5, 7),
+        (1, 1, 1, 1, 1),
+    ]
+    sizes += [(1, 257, 513, 33, 64), (2, 7, 96, 64, 64)]
+
+    def case(size: tuple[int, ...], dtype: Any, edge: bool) -> Callable[[], tuple[float, float, list[str]]]:
+        def run() -> tuple[float, float, list[str]]:
+            batch, queries, channels, height, width = size
+            logits = torch.randn(batch, queries, height, width, device=gpu.device).to(dtype)
+            if edge:
+                logits[:, 0] = -1  # empty
+                logits[:, -1] = 1  # full
+            features = torch.randn(batch, channels, height, width, device=gpu.device).to(dtype)
+            pooled = gpu.poisoned((batch, queries, channels), dtype)
+            areas = gpu.poisoned((batch, queries), torch.int32)
+            run_pool = pool_call(gpu, kernels, logits, features, pooled, areas)
+            run_pool()
+            again = pooled.clone()
+            pooled.fill_(float("nan"))
+            run_pool()
+            gpu.synchronize()
+            inside = logits > 0
+            expected_areas = inside.sum((2, 3))
+            sums = inside.flatten(2).double() @ features.flatten(2).double().transpose(1, 2)
+            expected = sums / expected_areas.clamp(min=1)[..., None]
+            problems = [] if torch.equal(areas.long(), expected_areas) else ["areas differ"]
+            if not torch.equal(again, pooled):
+                problems.append("two runs on the same input gave different bits")
+            return _relative(pooled, expected), TOLERANCE[_name(dtype)], problems
+
+        return run
+
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        for size in sizes[: 4 if quick else None]:
+            yield f"mask_pool {_name(dtype)} {'x'.join(map(str, size))}", case(size, dtype, edge=size[1] > 1)
+
+
+def pool_call(gpu: Gpu, kernels: Kernels, logits: Any, features: Any, pooled: Any, areas: Any) -> Callable[[], None]:
+    """A call that launches mask_pool into ``pooled`` and ``areas``, with a poisoned workspace."""
+    size = kernels.mask_pool_workspace(gpu.bits(logits), gpu.bits(features))
+    workspace = gpu.torch.full((size,), 0xFF, dtype=gpu.torch.uint8, device=gpu.device)
+
+    def call() -> None:
+        kernels.mask_pool(gpu.bits(logits), gpu.bits(features), workspace, gpu.bits(pooled), areas, gpu.handle)
+
+    return call
+
+
+def merge_call(
+    gpu: Gpu, kernels: Kernels, logits: Any, scores: Any, test: tuple[int, int], owner: Any, areas: Any
+) -> Callable[[], None]:
+    """A call that launches panoptic_merge into ``owner`` and ``areas``, with poisoned tables."""
+    torch = gpu.torch
+    rows, columns = owner.shape
+    tables = (
+        gpu.poisoned((rows,), torch.int32),
+        gpu.poisoned((3, rows), torch.float32),
+        gpu.poisoned((columns,), torch.int32),
+        gpu.poisoned((3, columns), torch.float32),
+    )
+
+    def call() -> None:
+        kernels.panoptic_merge(gpu.bits(logits), scores, test, tables, owner, areas, gpu.handle)
+
+    return call
+
+
+def smooth_masks(gpu: Gpu, queries: int, cells: tuple[int, int]) -> Any:
+    """Mask logits like a trained model's: blobs, clearly negative in most places, with some noise; float32."""
+    torch = gpu.torch
+    y, x = (torch.arange(n, device=gpu.device, dtype=torch.float32) for n in cells)
+    centre = torch.rand(queries, 2, device=gpu.device) * torch.tensor(cells, device=gpu.device)
+    radius = (0.02 + 0.3 * torch.rand(queries, device=gpu.device)) * max(cells)
+    distance = torch.hypot(y[None, :, None] - centre[:, 0, None, None], x[None, None] - centre[:, 1, None, None])
+    return (radius[:, None, None] - distance) + 0.5 * torch.randn(queries, *cells, device=gpu.device)
+
+
+def _merge_cases(gpu: Gpu, kernels: Kernels, quick: bool) -> Iterator[Case]:
+    torch = gpu.torch
+    sizes = [
+        (100, (256, 256), (1024, 1024), (1024, 1024)),
+        (100, (256, 352), (1024, 1365), (480, 640)),
+        (33, (64, 64), (250, 199), (777, 401)),
+        (1, (1, 1), (3, 2), (5, 9)),
+        (700, (16, 16), (64, 64), (100, 64)),
+    ]
+
+    def case(size: tuple[Any, ...], dtype: Any, smooth: bool) -> Callable[[], tuple[float, float, list[str]]]:
+        def run() -> tuple[float, float, list[str]]:
+            queries, cells, test, original = size
+            masks = smooth_masks(gpu, queries, cells) if smooth else 3 * torch.randn(queries, *cells, device=gpu.device)
+            logits, scores = masks.to(dtype), 0.05 + 0.95 * torch.rand(queries, device=gpu.device)
+            scores[queries // 2 + 1 :: 7] = 0
+            owner, areas = gpu.poisoned(original, torch.int16), gpu.poisoned((3, queries), torch.int32)
+            merge_call(gpu, kernels, logits, scores, test, owner, areas)()
+            gpu.synchronize()
+            merged = reference.MergedPixels(owner.cpu().numpy(), areas.cpu().numpy())
+            problems = reference.merge_errors(
+                merged, logits.float().cpu().numpy(), scores.cpu().numpy(), test, original, tolerance=2e-5
+            )
+            return float(len(problems)), 0.0, problems
+
+        return run
+
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        for size in sizes[1:4] if quick else sizes:
+            for smooth in (True, False):
+                what = "blobs" if smooth else "noise"
+                name = f"panoptic_merge {_name(dtype)} {size[0]} {what} {_by(size[1])} to {_by(size[3])}"
+                yield name, case(size, dtype, smooth)
+
+
+def _attention_cases(gpu: Gpu, kernels: Kernels, quick: bool) -> Iterator[Case]:
+    torch = gpu.torch
+    pyramid = [(32, 32), (64, 64), (128, 128)]
+    sizes: list[tuple[int, int, int, int, int, list[tuple[int, int]]]] = [
+        (1, 5000, 8, 32, 4, pyramid),
+        (2, 300, 4, 16, 4, [(9, 12), (18, 24)]),
+        (1, 77, 3, 5, 3, [(7, 5)]),
+        (2, 50, 2, 24, 2, [(3, 4)] * 8),
+    ]
+
+    def case(size: tuple[Any, ...], dtype: Any) -> Callable[[], tuple[float, float, list[str]]]:
+        def run() -> tuple[float, float, list[str]]:
+            batch, queries, heads, channels, _, shapes = size
+            value, references, offsets, logits = attention_inputs(gpu, size, dtype)
+            out = gpu.poisoned((batch, queries, heads, channels), dtype)
+            kernels.deformable_attention(
+                gpu.bits(value), shapes, references, gpu.bits(offsets), gpu.bits(logits), gpu.bits(out), gpu.handle
+            )
+            gpu.synchronize()
+            arrays = [t.float().cpu().numpy() for t in (value, references, offsets, logits)]
+            expected = reference.deformable_attention(arrays[0], shapes, *arrays[1:])
+            return _relative(out.cpu(), torch.from_numpy(expected)), TOLERANCE[_name(dtype)], []
+
+        return run
+
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        for size in sizes[1:] if quick else sizes:
+            yield (
+                f"deformable_attention {_name(dtype)} {'x'.join(map(str, size[:5]))}, {len(size[5])} levels",
+                case(size, dtype),
+            )
+
+
+def attention_inputs(gpu: Gpu, size: tuple[Any, ...], dtype: Any) -> tuple[Any, Any, Any, Any]:
+    """Value, references, offsets and weight logits on the GPU, random."""
+    torch = gpu.torch
+    batch, queries, heads, channels, points, shapes = size
+    memory, levels = sum(h * w for h, w in shapes), len(shapes)
+    value = torch.randn(batch, memory, heads, channels, device=gpu.device).to(dtype)
+    references = torch.rand(1, queries, 2, device=gpu.device)
+    offsets = (2 * torch.randn(batch, queries, heads, levels, points, 2, device=gpu.device)).to(dtype)
+    logits = torch.randn(batch, queries, heads, levels * points, device=gpu.device).to(dtype)
+    return value, references, offsets, logits
+
+
+# ---- time ------------------------------------------------------------------------------------------------------------
+
+
+def time_kernels(emit: Emit, quick: bool) -> None:
+    """Time rows of all kernels, and the ceilings that they are held against."""
+    gpu = Gpu(quick)
+    measure_kernels(emit, gpu, Kernels())
+
+
+def measure_kernels(emit: Emit, gpu: Gpu, kernels: Kernels) -> None:
+    """:func:`time_kernels` with what it runs on."""
+    ceilings = gpu.ceilings()
+    emit(
+        Row("kernel times", "ceilings", "measured", "time",
+            {"copy_tb_s": ceilings.copy_bytes / 1e12, "bf16_matmul_tflops": ceilings.matmul_flops / 1e12})
+    )  # fmt: skip
+    _time_pool(emit, gpu, kernels, ceilings)
+    _time_merge(emit, gpu, kernels, ceilings)
+    _time_attention(emit, gpu, kernels, ceilings)
+
+
+def _report(
+    emit: Emit, gpu: Gpu, name: str, call: Callable[[], object], baseline: Callable[[], object], what: str,
+    ceilings: Ceilings, moved: float, operations: float,
+) -> None:  # fmt: skip
+    """One kernel and the PyTorch operations it replaces."""
+    ours, theirs = gpu.seconds(call), gpu.seconds(baseline)
+    floor = ceilings.floor(moved, operations)
+    values: dict[str, float | int | str] = {
+        "median_us": ours.median * 1e6, "p10_us": ours.p10 * 1e6, "p90_us": ours.p90 * 1e6, "floor_us": floor * 1e6,
+        "of_copy_bandwidth": moved / ours.median / ceilings.copy_bytes, "pytorch_us": theirs.median * 1e6,
+        "times_faster": theirs.median / ours.median,
+    }  # fmt: skip
+    emit(Row("kernel times", name, "measured", "time", values, f"PyTorch: {what}"))
+
+
+def _time_pool(emit: Emit, gpu: Gpu, kernels: Kernels, ceilings: Ceilings) -> None:
+    torch = gpu.torch
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        queries, channels, height, width = 100, 256, 256, 352
+        logits = torch.randn(1, queries, height, width, device=gpu.device).to(dtype)
+        features = torch.randn(1, channels, height, width, device=gpu.device).to(dtype)
+        pooled = torch.empty(1, queries, channels, dtype=dtype, device=gpu.device)
+        areas = torch.empty(1, queries, dtype=torch.int32, device=gpu.device)
+
+        def baseline(logits: Any = logits, features: Any = features, dtype: Any = dtype) -> Any:
+            mask = (logits > 0).to(dtype)
+            return torch.einsum("bqhw,bchw->bqc", mask, features) / mask.sum((2, 3)).clamp(min=1)[..., None]
+
+        pixels = height * width
+        _report(
+            emit, gpu, f"mask_pool {_name(dtype)} C=256 Q=100 256x352",
+            pool_call(gpu, kernels, logits, features, pooled, areas), baseline, "threshold, einsum, mean", ceilings,
+            moved=(queries + channels) * pixels * logits.element_size(), operations=2.0 * queries * channels * pixels,
+        )  # fmt: skip
+
+
+def _time_merge(emit: Emit, gpu: Gpu, kernels: Kernels, ceilings: Ceilings) -> None:
+    torch = gpu.torch
+    queries, cells, size = 100, (256, 256), (1024, 1024)
+    scores = 0.05 + 0.95 * torch.rand(queries, device=gpu.device)
+    owner = torch.empty(size, dtype=torch.int16, device=gpu.device)
+    areas = torch.empty(3, queries, dtype=torch.int32, device=gpu.device)
+    for dtype in (torch.float32, torch.float16):
+        for what, masks in (
+            ("blobs", smooth_masks(gpu, queries, cells)),
+            ("noise", 3 * torch.randn(queries, *cells, device=gpu.device)),
+        ):
+            logits = masks.to(dtype)
+
+            def baseline(logits: Any = logits) -> Any:
+                wide = torch.nn.functional.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+                inside = wide >= 0
+                best = (wide.sigmoid() * scores.to(wide.dtype)[:, None, None]).argmax(dim=0)
+                kept = inside.gather(0, best[None])[0]
+                owned = torch.bincount(best.flatten(), minlength=queries)
+                final = torch.bincount(best[kept], minlength=queries)
+                return torch.where(kept, best, -1), inside.sum((1, 2)), owned, final
+
+            moved = logits.numel() * logits.element_size() + owner.numel() * 2
+            # An exponential and some ten other operations for each mask and pixel, on the ordinary units: no ceiling of
+            # these is measured, so the floor is that of bytes.
+            _report(
+                emit, gpu, f"panoptic_merge {_name(dtype)} {what} 100x256x256 to 1024x1024",
+                merge_call(gpu, kernels, logits, scores, size, owner, areas), baseline,
+                "interpolate, sigmoid, score, argmax, areas", ceilings, moved=moved, operations=0.0,
+            )  # fmt: skip
+
+
+def _time_attention(emit: Emit, gpu: Gpu, kernels: Kernels, ceilings: Ceilings) -> None:
+    torch = gpu.torch
+    shapes = [(32, 32), (64, 64), (128, 128)]
+    memory = sum(h * w for h, w in shapes)
+    for dtype in (torch.float16, torch.float32):
+        value, _, offsets, logits = attention_inputs(gpu, (1, memory, 8, 32, 4, shapes), dtype)
+        references = torch.cat([_centres(gpu, h, w) for h, w in shapes], dim=1)
+        out = torch.empty(1, memory, 8, 32, dtype=dtype, device=gpu.device)
+        call = functools.partial(
+            kernels.deformable_attention, value, shapes, references, offsets, logits, out, gpu.handle
+        )
+
+        def baseline(
+            value: Any = value, offsets: Any = offsets, logits: Any = logits, references: Any = references
+        ) -> Any:
+            return grid_sample_attention(torch, value, shapes, references, offsets, logits)
+
+        moved = sum(t.numel() * t.element_size() for t in (value, references, offsets, logits, out))
+        _report(
+            emit, gpu, f"deformable_attention {_name(dtype)} 21504 queries, 3 levels", call, baseline,
+            "softmax, grid_sample a level, weighted sum", ceilings, moved=moved, operations=0.0,
+        )  # fmt: skip
+
+
+def grid_sample_attention(torch: Any, value: Any, shapes: Any, references: Any, offsets: Any, logits: Any) -> Any:
+    """Deformable attention in PyTorch's operations: (B, M, heads, C)."""
+    batch, queries, heads, levels, points, _ = offsets.shape
+    weights = logits.softmax(dim=-1).unflatten(3, (levels, points)).permute(0, 2, 1, 3, 4)  # (B, heads, M, L, P)
+    sampled, start = [], 0
+    for level, (height, width) in enumerate(shapes):
+        image = value[:, start : start + height * width].permute(0, 2, 3, 1).reshape(batch * heads, -1, height, width)
+        start += height * width
+        scale = torch.tensor([width, height], device=value.device, dtype=torch.float32)
+        # float32 until the last step: half a pixel of 128 is coarse in float16
+        where = references[:, :, None, None] + offsets[:, :, :, level].float() / scale  # (B, M, heads, P, 2)
+        grid = (where * 2 - 1).to(value.dtype).permute(0, 2, 1, 3, 4).reshape(batch * heads, queries, points, 2)
+        sample = torch.nn.functional.grid_sample(image, grid, mode="bilinear", align_corners=False)
+        sampled.append(sample.unflatten(0, (batch, heads)))  # (B, heads, C, M, P)
+    stacked = torch.stack(sampled, dim=4)  # (B, heads, C, M, L, P)
+    return (stacked * weights[:, :, None]).sum((4, 5)).permute(0, 3, 1, 2)
+
+
+def _centres(gpu: Gpu, height: int, width: int) -> Any:
+    torch = gpu.torch
+    y = (torch.arange(height, device=gpu.device) + 0.5) / height
+    x = (torch.arange(width, device=gpu.device) + 0.5) / width
+    grid = torch.stack([x[None].expand(height, width), y[:, None].expand(height, width)], dim=2)
+    return grid.reshape(1, -1, 2).contiguous()
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,328 @@
+"""The network on this GPU: each stage on each engine against PyTorch, and the whole of it in three implementations.
+
+Only what is installed is measured; what is not is a row that says what is missing. PyTorch models need diffusers,
+open_clip_torch and transformers, which the runtime does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu_rows import Emit, Row
+from benchmarks.harness import Summary
+from odise_rt.errors import OdiseError
+
+MODEL_PACKAGES = ("torch", "diffusers", "open_clip", "transformers", "safetensors")
+SIZES: tuple[tuple[int, int], ...] = ((1024, 1024), (512, 512), (1024, 1408))
+"""Height and width, the most important first: time may be up before the last."""
+NEEDED_TFLOP = {(512, 512): 3.4, (1024, 1024): 12.4, (1024, 1408): 18.0}
+"""What the pruned network must compute (odise.md section 10)."""
+# Relative to the largest value of an output, as the export has them for half precision.
+MAX_ERROR, MEAN_ERROR = 5e-2, 5e-3
+WORDS = "person; dog, puppy; red car, automobile; stuff: sky; stuff: grass, lawn; wooden chair; stuff: road"
+
+
+def missing_packages(names: Sequence[str]) -> list[str]:
+    """Those that cannot be imported here."""
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+# ---- stages on engines -----------------------------------------------------------------------------------------------
+
+
+def check_engines(emit: Emit, bundle_dir: Path, checkpoint: Path, quick: bool) -> None:
+    """Every stage of a bundle on every engine that there is, against PyTorch, else against ONNX Runtime on the CPU."""
+    from odise_rt.bundle import Bundle
+
+    if not (bundle_dir / "bundle.json").is_file():
+        detail = (
+            f"no bundle in {bundle_dir}: python -m export.build_engines --checkpoint {checkpoint} --out {bundle_dir}"
+        )
+        emit(Row("engines", "bundle", "missing", detail=detail))
+        return
+    bundle = Bundle.open(bundle_dir)
+    reference, name = _reference_backend(checkpoint)
+    if reference is None:
+        emit(Row("engines", "reference", "missing", detail=name))
+        return
+    side = 256 if quick else 512
+    inputs = stage_inputs(bundle, reference, side)
+    for engine, load in _engines(emit, bundle):
+        for stage, arrays in inputs.items():
+            _check_stage(emit, engine, stage, load, arrays, reference.load(bundle, stage).run(arrays), name)
+
+
+def _reference_backend(checkpoint: Path) -> tuple[Any, str]:
+    lacking = missing_packages(MODEL_PACKAGES)
+    if not lacking and checkpoint.is_dir():
+        from training.checkpoints import load_checkpoint
+        from training.torch_stages import TorchBackend
+
+        return TorchBackend(load_checkpoint(checkpoint).model), "PyTorch float32"
+    from odise_rt.backends.ort import OrtBackend
+
+    try:
+        return OrtBackend("cpu"), f"ONNX Runtime on the CPU (PyTorch's model needs {', '.join(lacking) or checkpoint})"
+    except OdiseError as exc:
+        return None, f"neither PyTorch's model ({', '.join(lacking)} missing) nor ONNX Runtime: {exc}"
+
+
+def stage_inputs(bundle: Any, reference: Any, side: int) -> dict[str, dict[str, np.ndarray]]:
+    """Inputs of each stage as a real image gives them: every stage gets what the reference made before."""
+    from benchmarks.worker import picture
+    from odise_rt.specs import LEVELS
+    from odise_rt.windows import Stitcher, cut_windows, window_grid
+
+    facts, constants = bundle.facts, bundle.constants()
+    side = max(side, facts.window)
+    image = np.ascontiguousarray(picture(side, side).transpose(2, 0, 1)[None].astype(np.float32) / 255)
+    grid = window_grid(side, side, facts.window)
+    inputs: dict[str, dict[str, np.ndarray]] = {"clip_image": {"windows": cut_windows(image, grid)}}
+    embedding = reference.load(bundle, "clip_image").run(inputs["clip_image"])["image_embedding"]
+    inputs["unet_tap"] = {
+        **inputs["clip_image"],
+        "image_embedding": embedding,
+        "noise": constants["noise"],
+        "null_text_embedding": constants["null_text_embedding"],
+    }
+    stitcher = Stitcher(grid, dict(zip(LEVELS, facts.level_strides, strict=True)))
+    stitcher.add(reference.load(bundle, "unet_tap").run(inputs["unet_tap"]))
+    inputs["mask_decoder"] = stitcher.finish()
+    decoded = reference.load(bundle, "mask_decoder").run(inputs["mask_decoder"])
+    inputs["clip_mask"] = {"image": image, "mask_logits": decoded["mask_logits"]}
+    tokens = np.full((5, facts.context_length), facts.pad_token, np.int64)
+    tokens[:, 0], tokens[:, 1], tokens[:, 2] = facts.start_token, np.arange(5) + 3, facts.end_token
+    inputs["clip_text"] = {"tokens": tokens}
+    return inputs
+
+
+def _engines(emit: Emit, bundle: Any) -> Iterator[tuple[str, Callable[[str], Any]]]:
+    """Engines that work here, by name, with what loads a stage; a row for each that does not."""
+    from odise_rt.backends.ort import OrtBackend
+
+    try:
+        backend = OrtBackend("cuda")
+        yield "ort-cuda, portable graph", lambda stage: backend.load(bundle, stage)
+    except OdiseError as exc:
+        emit(Row("engines", "ort-cuda, portable graph", "missing", detail=str(exc)))
+    if importlib.util.find_spec("odise_rt.engines") is None:
+        emit(Row("engines", "compiled engines", "missing", detail="this version of odise_rt has none"))
+        return
+    engines: Any = importlib.import_module("odise_rt.engines")
+    machine = importlib.import_module("odise_rt.backends.machine").this_machine()
+    opener = importlib.import_module("odise_rt.backends.engine_stage").open_engine_stage
+    session_type = importlib.import_module("odise_rt.backends.device").CudaSession
+    found = engines.find_engines(bundle)
+    for kind in engines.ENGINE_KINDS:
+        fitting = {stage: found.fitting(bundle, machine, stage, kind) for stage in bundle.stages}
+        for stage, engine in fitting.items():
+            if engine is None:
+                why = found.why_not(bundle, machine, stage, kind)
+                emit(Row("engines", f"{kind} {stage}", "missing", detail=str(why)))
+        usable = {stage: engine for stage, engine in fitting.items() if engine is not None}
+        if usable:
+            session = None if kind == "ort-cuda" else session_type()
+
+            def load(stage: str, usable: Any = usable, session: Any = session) -> Any:
+                return opener(usable[stage], bundle.stages[stage].spec, session, None) if stage in usable else None
+
+            yield kind, load
+
+
+def _check_stage(
+    emit: Emit, engine: str, stage: str, load: Callable[[str], Any], inputs: Any, expected: Any, reference: str
+) -> None:
+    name = f"{engine} {stage}"
+    try:
+        loaded = load(stage)
+        if loaded is None:
+            return
+        with contextlib.closing(loaded):
+            outputs = loaded.run(inputs)
+            samples = []
+            for _ in range(5):
+                start = time.perf_counter()
+                loaded.run(inputs)
+                samples.append(time.perf_counter() - start)
+    except Exception as exc:  # an engine may fail in any way; the others must still be checked
+        emit(Row("engines", name, "fail", "correctness", detail=f"{type(exc).__name__}: {exc}"[:300]))
+        return
+    largest, mean, broken = compare_outputs(outputs, expected)
+    good = not broken and largest <= MAX_ERROR and mean <= MEAN_ERROR
+    values = {"max_error": largest, "mean_error": mean, "host_to_host_ms": Summary.of(samples).median * 1e3}
+    detail = f"against {reference}" + (f"; not finite or of another shape: {', '.join(broken)}" if broken else "")
+    emit(Row("engines", name, "pass" if good else "fail", "correctness", values, detail))
+
+
+def compare_outputs(outputs: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> tuple[float, float, list[str]]:
+    """Largest and mean error relative to the largest value, over all outputs, and names of those that are broken."""
+    largest = mean = 0.0
+    broken = []
+    for name, wanted in expected.items():
+        found = outputs.get(name)
+        if found is None or found.shape != wanted.shape or not np.isfinite(found).all():
+            broken.append(name)
+            continue
+        scale = max(float(np.abs(wanted).max()), 1e-30)
+        difference = np.abs(found.astype(np.float64) - wanted)
+        largest, mean = max(largest, float(difference.max()) / scale), max(mean, float(difference.mean()) / scale)
+    return largest, mean, broken
+
+
+# ---- the whole network -----------------------------------------------------------------------------------------------
+
+
+def time_pytorch(emit: Emit, structure: str, config: str, quick: bool) -> None:
+    """Pixels on the GPU to masks and embeddings, random weights in half precision.
+
+    Args:
+        emit: receives the rows.
+        structure: "official" in eager mode, or "pruned" through torch.compile.
+        config: a preset.
+        quick: fewer repeats, and only the first size.
+    """
+    part = f"{structure} network"
+    lacking = missing_packages(MODEL_PACKAGES)
+    if lacking:
+        detail = f"PyTorch's model needs {', '.join(lacking)}: pip install 'odise_rt[train]'"
+        emit(Row(part, f"{structure} model", "missing", "time", detail=detail))
+        return
+    import torch
+
+    from benchmarks.gpu_kernels import Gpu
+
+    gpu = Gpu(quick)
+    gpu.repeats = 3 if quick else 10
+    ceilings = gpu.ceilings()
+    model = random_model(config, "cuda")
+    model.structure = structure
+    run = network_call(model, "cuda", torch.float16, compiled=structure == "pruned")
+    for height, width in SIZES[: 1 if quick else None]:
+        name = f"{structure} {'compiled' if structure == 'pruned' else 'eager'} fp16 {height}x{width}"
+        image = torch.rand(1, 3, height, width, device="cuda")
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            summary = gpu.seconds(lambda image=image: run(image), warmup=2)  # type: ignore[misc]
+        except Exception as exc:  # out of memory, or a compiler that gives up: the next size may still work
+            emit(Row(part, name, "error", "time", detail=f"{type(exc).__name__}: {exc}".splitlines()[0][:300]))
+            gc.collect()
+            torch.cuda.empty_cache()
+            continue
+        emit(Row(part, name, "measured", "time", network_values(
+            summary, (height, width), ceilings.matmul_flops, int(torch.cuda.max_memory_allocated()) - gpu.flush.numel()
+        )))  # fmt: skip
+
+
+def random_model(config: str, device: str) -> Any:
+    """A preset with random weights, made on the device; without the text encoder that only the official one runs."""
+    import torch
+
+    from training.checkpoints.own_format import uninitialised_model
+    from training.config import preset
+    from training.initialization import initialise
+
+    with torch.device(device):
+        model = uninitialised_model(preset(config))
+    model = model.to(device)
+    initialise(model, seed=0)
+    return model.eval()
+
+
+def network_call(model: Any, device: str, dtype: Any, compiled: bool) -> Callable[[Any], Any]:
+    """A call on one image (1, 3, h, w) in [0, 1]: weights in ``dtype``, under autocast as the official demo runs."""
+    import torch
+
+    model = model.to(dtype)
+    forward = torch.compile(model.segment_features, dynamic=False) if compiled else model.segment_features
+
+    def run(image: Any) -> Any:
+        with torch.inference_mode(), torch.autocast(device, dtype=dtype):
+            return forward(image.to(dtype))
+
+    return run
+
+
+def network_values(
+    seconds: Summary, size: tuple[int, int], matmul_flops: float, peak_bytes: int
+) -> dict[str, float | int | str]:
+    """What a row says of one size."""
+    values: dict[str, float | int | str] = {
+        "median_ms": seconds.median * 1e3,
+        "p10_ms": seconds.p10 * 1e3,
+        "p90_ms": seconds.p90 * 1e3,
+    }
+    if size in NEEDED_TFLOP and matmul_flops > 0:
+        values["of_matmul_rate"] = NEEDED_TFLOP[size] * 1e12 / seconds.median / matmul_flops
+    values["peak_gib"] = peak_bytes / 2**30
+    return values
+
+
+def time_runtime(emit: Emit, bundle_dir: Path | None, config: str, quick: bool) -> None:
+    """odise_rt from pixels to segments on the GPU, with a full-size bundle."""
+    part = "runtime"
+    if bundle_dir is None or not (bundle_dir / "bundle.json").is_file():
+        detail = (
+            f"no full-size bundle{'' if bundle_dir is None else f' in {bundle_dir}'}: python -m export.build_engines "
+            f"--config {config} --init random --out DIR, then --full-bundle DIR"
+        )
+        emit(Row(part, "full-size bundle", "missing", "time", detail=detail))
+        return
+    from benchmarks.worker import picture
+    from odise_rt.options import SegmentOptions
+    from odise_rt.segmenter import Segmenter
+
+    rate = 0.0
+    if not missing_packages(["torch"]):
+        from benchmarks.gpu_kernels import Gpu
+
+        rate = Gpu(quick).ceilings().matmul_flops
+        import torch
+
+        torch.cuda.empty_cache()
+    before = used_memory()
+    try:
+        segmenter = Segmenter.load(bundle_dir, device="cuda", verify=False)
+    except OdiseError as exc:
+        emit(Row(part, "load", "missing", "time", detail=str(exc)))
+        return
+    with segmenter:
+        segmenter.prepare(WORDS)
+        for height, width in SIZES[: 1 if quick else None]:
+            name = f"runtime {height}x{width}"
+            options = SegmentOptions(short_edge=min(height, width), long_edge=max(height, width))
+            image = picture(height, width)
+            try:
+                segmenter.segment(image, WORDS, options)
+                samples, network = [], []
+                for _ in range(3 if quick else 8):
+                    start = time.perf_counter()
+                    facts = segmenter.segment(image, WORDS, options).facts
+                    samples.append(time.perf_counter() - start)
+                    inside = ("clip_image", "unet_tap", "stitch", "mask_decoder", "clip_mask")
+                    network.append(sum(facts.seconds.get(key, 0.0) for key in inside))
+            except OdiseError as exc:
+                emit(Row(part, name, "error", "time", detail=str(exc)[:300]))
+                continue
+            values = network_values(Summary.of(network), (height, width), rate, max(0, used_memory() - before))
+            values["pixels_to_segments_ms"] = Summary.of(samples).median * 1e3
+            detail = f"{facts.engine}; the network by the host's clock; memory: the device's, while it is loaded"
+            emit(Row(part, name, "measured", "time", values, detail))
+
+
+def used_memory() -> int:
+    """Bytes in use on the first GPU by everybody, or 0 where that cannot be asked."""
+    try:
+        from cuda.bindings import driver
+
+        error, free, total = driver.cuMemGetInfo()
+    except Exception:  # no package, no driver, no context: nothing to report
+        return 0
+    return int(total) - int(free) if int(error) == 0 else 0

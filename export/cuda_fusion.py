@@ -1,0 +1,357 @@
+"""The form of a graph for ONNX Runtime on CUDA: same inputs, outputs and weights, operators of its CUDA provider.
+
+======================  ============================================================================================
+MultiHeadAttention      attention without a mask: flash or memory-efficient kernels, no scores in memory
+GroupNorm               one pass instead of seven, with SiLU inside; its kernel wants channels last, so it stands
+                        between two transposes, which ONNX Runtime cancels against those of neighbours
+SkipLayerNormalization  a residual sum and the norm behind it
+QuickGelu               x * sigmoid(a * x): CLIP's activation, and SiLU with a = 1
+BiasGelu                GELU of a layer's output and its bias
+BiasSplitGelu           the gated GELU of Stable Diffusion's transformers, for the widths that have a kernel
+======================  ============================================================================================
+
+None of these kernels runs without a GPU. :func:`write_out_fusions` says in standard operators what each means, so that
+the rest (which nodes were matched, how they are wired, in which precision) is compared on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from export.fusion import fuse_attention
+from export.graph_editing import (
+    NodeEmitter,
+    only_reader,
+    producer_of,
+    remove_unread,
+    replace_node,
+)
+
+MS = "com.microsoft"
+MAX_HEAD_WIDTH = 256
+"""Flash attention takes no wider heads; plain products are what is left then, and need no fusion."""
+SPLIT_GELU_WIDTHS = frozenset({2560, 5120, 10240, 6144, 12288})
+"""Widths before the split for which BiasSplitGelu has a kernel; the first three are Stable Diffusion's."""
+_TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+_FUSED = ("MultiHeadAttention", "GroupNorm", "SkipLayerNormalization", "QuickGelu", "BiasGelu", "BiasSplitGelu")
+
+
+@dataclass(frozen=True)
+class CudaFusionCounts:
+    """How often each operator was put in."""
+
+    attention: int
+    group_norm: int
+    group_norm_silu: int
+    """Of ``group_norm``: those with SiLU inside."""
+    skip_layer_norm: int
+    quick_gelu: int
+    bias_gelu: int
+    bias_split_gelu: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.attention} attentions, {self.group_norm} group norms ({self.group_norm_silu} with SiLU), "
+            f"{self.skip_layer_norm} residual layer norms, {self.quick_gelu} quick GELUs, {self.bias_gelu} bias GELUs "
+            f"and {self.bias_split_gelu} split GELUs fused"
+        )
+
+
+def fuse_for_ort_cuda(model: ir.Model) -> CudaFusionCounts:
+    """Rewrite a portable float32 graph for ONNX Runtime's CUDA provider. In place.
+
+    Args:
+        model: as :func:`export.onnx_from_stage.onnx_from_stage` makes it, static shapes still attached. Precision is
+            decided afterwards.
+    """
+    graph = model.graph
+    attention = fuse_attention(model, MAX_HEAD_WIDTH)
+    norms = _at_each(graph, "InstanceNormalization", _fuse_group_norm)
+    counts = CudaFusionCounts(
+        attention=attention,
+        group_norm=sum(found is not None for found in norms),
+        group_norm_silu=sum(bool(found) for found in norms),
+        skip_layer_norm=sum(map(bool, _at_each(graph, "LayerNormalization", _fuse_skip_layer_norm))),
+        bias_split_gelu=sum(map(bool, _at_each(graph, "Gelu", _fuse_split_gelu))),
+        bias_gelu=sum(map(bool, _at_each(graph, "Gelu", _fuse_bias_gelu))),
+        quick_gelu=sum(map(bool, _at_each(graph, "Sigmoid", _fuse_quick_gelu))),
+    )
+    if any(node.domain == MS for node in graph):
+        model.opset_imports[MS] = 1
+    return counts
+
+
+def _at_each(graph: ir.Graph, op_type: str, fuse: Callable[[ir.Graph, ir.Node], bool | None]) -> list[bool | None]:
+    """What ``fuse`` says of every node of an operator; what it left unread goes before the next pattern."""
+    remove_unread(graph)
+    found = [fuse(graph, node) for node in list(graph) if node.op_type == op_type]
+    remove_unread(graph)
+    return found
+
+
+def _fuse_group_norm(graph: ir.Graph, norm: ir.Node) -> bool | None:
+    """``Reshape, InstanceNormalization, Reshape, Mul, Add`` and perhaps SiLU; returns whether SiLU was among them, or
+    None if this is something else."""
+    grouped = producer_of(norm.inputs[0], "Reshape")
+    restored = only_reader(norm.outputs[0], "Reshape")
+    scaled = only_reader(restored.outputs[0], "Mul") if restored is not None else None
+    shifted = only_reader(scaled.outputs[0], "Add") if scaled is not None else None
+    if grouped is None or scaled is None or shifted is None:
+        return None
+    source, groups = grouped.inputs[0], _constant(norm.inputs[1])
+    weight, bias = _constant(scaled.inputs[1]), _constant(shifted.inputs[1])
+    if source is None or source.shape is None or len(source.shape) != 4 or groups is None:
+        return None
+    shift = _constant(norm.inputs[2])
+    channels = source.shape[1]
+    plain = (groups == 1).all() and shift is not None and (shift == 0).all()
+    per_channel = (channels, 1, 1)
+    if not plain or weight is None or bias is None or weight.shape != per_channel or bias.shape != per_channel:
+        return None
+    if not isinstance(channels, int) or channels % groups.size or channels // groups.size % 2:
+        return None  # the kernel works on pairs of channels of one group
+    last, silu = _silu_behind(shifted)
+    emit = NodeEmitter(graph, f"{norm.name}/fused")
+    turned = emit("Transpose", source, perm=list(_TO_NHWC))
+    normed = emit(
+        "GroupNorm",
+        turned,
+        emit.constant(weight.reshape(-1).astype(np.float32)),
+        emit.constant(bias.reshape(-1).astype(np.float32)),
+        domain=MS,
+        groups=int(groups.size),
+        epsilon=norm.attributes.get_float("epsilon", 1e-5),
+        activation=int(silu),
+        channels_last=1,
+    )
+    result = emit("Transpose", normed, perm=list(_TO_NCHW))
+    dims = list(source.shape)
+    for value in (turned, normed):
+        value.shape, value.type = ir.Shape([dims[axis] for axis in _TO_NHWC]), source.type
+    replace_node(graph, last, emit.nodes, result)
+    return silu
+
+
+def _silu_behind(node: ir.Node) -> tuple[ir.Node, bool]:
+    """The Mul of ``x * sigmoid(x)`` if that is all that happens to the node's output, else the node itself."""
+    value = node.outputs[0]
+    readers = [use.node for use in value.uses()]
+    sigmoid = next((reader for reader in readers if reader.op_type == "Sigmoid"), None)
+    if len(readers) != 2 or sigmoid is None or value.is_graph_output():
+        return node, False
+    product = only_reader(sigmoid.outputs[0], "Mul")
+    if product is None or not any(reader is product for reader in readers):
+        return node, False
+    return product, True
+
+
+def _fuse_skip_layer_norm(graph: ir.Graph, norm: ir.Node) -> bool:
+    """A sum of two token sequences whose norm is taken; the sum itself may have other readers."""
+    total = producer_of(norm.inputs[0], "Add")
+    if total is None or len(norm.inputs) < 3 or norm.attributes.get_int("axis", -1) not in (-1, 2):
+        return False
+    first, second = total.inputs
+    weight, shift = _constant(norm.inputs[1]), _constant(norm.inputs[2])
+    if first is None or second is None or weight is None or shift is None:
+        return False
+    shape, value = _tokens_shape(first), total.outputs[0]
+    if shape is None or shape != _tokens_shape(second) or weight.shape != (shape[2],) or shift.shape != (shape[2],):
+        return False
+    if value.is_graph_output() or norm.outputs[0].is_graph_output():
+        return False
+    node = ir.node(
+        "SkipLayerNormalization",
+        [first, second, norm.inputs[1], norm.inputs[2]],
+        {"epsilon": norm.attributes.get_float("epsilon", 1e-5)},
+        domain=MS,
+        num_outputs=4,
+        name=f"{norm.name}/SkipLayerNormalization",
+    )
+    normed, mean, deviation, summed = node.outputs
+    mean.name = deviation.name = ""
+    for made, old in ((normed, norm.outputs[0]), (summed, value)):
+        made.name, made.shape, made.type = f"{old.name}.fused", old.shape, old.type
+    graph.insert_before(total, node)
+    ir.convenience.replace_all_uses_with(norm.outputs[0], normed)
+    graph.remove(norm, safe=True)
+    ir.convenience.replace_all_uses_with(value, summed)
+    graph.remove(total, safe=True)
+    return True
+
+
+def _tokens_shape(value: ir.Value) -> tuple[int | None, ...] | None:
+    """``(B, tokens, width)`` of computed values; unknown sizes are None."""
+    if value.const_value is not None or value.shape is None or len(value.shape) != 3:
+        return None
+    return tuple(size if isinstance(size, int) else None for size in value.shape)
+
+
+def _fuse_split_gelu(graph: ir.Graph, gelu: ir.Node) -> bool:
+    """``left * gelu(right)`` of the halves of a layer's output and its bias."""
+    split = producer_of(gelu.inputs[0], "Split")
+    product = only_reader(gelu.outputs[0], "Mul")
+    if split is None or product is None or len(split.outputs) != 2 or gelu.inputs[0] is not split.outputs[1]:
+        return False
+    if (
+        not any(value is split.outputs[0] for value in product.inputs)
+        or gelu.attributes.get_string("approximate", "none") != "none"
+    ):
+        return False
+    matched = _layer_and_bias(split.inputs[0])
+    if matched is None or only_reader(split.outputs[0], "Mul") is None or only_reader(split.outputs[1], "Gelu") is None:
+        return False
+    source, bias = matched
+    if source.shape is None or len(source.shape) != 3 or source.shape[2] not in SPLIT_GELU_WIDTHS:
+        return False
+    emit = NodeEmitter(graph, f"{gelu.name}/fused")
+    replace_node(graph, product, emit.nodes, emit("BiasSplitGelu", source, bias, domain=MS))
+    return True
+
+
+def _fuse_bias_gelu(graph: ir.Graph, gelu: ir.Node) -> bool:
+    """GELU of a layer's output and its bias."""
+    if gelu.attributes.get_string("approximate", "none") != "none":
+        return False
+    matched = _layer_and_bias(gelu.inputs[0])
+    if matched is None:
+        return False
+    emit = NodeEmitter(graph, f"{gelu.name}/fused")
+    result = emit("BiasGelu", *matched, domain=MS)
+    replace_node(graph, gelu, emit.nodes, result)
+    return True
+
+
+def _layer_and_bias(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
+    """``x`` and ``b`` of ``x + b``, b a constant vector of x's width, if only one node reads the sum."""
+    total = producer_of(value, "Add")
+    if value is None or total is None or len(list(value.uses())) != 1 or value.is_graph_output():
+        return None
+    source, bias = total.inputs
+    if source is None or bias is None or source.shape is None or bias.const_value is None or bias.shape is None:
+        return None
+    return (source, bias) if len(bias.shape) == 1 and bias.shape[0] == source.shape[-1] else None
+
+
+def _fuse_quick_gelu(graph: ir.Graph, sigmoid: ir.Node) -> bool:
+    """``x * sigmoid(a * x)``."""
+    product = only_reader(sigmoid.outputs[0], "Mul")
+    inner = sigmoid.inputs[0]
+    if product is None or inner is None:
+        return False
+    scaled = producer_of(inner, "Mul")
+    factor = _constant(scaled.inputs[1]) if scaled is not None else None
+    source, alpha = inner, 1.0
+    unscaled = scaled.inputs[0] if scaled is not None else None
+    if unscaled is not None and factor is not None and factor.size == 1:
+        source, alpha = unscaled, float(factor.reshape(()))
+    if not any(value is source for value in product.inputs):
+        return False
+    emit = NodeEmitter(graph, f"{sigmoid.name}/fused")
+    result = emit("QuickGelu", source, domain=MS, alpha=alpha)
+    replace_node(graph, product, emit.nodes, result)
+    return True
+
+
+def _constant(value: ir.Value | None) -> np.ndarray | None:
+    return value.const_value.numpy() if value is not None and value.const_value is not None else None
+
+
+# ---- what the operators mean -----------------------------------------------------------------------------------------
+
+
+def write_out_fusions(model: ir.Model) -> int:
+    """Put operators that ONNX Runtime has on CPU in the place of the fused ones, computing in float32. In place.
+
+    Returns:
+        How many nodes were written out.
+    """
+    graph = model.graph
+    fused = [node for node in graph if node.domain == MS and node.op_type in _FUSED]
+    for number, node in enumerate(fused):
+        _write_out(graph, node, number)
+    remove_unread(graph)
+    return len(fused)
+
+
+def _write_out(graph: ir.Graph, node: ir.Node, number: int) -> None:
+    half = node.outputs[0].dtype == ir.DataType.FLOAT16
+    emit = NodeEmitter(graph, f"written_out_{number}_{node.op_type}")
+
+    def single(value: ir.Value) -> ir.Value:
+        return emit("Cast", value, to=int(ir.DataType.FLOAT)) if value.dtype == ir.DataType.FLOAT16 else value
+
+    inputs = [single(value) for value in node.inputs if value is not None]
+    results: Sequence[ir.Value]
+    if node.op_type == "GroupNorm":
+        results = [_group_norm(emit, node, *inputs)]
+    elif node.op_type == "BiasSplitGelu":
+        results = [_bias_split_gelu(emit, *inputs)]
+    else:
+        inner = ir.node(
+            node.op_type,
+            inputs,
+            dict(node.attributes),
+            domain=MS,
+            num_outputs=len(node.outputs),
+            name=f"{emit.prefix}/32",
+        )
+        for index, output in enumerate(inner.outputs):
+            output.name = f"{emit.prefix}/32.{index}" if node.outputs[index].name else ""
+        emit.nodes.append(inner)
+        results = inner.outputs
+    pairs = [(old, new) for old, new in zip(node.outputs, results, strict=True) if old.uses() or old.is_graph_output()]
+    finished = [(old, emit("Cast", new, to=int(ir.DataType.FLOAT16)) if half else new) for old, new in pairs]
+    graph.insert_before(node, emit.nodes)
+    for old, new in finished:
+        new.shape, new.type = old.shape, old.type
+        if old.is_graph_output():
+            graph.outputs[next(i for i, output in enumerate(graph.outputs) if output is old)] = new
+        ir.convenience.replace_all_uses_with(old, new)
+    names = [(new, old.name) for old, new in finished]
+    graph.remove(node, safe=True)
+    for new, name in names:
+        new.name = name
+
+
+def _group_norm(emit: NodeEmitter, node: ir.Node, source: ir.Value, weight: ir.Value, bias: ir.Value) -> ir.Value:
+    """Channels last: mean and variance over all pixels and the channels of a group, then weight, bias and SiLU.
+
+    Means are taken of rows first, then of columns, then of a group's channels: one sum over all of them would round too
+    much for a comparison (see :mod:`export.group_norm`).
+    """
+    groups = node.attributes.get_int("groups", 1)
+    channels = weight.shape[0] if weight.shape is not None else None
+    assert isinstance(channels, int)
+    rows, columns, members = (emit.constant(np.array([axis], np.int64)) for axis in (2, 1, 2))
+    by_group = emit.constant(np.array([-1, groups, channels // groups], np.int64))
+    by_channel = emit.constant(np.array([-1, 1, 1, channels], np.int64))
+    ones = emit.constant(np.ones((groups, channels // groups), np.float32))
+
+    def group_mean(value: ir.Value) -> ir.Value:
+        means = emit("ReduceMean", emit("ReduceMean", value, rows, keepdims=1), columns, keepdims=1)  # (N, 1, 1, C)
+        grouped = emit("ReduceMean", emit("Reshape", means, by_group), members, keepdims=1)  # (N, groups, 1)
+        return emit("Reshape", emit("Mul", grouped, ones), by_channel)
+
+    centred = emit("Sub", source, group_mean(source))
+    variance = group_mean(emit("Mul", centred, centred))
+    epsilon = emit.constant(np.array(node.attributes.get_float("epsilon", 1e-5), np.float32))
+    normed = emit("Div", centred, emit("Sqrt", emit("Add", variance, epsilon)))
+    result = emit("Add", emit("Mul", normed, weight), bias)
+    return emit("Mul", result, emit("Sigmoid", result)) if node.attributes.get_int("activation", 0) else result
+
+
+def _bias_split_gelu(emit: NodeEmitter, source: ir.Value, bias: ir.Value) -> ir.Value:
+    """The left half of ``x + b`` times the exact GELU of the right half."""
+    total = emit("Add", source, bias)
+    width = bias.shape[0] if bias.shape is not None else None
+    assert isinstance(width, int)
+
+    def half(start: int) -> ir.Value:
+        bounds = (np.array([value], np.int64) for value in (start, start + width // 2, -1))
+        return emit("Slice", total, *(emit.constant(value) for value in bounds))
+
+    return emit("Mul", half(0), emit("Gelu", half(width // 2)))

@@ -1,0 +1,359 @@
+"""Adds engines to a bundle: for each kind and stage a graph in the right form, the engine, and a comparison with what
+the stage must compute, before the engine is put in place.
+
+An engine whose facts are those of one that is there already is not built again. Each is put in place by itself, so an
+interrupted run keeps what it finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from export.engine_folder import EngineFolder, existing_engine
+from export.engine_from_onnx import OPTIMIZATION_LEVEL, BuildJob, build_flags
+from export.engine_graphs import PreparedGraph, graph_blocks, prepare_graph, stage_bounds
+from export.engine_process import build_in_process
+from export.engine_profiles import WINDOW_COUNTS, engine_shapes, stage_profiles
+from export.engine_reference import References, references_from_bundle
+from export.precision import Precision
+from export.precision_search import search_precision
+from export.progress import ExportProgress
+from odise_rt.backends.engine_stage import open_engine_stage
+from odise_rt.backends.machine import this_machine
+from odise_rt.bundle import Bundle, file_sha256
+from odise_rt.embedding_cache import default_cache_dir
+from odise_rt.engine_check import Case, OutputCheck, check_stage
+from odise_rt.engines import (
+    REFERENCE_FILE,
+    TITLES,
+    Engine,
+    EngineFacts,
+    EngineKind,
+    Machine,
+    Profile,
+    find_engines,
+    write_engine_file,
+    write_reference,
+)
+from odise_rt.errors import ExportError, MissingPackageError
+from odise_rt.specs import STAGES
+
+RTX_TARGETS = ("8.6", "8.9", "12.0")
+"""Compute capabilities that TensorRT-RTX builds for where no GPU says which: GeForce RTX 30, 40 and 50."""
+_WORKSPACE_SHARE = 0.8
+"""Of the GPU memory that is free: the rest is for the engine's weights and for who else is there."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which engines to build, and how."""
+
+    kinds: tuple[EngineKind, ...]
+    precision: Precision | None = None
+    """Inside the engines; ``None``: the bundle's."""
+    stages: tuple[str, ...] = STAGES
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Height and width of images that the engines are tuned for, besides the usual ones."""
+    windows: tuple[int, ...] = WINDOW_COUNTS
+    targets: tuple[str, ...] = ()
+    """Compute capabilities for TensorRT-RTX; empty: the GPU's, or :data:`RTX_TARGETS` without one."""
+    unverified: bool = False
+    """Put engines in place although there is no GPU to compare them on; the runtime does it at its first load."""
+    rebuild: bool = False
+    """Build engines that are there already, too."""
+    optimization_level: int = OPTIMIZATION_LEVEL
+    threads: int | None = None
+    """Inside an operator when graphs are run on the CPU; ``None``: all."""
+    timing_cache: bool = True
+    """Keep what TensorRT learned of this GPU for the next build."""
+
+
+@dataclass
+class EngineReport:
+    """What was done."""
+
+    built: list[Engine] = field(default_factory=list)
+    kept: list[Engine] = field(default_factory=list)
+    """Were there already."""
+
+
+def check_engine_options(options: EngineOptions, machine: Machine) -> None:
+    """Refuse what cannot be built here before minutes of work.
+
+    Raises:
+        MissingPackageError: the package of an engine is not installed.
+        ExportError: an engine needs a GPU, or cannot be compared without one.
+    """
+    for kind in options.kinds:
+        if kind != "ort-cuda" and kind not in machine.versions:
+            raise MissingPackageError(
+                f"{TITLES[kind]} is not installed: pip install 'odise_rt[{kind}]' (from NVIDIA, under its own licence)"
+            )
+        if machine.gpu is not None:
+            continue
+        if kind == "tensorrt":
+            raise ExportError(f"TensorRT builds engines only on the GPU that will run them: {machine.no_gpu}")
+        if not options.unverified:
+            raise ExportError(
+                f"a {TITLES[kind]} engine cannot be compared with its reference here: {machine.no_gpu}; build it where "
+                "it will run, or pass --unverified: then the runtime compares it at its first load, and refuses it if "
+                "it is wrong"
+            )
+
+
+def add_engines(
+    bundle: Bundle,
+    options: EngineOptions,
+    console: Console,
+    references: References | None = None,
+    machine: Machine | None = None,
+) -> EngineReport:
+    """Build engines and put them into a bundle.
+
+    Args:
+        bundle: opened.
+        options: which engines.
+        console: shows progress.
+        references: of PyTorch, during an export; ``None``: the bundle's own graphs on the CPU are the reference.
+        machine: ``None``: this one.
+
+    Raises:
+        MissingPackageError: the package of an engine is not installed.
+        ExportError: an engine cannot be built here or does not agree. Those that were finished before stay.
+    """
+    machine = this_machine() if machine is None else machine
+    check_engine_options(options, machine)
+    precision = options.precision or _precision_of(bundle)
+    report = EngineReport()
+    steps = len(options.kinds) * len(options.stages) + (references is None)
+    with ExportProgress(steps, console) as progress:
+        if references is None:
+            with progress.step("run the CPU graphs on two pictures"):
+                references = references_from_bundle(bundle, options.threads)
+        for kind in options.kinds:
+            for stage in options.stages:
+                with progress.step(f"{stage}: {TITLES[kind]}, {precision}"):
+                    build = _StageBuild(bundle, stage, kind, precision, options, machine, references, progress)
+                    engine, is_new = build.run()
+                (report.built if is_new else report.kept).append(engine)
+    return report
+
+
+def _precision_of(bundle: Bundle) -> Precision:
+    return "fp16" if bundle.precision == "fp16" else "fp32"
+
+
+@dataclass(frozen=True)
+class _StageBuild:
+    """One engine of one stage."""
+
+    bundle: Bundle
+    stage: str
+    kind: EngineKind
+    precision: Precision
+    options: EngineOptions
+    machine: Machine
+    references: References
+    progress: ExportProgress
+
+    def run(self) -> tuple[Engine, bool]:
+        """The engine, and whether it is new."""
+        with EngineFolder(self.bundle, f"{self.stage}.{self.kind}") as folder:
+            graph = self._graph(folder.path)
+            known = None if self.options.rebuild else self._existing(graph)
+            if known is not None:
+                self.progress.note(f"{known.folder.name} is up to date")
+                return known, False
+            write_reference(folder.path / REFERENCE_FILE, self._cases)
+            engine = self._build(graph, folder.path)
+            if self.machine.gpu is None:
+                self.progress.note("not compared: no GPU here; the runtime does it at its first load")
+                return folder.publish(engine.facts.key), True
+            checks = self._compare(engine)
+            if self.precision == "fp16" and not all(check.passed for check in checks):
+                engine, checks = self._search(graph, engine, checks, folder.path)
+            self._judge(engine, checks)
+            return folder.publish(engine.facts.key), True
+
+    def _existing(self, graph: PreparedGraph) -> Engine | None:
+        """An engine of these facts, or of a graph that a search on the GPU made of this one."""
+        facts = self._facts(graph)
+        known = existing_engine(self.bundle, facts.key)
+        if known is not None:
+            return known
+        for engine in find_engines(self.bundle).of(self.stage, self.kind):
+            same = replace(engine.facts, built_graph=graph.digest) == facts
+            if same and engine.build.get("searched_from") == graph.digest:
+                return existing_engine(self.bundle, engine.facts.key)
+        return None
+
+    def _search(
+        self, graph: PreparedGraph, engine: Engine, checks: list[OutputCheck], folder: Path
+    ) -> tuple[Engine, list[OutputCheck]]:
+        """Find the blocks that do not bear fp16 on this GPU, although they do on the CPU, and keep them in float32."""
+        problem = next(check.describe(engine.bounds) for check in checks if not check.passed)
+        self.progress.note(f"fp16 is not good enough on the GPU ({problem}): looking for the block")
+        last = (engine, checks)
+
+        def agrees(keep: Collection[str]) -> bool:
+            nonlocal last
+            tried = self._build(self._graph(folder, keep, quiet=True), folder, searched_from=graph.digest)
+            last = (tried, self._compare(tried))
+            return all(check.passed for check in last[1])
+
+        file = self.bundle.stages[self.stage].file
+        # The last graph that is tried is the one that agrees.
+        search = search_precision(graph_blocks(file.path), agrees, self.stage, problem)
+        self.progress.note("in float32, as they do not bear fp16 on this GPU: " + ", ".join(search.kept))
+        return last
+
+    @property
+    def _cases(self) -> Sequence[Case]:
+        return self.references.cases[self.stage]
+
+    def _graph(self, folder: Path, keep: Collection[str] = (), quiet: bool = False) -> PreparedGraph:
+        entry = self.bundle.stages[self.stage]
+        graph = prepare_graph(
+            entry.file,
+            entry.spec,
+            self.kind,
+            self.bundle.precision,
+            self.precision,
+            self._cases,
+            folder,
+            self.options.threads,
+            keep,
+        )
+        for line in () if quiet else graph_notes(graph.notes):
+            self.progress.note(line)
+        return graph
+
+    def _profiles(self) -> tuple[Profile, ...]:
+        if self.kind == "ort-cuda":
+            return ()
+        facts = self.bundle.facts
+        shapes = engine_shapes(facts, self.options.sizes, self.options.windows)
+        return stage_profiles(self.bundle.stages[self.stage].spec, facts, shapes, few=self.kind == "tensorrt-rtx")
+
+    def _targets(self) -> tuple[str, ...]:
+        if self.kind != "tensorrt-rtx":
+            return ()
+        here = self.machine.compute_capability
+        return self.options.targets or ((here,) if here is not None else RTX_TARGETS)
+
+    def _facts(self, graph: PreparedGraph) -> EngineFacts:
+        bound = self.kind == "tensorrt"  # to the device that it is built on
+        any_version = self.kind == "ort-cuda"
+        flags = () if any_version else build_flags(self.options.optimization_level)
+        return EngineFacts(
+            stage=self.stage,
+            engine=self.kind,
+            engine_version="any" if any_version else self.machine.versions[self.kind],
+            cuda=None if any_version else self.machine.cuda.get(self.kind),
+            platform="any" if any_version else self.machine.platform,
+            gpu=self.machine.gpu if bound else None,
+            compute_capability=self.machine.compute_capability if bound else None,
+            targets=self._targets(),
+            graph=self.bundle.stages[self.stage].file.digest,
+            built_graph=graph.digest,
+            precision=self.precision,
+            profiles=self._profiles(),
+            flags=flags,
+        )
+
+    def _build(self, graph: PreparedGraph, folder: Path, searched_from: str | None = None) -> Engine:
+        """The engine, with its description, in the partial folder."""
+        facts = self._facts(graph)
+        notes: dict[str, Any] = {"passes": dict(graph.notes), "searched_from": searched_from}
+        files = [graph.path, graph.weights]
+        if self.kind != "ort-cuda":
+            files = [self._compile(graph, facts, folder, notes)]
+        engine = Engine(
+            folder=folder,
+            facts=facts,
+            files={path.name: file_sha256(path) for path in sorted([*files, folder / REFERENCE_FILE])},
+            bounds=stage_bounds(self.stage, self.precision),
+            reference_by=self.references.by,
+            verified=(),
+            build=notes,
+        )
+        write_engine_file(engine)
+        return engine
+
+    def _compile(self, graph: PreparedGraph, facts: EngineFacts, folder: Path, notes: dict[str, Any]) -> Path:
+        """Graph to plan, in a process of its own."""
+        job = BuildJob(
+            stage=self.stage,
+            engine=self.kind,
+            graph=graph.path,
+            plan=folder / f"{self.stage}.plan",
+            profiles=facts.profiles,
+            targets=facts.targets,
+            workspace_bytes=_workspace(self.machine),
+            timing_cache=self._timing_cache(),
+            optimization_level=self.options.optimization_level,
+        )
+        job.plan.unlink(missing_ok=True)
+        result = build_in_process(job, folder, self.progress.note)
+        graph.path.unlink()
+        graph.weights.unlink()
+        self.progress.note(f"{result.layers} layers, {result.plan_bytes / 1e6:.1f} MB, built in {result.seconds:.1f} s")
+        notes |= {"seconds": result.seconds, "workspace_bytes": job.workspace_bytes}
+        return job.plan
+
+    def _timing_cache(self) -> Path | None:
+        """One for each engine version and GPU; timings of another say nothing."""
+        folder = default_cache_dir()
+        if folder is None or not self.options.timing_cache or self.kind != "tensorrt":
+            return None
+        gpu = "".join(c if c.isalnum() else "-" for c in self.machine.gpu or "none")
+        return folder / "timing" / f"{self.kind}-{self.machine.versions[self.kind]}-{gpu}.cache"
+
+    def _compare(self, engine: Engine) -> list[OutputCheck]:
+        """Run the engine on the GPU beside its reference."""
+        spec = self.bundle.stages[self.stage].spec
+        stage = open_engine_stage(engine, spec, threads=self.options.threads)
+        try:
+            return check_stage(stage.run, spec, self._cases, engine.bounds)
+        finally:
+            stage.close()
+
+    def _judge(self, engine: Engine, checks: list[OutputCheck]) -> None:
+        """Write down that an engine agrees, or refuse it."""
+        assert self.machine.gpu is not None
+        wrong = [check.describe(engine.bounds) for check in checks if not check.passed]
+        if wrong:
+            raise ExportError(
+                f"stage {self.stage}: the {TITLES[self.kind]} engine does not agree with {engine.reference_by} on "
+                f"{self.machine.gpu}, although its graph does on the CPU: {'; '.join(wrong)}; use another engine"
+            )
+        worst = max(check.max_error / max(check.scale, 1e-30) for check in checks)
+        self.progress.note(f"agrees with {engine.reference_by} on {self.machine.gpu}: off by at most {worst:.1e}")
+        engine.record_verification(self.machine.gpu, checks)
+
+
+def graph_notes(notes: Mapping[str, Any]) -> list[str]:
+    """What passes did, in lines for a person."""
+    lines = []
+    fusion = notes.get("fusion")
+    if fusion:
+        lines.append("fused: " + ", ".join(f"{count} {name}" for name, count in fusion.items() if count))
+    if notes.get("grid_samples_as_gathers"):
+        lines.append(f"{notes['grid_samples_as_gathers']} grid samplings written as gathers")
+    if notes.get("blocks_kept_fp32"):
+        lines.append("in float32, as they do not bear fp16: " + ", ".join(notes["blocks_kept_fp32"]))
+    return lines
+
+
+def _workspace(machine: Machine) -> int | None:
+    """Scratch memory for tactics, of what is free on the GPU."""
+    if machine.gpu is None:
+        return None
+    from odise_rt.backends.device import free_memory
+
+    return int(free_memory() * _WORKSPACE_SHARE)

@@ -1,0 +1,235 @@
+"""The graph that an engine is built from: the bundle's portable one, in the precision and the form that it needs.
+
+=================  ==========================================================================================
+``tensorrt``       standard operators only; grid sampling as gathers (:mod:`export.gather_sampling`)
+``tensorrt-rtx``   the same
+``ort-cuda``       attention, norms and activations as operators of ONNX Runtime's CUDA provider
+                   (:mod:`export.cuda_fusion`)
+=================  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from export.cuda_fusion import fuse_for_ort_cuda, write_out_fusions
+from export.gather_sampling import replace_grid_sample
+from export.group_norm import apply_precise_group_norm, restore_group_norm
+from export.precision import (
+    Precision,
+    make_rounding_explicit,
+    node_blocks,
+    to_mixed_precision,
+    to_single_precision,
+)
+from export.precision_search import search_precision
+from export.tolerances import STAGE_TOLERANCES
+from export.weight_store import WeightStore, save_graph
+from odise_rt.backends.ort import import_onnxruntime
+from odise_rt.bundle import StageFile, file_sha256
+from odise_rt.engine_check import Arrays, Bounds, Case, OutputCheck, check_stage
+from odise_rt.engines import EngineKind
+from odise_rt.errors import ExportError
+from odise_rt.specs import StageSpec
+
+STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
+
+
+@dataclass(frozen=True)
+class PreparedGraph:
+    """A graph file for an engine, with its weights beside it."""
+
+    path: Path
+    weights: Path
+    digest: str
+    """SHA-256 over both files."""
+    precision: Precision
+    notes: Mapping[str, Any]
+    """What passes did."""
+
+
+def stage_bounds(stage: str, precision: Precision) -> Bounds:
+    """The bounds of :mod:`export.tolerances` in the form that engines carry."""
+    tolerance = STAGE_TOLERANCES[stage, precision]
+    return Bounds(tolerance.max, tolerance.mean)
+
+
+def prepare_graph(
+    file: StageFile,
+    spec: StageSpec,
+    kind: EngineKind,
+    from_precision: str,
+    precision: Precision,
+    cases: Sequence[Case],
+    folder: Path,
+    threads: int | None = None,
+    keep: Collection[str] = (),
+) -> PreparedGraph:
+    """Make the graph for an engine, and compare it with the expected outputs in ONNX Runtime on CPU.
+
+    Where the fp16 graph leaves the bounds, its blocks are bisected, and the bad ones stay in float32.
+
+    Args:
+        file: the bundle's portable graph.
+        spec: of the stage.
+        kind: the engine.
+        from_precision: of the bundle.
+        precision: inside the new graph.
+        cases: what it must compute.
+        folder: where the files are written.
+        threads: inside an operator; ``None``: ONNX Runtime's choice.
+        keep: blocks that stay in float32 in any case.
+
+    Raises:
+        ExportError: the bundle's precision is too low, an operator is not standard, or the graph does not agree.
+    """
+    if from_precision == "fp16" and precision == "fp32":
+        raise ExportError(
+            "the bundle is fp16 and fp32 engines were asked for: its weights are rounded already; export a bundle "
+            "with --precision fp32, from which engines of both precisions can be built"
+        )
+    bounds = stage_bounds(spec.name, precision)
+    notes: dict[str, Any] = {}
+
+    def make(kept: Collection[str]) -> ir.Model:
+        model = load_single_precision(file.path)
+        notes.update(_transform(model, kind, precision, {*keep, *kept}))
+        return model
+
+    if precision == "fp16":
+        found_bad = blocks_to_keep(make, graph_blocks(file.path), spec, cases, bounds, folder, threads)
+        model = make(found_bad)
+        keep = (*keep, *found_bad)
+    else:
+        model = make(())
+        checks = check_on_cpu(model, spec, cases, bounds, folder, threads)
+        wrong = [check.describe(bounds) for check in checks if not check.passed]
+        if wrong:
+            raise ExportError(f"stage {spec.name} for {kind}: the graph does not agree: {'; '.join(wrong)}")
+    if keep:
+        notes["blocks_kept_fp32"] = list(keep)
+    return _write(model, spec.name, folder, precision, notes)
+
+
+def blocks_to_keep(
+    make: Callable[[Collection[str]], ir.Model],
+    blocks: Sequence[str],
+    spec: StageSpec,
+    cases: Sequence[Case],
+    bounds: Bounds,
+    folder: Path,
+    threads: int | None = None,
+) -> tuple[str, ...]:
+    """The blocks that must stay in float32 for a mixed graph to agree on the CPU; none if all of it does.
+
+    Args:
+        make: the graph in fp16 but for the given blocks; called anew for every trial.
+        blocks: of the graph, in topological order.
+        spec: of the stage.
+        cases: what it must compute.
+        bounds: how well.
+        folder: for files of trials.
+        threads: inside an operator; ``None``: ONNX Runtime's choice.
+
+    Raises:
+        ExportError: the graph does not agree in float32 either, or too many blocks are bad.
+    """
+
+    def problems(keep: Collection[str]) -> list[str]:
+        checks = check_on_cpu(make(keep), spec, cases, bounds, folder, threads)
+        return [check.describe(bounds) for check in checks if not check.passed]
+
+    found = problems(())
+    if not found:
+        return ()
+    return search_precision(blocks, lambda keep: not problems(keep), spec.name, found[0]).kept
+
+
+def graph_blocks(path: Path) -> list[str]:
+    """The blocks of a graph file in topological order, for :func:`export.precision_search.search_precision`."""
+    return list(dict.fromkeys(node_blocks(load_single_precision(path).graph).values()))
+
+
+def load_single_precision(path: Path) -> ir.Model:
+    """The portable graph with everything in float32 and GroupNorms as engines know them; weights that are fp16 in the
+    file keep their rounded values."""
+    model = ir.load(path)
+    to_single_precision(model)
+    restore_group_norm(model)
+    return model
+
+
+def _transform(model: ir.Model, kind: EngineKind, precision: Precision, keep: Collection[str]) -> dict[str, Any]:
+    notes: dict[str, Any] = {}
+    if kind == "ort-cuda":
+        counts = fuse_for_ort_cuda(model)
+        notes["fusion"] = dataclasses.asdict(counts)
+    if precision == "fp16":
+        notes["precision"] = to_mixed_precision(model, keep).to_dict()
+    if kind != "ort-cuda":
+        notes["grid_samples_as_gathers"] = replace_grid_sample(model)
+        unusual = sorted({f"{n.domain}::{n.op_type}" for n in model.graph if n.domain not in STANDARD_DOMAINS})
+        if unusual:
+            # TensorRT-RTX ends the process when it parses one.
+            raise ExportError(f"the graph has operators that {kind} does not know: {', '.join(unusual)}")
+    return notes
+
+
+def _write(model: ir.Model, stage: str, folder: Path, precision: Precision, notes: dict[str, Any]) -> PreparedGraph:
+    path, weights = folder / f"{stage}.onnx", folder / f"{stage}.data"
+    for old in (path, weights):
+        old.unlink(missing_ok=True)
+    with WeightStore(weights) as store:
+        save_graph(model, path, store)
+    digest = hashlib.sha256(f"{file_sha256(path)}\n{file_sha256(weights)}".encode()).hexdigest()
+    return PreparedGraph(path, weights, digest, precision, notes)
+
+
+def check_on_cpu(
+    model: ir.Model,
+    spec: StageSpec,
+    cases: Sequence[Case],
+    bounds: Bounds,
+    folder: Path,
+    threads: int | None = None,
+) -> list[OutputCheck]:
+    """Compare a graph with expected outputs in ONNX Runtime on CPU.
+
+    Operators that only the CUDA provider has are written out in standard ones: what is compared is everything but those
+    kernels. GroupNorms of float32 graphs are summed precisely (:mod:`export.group_norm`), and fp16 values are really
+    rounded (:func:`export.precision.make_rounding_explicit`).
+    """
+    ort = import_onnxruntime()
+    candidate = model.clone()
+    write_out_fusions(candidate)
+    if not make_rounding_explicit(candidate):
+        apply_precise_group_norm(candidate)
+    path, weights = folder / f".candidate-{spec.name}.onnx", folder / f".candidate-{spec.name}.data"
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    try:
+        with WeightStore(weights) as store:
+            save_graph(candidate, path, store)
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        names = [tensor.name for tensor in spec.outputs]
+
+        def run(inputs: Arrays) -> Arrays:
+            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+        return check_stage(run, spec, cases, bounds)
+    except Exception as exc:  # the bindings raise many unrelated types
+        reason = str(exc).strip().splitlines() or [type(exc).__name__]
+        raise ExportError(
+            f"stage {spec.name}: ONNX Runtime does not run the engine's graph: {reason[0][:300]}"
+        ) from exc
+    finally:
+        path.unlink(missing_ok=True)
+        weights.unlink(missing_ok=True)

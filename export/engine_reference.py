@@ -1,0 +1,138 @@
+"""What engines are compared with: inputs that a stage gets when a picture is segmented, and what it makes of them.
+
+During an export PyTorch gives them. For a bundle that is there already its CPU graphs do, which its export compared
+with PyTorch; that needs no checkpoint. Random inputs would exercise neither the range of activations nor thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from export.verification_images import landscape
+from odise_rt.backends.base import Backend, Device, Stage, StageFacts
+from odise_rt.backends.ort import OrtBackend, import_onnxruntime
+from odise_rt.backends.pool import StagePool
+from odise_rt.bundle import Bundle
+from odise_rt.engine_check import Case
+from odise_rt.options import SegmentOptions
+from odise_rt.segmenter import Segmenter
+from odise_rt.specs import STAGES, ModelFacts
+from odise_rt.text_embeddings import TextEmbedder
+from odise_rt.vocabulary import Vocabulary
+
+Arrays = Mapping[str, np.ndarray]
+
+ENGINE_WORDS = (
+    "sky; grass, meadow; house, building; window; sun; road, path; tree, trees; person; purple elephant balloon",
+    "sky; ground; tree",
+)
+"""Words for the two pictures, of different numbers."""
+
+
+@dataclass(frozen=True)
+class References:
+    """Cases of every stage."""
+
+    by: str
+    """Who gave the outputs, for engine.json."""
+    cases: dict[str, list[Case]]
+
+
+class RecordedStage:
+    """A stage that keeps its first inputs and outputs."""
+
+    def __init__(self, stage: Stage, name: str, inputs: dict[str, Arrays], outputs: dict[str, Arrays]) -> None:
+        self._stage, self._name, self._inputs, self._outputs = stage, name, inputs, outputs
+
+    @property
+    def facts(self) -> StageFacts:
+        """Of the stage inside."""
+        return self._stage.facts
+
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Run the stage inside; keep a copy of the first call."""
+        outputs = self._stage.run(inputs)
+        if self._name not in self._inputs:
+            self._inputs[self._name] = {name: array.copy() for name, array in inputs.items()}
+            self._outputs[self._name] = {name: array.copy() for name, array in outputs.items()}
+        return outputs
+
+    def close(self) -> None:
+        """Close the stage inside."""
+        self._stage.close()
+
+
+@dataclass
+class RecordingBackend:
+    """Another backend, with every stage recorded."""
+
+    inner: Backend
+    inputs: dict[str, Arrays] = field(default_factory=dict)
+    """Stage to the inputs of its first call."""
+    outputs: dict[str, Arrays] = field(default_factory=dict)
+    """Stage to what it made of them."""
+
+    @property
+    def device(self) -> Device:
+        """Of the backend inside."""
+        return self.inner.device
+
+    @property
+    def description(self) -> str:
+        """Of the backend inside."""
+        return self.inner.description
+
+    def windows_per_batch(self, side: int) -> int:
+        """Of the backend inside."""
+        return self.inner.windows_per_batch(side)
+
+    def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
+        """Of the backend inside."""
+        return self.inner.keeps_loaded(bundle, stage)
+
+    def load(self, bundle: Bundle, stage: str) -> RecordedStage:
+        """Load a stage and record it."""
+        return RecordedStage(self.inner.load(bundle, stage), stage, self.inputs, self.outputs)
+
+    def cases(self) -> dict[str, Case]:
+        """What was recorded, by stage."""
+        return {name: Case(self.inputs[name], self.outputs[name]) for name in self.inputs}
+
+
+def engine_pictures(facts: ModelFacts) -> tuple[np.ndarray, np.ndarray]:
+    """Two pictures that the engines' profiles hold: one window exactly, and two windows that need padding
+    and, where the sizes allow it, overlap.
+
+    Unlike the pictures that graphs are verified on, both give windows of full size: engines are built for no other.
+    """
+    window, divisor = facts.window, facts.size_divisor
+    pad = max(divisor // 8, 1)
+    width = max(2 * window - divisor, window + divisor)
+    return landscape(window, window), landscape(window - pad, width - pad, seed=1)
+
+
+def reference_options(pixels: np.ndarray) -> SegmentOptions:
+    """Options under which the network sees a picture at its own size, two windows at a time."""
+    return SegmentOptions(short_edge=min(pixels.shape[:2]), long_edge=max(pixels.shape[:2]), windows_per_batch=2)
+
+
+def references_from_bundle(bundle: Bundle, threads: int | None = None) -> References:
+    """Run the engine pictures through a bundle on the CPU.
+
+    Args:
+        bundle: opened.
+        threads: inside an operator; ``None``: all cores.
+    """
+    cases: dict[str, list[Case]] = {name: [] for name in STAGES}
+    for pixels, words in zip(engine_pictures(bundle.facts), ENGINE_WORDS, strict=True):
+        backend = RecordingBackend(OrtBackend("cpu", threads))
+        stages = StagePool(backend, bundle, keep=frozenset())
+        with Segmenter(bundle, backend, stages, TextEmbedder(bundle, stages, cache=None)) as segmenter:
+            segmenter.segment(pixels, Vocabulary.parse(words), reference_options(pixels))
+        for name, case in backend.cases().items():
+            cases[name].append(case)
+    version = import_onnxruntime().__version__
+    return References(f"the bundle's {bundle.precision} graphs in ONNX Runtime {version} on CPU", cases)

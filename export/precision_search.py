@@ -1,0 +1,79 @@
+"""Finds the blocks of a graph that do not bear fp16.
+
+If all of a graph in fp16 leaves its bounds, there is a first block whose conversion does it: with every block before it
+in fp16 and everything behind in float32 the graph agrees, with that block in fp16, too, it does not. Bisection finds it
+in log2(blocks) runs. It stays in float32, and the search goes on until the whole graph agrees.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from odise_rt.errors import ExportError
+
+logger = logging.getLogger(__name__)
+
+MAX_KEPT = 16
+"""With more bad blocks the graph is no fp16 graph any more, and float32 is the honest choice."""
+
+
+@dataclass(frozen=True)
+class PrecisionSearch:
+    """What a search found."""
+
+    kept: tuple[str, ...]
+    """The blocks that stay in float32, in the order in which they were found."""
+    trials: int
+    """How many graphs were made and compared."""
+
+
+def search_precision(
+    blocks: Iterable[str], agrees: Callable[[Collection[str]], bool], stage: str, problem: str = ""
+) -> PrecisionSearch:
+    """Find the blocks to keep in float32.
+
+    Args:
+        blocks: of the graph's nodes (:func:`export.precision.node_blocks`) in topological order.
+        agrees: whether the graph agrees when the given blocks, and only they, stay in float32.
+        stage: for messages.
+        problem: what is wrong with the whole graph in fp16, for messages.
+
+    Raises:
+        ExportError: the graph does not agree in float32 either, or too many blocks are bad.
+    """
+    blocks = list(dict.fromkeys(blocks))
+    kept: list[str] = []
+    trials = 0
+
+    def try_first(count: int) -> bool:
+        """Only the first ``count`` blocks in fp16."""
+        nonlocal trials
+        trials += 1
+        return agrees({*blocks[count:], *kept})
+
+    if not try_first(0):
+        raise ExportError(f"stage {stage}: the graph does not agree in float32 either: {problem}")
+    while not try_first(len(blocks)):
+        if len(kept) == MAX_KEPT:
+            raise ExportError(
+                f"stage {stage}: {MAX_KEPT} blocks do not bear fp16 ({', '.join(kept)}) and it still does not agree "
+                f"({problem}): build this bundle with --precision fp32"
+            )
+        good, bad = 0, len(blocks)  # the invariant of the bisection
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            if try_first(middle):
+                good = middle
+            else:
+                bad = middle
+        block = blocks[bad - 1]
+        if block in kept:
+            raise ExportError(
+                f"stage {stage}: block {block!r} stays in float32 and is bad all the same ({problem}): comparisons do "
+                "not repeat; build this bundle with --precision fp32"
+            )
+        kept.append(block)
+        logger.warning("stage %s: block %r does not bear fp16 and stays in float32", stage, block)
+    return PrecisionSearch(tuple(kept), trials)

@@ -1,0 +1,136 @@
+"""A bundle on a GPU: for each stage the best engine that fits this machine, else its graph in ONNX Runtime on CUDA.
+
+What fits is decided before anything is loaded, and what was chosen is in every result; a stage for which nothing fits
+is an error that says why, engine by engine.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from odise_rt.backends.base import Device, Stage
+from odise_rt.backends.device import CudaSession
+from odise_rt.backends.engine_stage import open_engine_stage, verify_engine
+from odise_rt.backends.machine import this_machine
+from odise_rt.backends.ort import OrtBackend, working_provider
+from odise_rt.bundle import Bundle
+from odise_rt.engines import ENGINE_KINDS, TITLES, Engine, EngineKind, Engines, Machine, find_engines
+from odise_rt.errors import BackendError, MissingPackageError
+from odise_rt.specs import STAGES
+
+logger = logging.getLogger(__name__)
+
+
+class CudaBackend:
+    """Chooses and loads engines of one bundle."""
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        """Choose an engine for every stage.
+
+        Args:
+            bundle: opened.
+            threads: for the CPU side of ONNX Runtime; ``None``: the cores that this process may use.
+
+        Raises:
+            BackendError: a stage cannot run on a GPU here; the message has the reasons.
+        """
+        self.threads = threads
+        self._machine = this_machine()
+        self._engines = find_engines(bundle)
+        self._no_ort = _why_no_ort_cuda()
+        self._session: CudaSession | None = None
+        self._chosen: dict[str, Engine | None] = {stage: self._choose(bundle, stage) for stage in STAGES}
+        text = self._chosen["clip_text"]
+        self.text_precision = bundle.precision if text is None else text.facts.precision
+        """Inside the text encoder; embeddings on disk depend on it."""
+
+    @property
+    def device(self) -> Device:
+        """Where stages run."""
+        return "cuda"
+
+    @property
+    def description(self) -> str:
+        """The engines by stage, in one line."""
+        names: dict[str, list[str]] = {}
+        for stage, engine in self._chosen.items():
+            title = TITLES[engine.facts.engine] if engine is not None else f"{TITLES['ort-cuda']}, portable graph"
+            names.setdefault(title, []).append(stage)
+        parts = [f"{title}: {', '.join(stages)}" if len(names) > 1 else title for title, stages in names.items()]
+        return f"{'; '.join(parts)} on {self._machine.gpu or 'CUDA'}"
+
+    def windows_per_batch(self, side: int) -> int:
+        """As many as the engines were built for."""
+        counts = []
+        for stage in ("clip_image", "unet_tap"):
+            engine = self._chosen[stage]
+            if engine is not None and engine.facts.profiles:
+                ranges = [profile["windows"] for profile in engine.facts.profiles]
+                counts.append(max((r.max[0] for r in ranges if r.min[3] <= side <= r.max[3]), default=1))
+        return min(counts) if counts else max(1, 8 * 512 * 512 // (side * side))
+
+    def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
+        """Always: loading an engine takes longer than running it."""
+        return True
+
+    def load(self, bundle: Bundle, stage: str) -> Stage:
+        """Load the chosen engine; one that was never compared on this GPU is compared first."""
+        engine = self._chosen[stage]
+        spec = bundle.stages[stage].spec
+        if engine is None:
+            return OrtBackend("cuda", self.threads).load(bundle, stage)
+        if bundle.verified:
+            engine.verify_files()
+        loaded = open_engine_stage(engine, spec, self._open_session(engine), self.threads)
+        gpu = self._machine.gpu
+        if gpu is None or not engine.is_verified_on(gpu):
+            try:
+                self._chosen[stage] = verify_engine(engine, loaded, spec, gpu or "this GPU")
+            except BaseException:
+                loaded.close()
+                raise
+        logger.info("stage %s: %s", stage, loaded.facts.provider)
+        return loaded
+
+    def _open_session(self, engine: Engine) -> CudaSession | None:
+        if engine.facts.engine == "ort-cuda":
+            return None
+        if self._session is None or self._session.is_closed:
+            self._session = CudaSession()
+        return self._session
+
+    def _choose(self, bundle: Bundle, stage: str) -> Engine | None:
+        """The best engine; ``None``: the bundle's graph in ONNX Runtime on CUDA."""
+        for kind in ENGINE_KINDS:
+            if kind == "ort-cuda" and self._no_ort is not None:
+                continue
+            engine = self._engines.fitting(bundle, self._machine, stage, kind)
+            if engine is not None:
+                return engine
+        if self._no_ort is None:
+            return None
+        raise BackendError(why_no_cuda(bundle, self._machine, self._engines, self._no_ort, stage))
+
+
+def why_no_cuda(bundle: Bundle, machine: Machine, engines: Engines, no_ort: str, stage: str) -> str:
+    """Everything that keeps a stage from running on a GPU here."""
+    reasons = [machine.no_gpu] if machine.no_gpu else []
+    present = [kind for kind in ENGINE_KINDS if engines.of(stage, kind) or _is_broken(engines, stage, kind)]
+    reasons += [engines.why_not(bundle, machine, stage, kind) for kind in present if kind != "ort-cuda"]
+    if not present:
+        reasons.append(
+            f"the bundle has no engine of {stage} (python -m export.build_engines --bundle {bundle.root} ...)"
+        )
+    reasons.append(no_ort)
+    return f"device 'cuda' cannot be used: {'; '.join(reasons)}; run `odise-rt doctor`, or use device='cpu'"
+
+
+def _is_broken(engines: Engines, stage: str, kind: EngineKind) -> bool:
+    return any(name.startswith(f"{stage}.{kind}.") for name in engines.broken)
+
+
+def _why_no_ort_cuda() -> str | None:
+    try:
+        return working_provider("cuda")
+    except MissingPackageError as exc:
+        return str(exc)

@@ -1,0 +1,280 @@
+"""One GPU through cuda-core: a stream, device and pinned host memory, captured graphs.
+
+A session belongs to a backend. Its stages run one after the other on its stream, under its lock, and share one piece of
+scratch memory, so the peak is that of the hungriest stage and not the sum of all. Where a stage's buffers are set up,
+a run allocates nothing.
+
+This module was written to cuda-core's documented interface and is tested with a stand-in: it has not run on a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from odise_rt.errors import BackendError, MissingPackageError, OutOfMemoryError
+
+logger = logging.getLogger(__name__)
+
+_DLPACK_CUDA = frozenset({2, 13})
+"""DLPack's numbers for memory of a GPU and for memory that CUDA moves about."""
+_OUT_OF_MEMORY = ("out of memory", "out_of_memory", "outofmemory", "bad_alloc", "memory_allocation")
+
+
+def import_cuda_core() -> Any:
+    """The package, or a :class:`MissingPackageError` with the command that installs it."""
+    try:
+        import cuda.core
+    except ImportError as exc:
+        raise MissingPackageError(
+            "running engines on a GPU needs cuda-core, which is not installed: pip install 'odise_rt[gpu]'"
+        ) from exc
+    return cuda.core
+
+
+def is_out_of_memory(exc: BaseException | str) -> bool:
+    """Whether an error of CUDA or of an engine says that memory ran out."""
+    return isinstance(exc, MemoryError) or any(word in str(exc).lower() for word in _OUT_OF_MEMORY)
+
+
+@contextlib.contextmanager
+def cuda_errors(what: str) -> Iterator[None]:
+    """Turns errors of cuda-core into ours. ``what`` was being done."""
+    try:
+        yield
+    except (BackendError, MissingPackageError):
+        raise
+    except Exception as exc:  # cuda-core raises many types, from the driver's and its own
+        raise (
+            memory_error(what, str(exc))
+            if is_out_of_memory(exc)
+            else BackendError(f"{what}: {_first_line(exc)}; run `odise-rt doctor`")
+        ) from exc
+
+
+def memory_error(what: str, reason: str) -> OutOfMemoryError:
+    """The error for memory that ran out on the GPU."""
+    return OutOfMemoryError(
+        f"{what}: the GPU is out of memory; use a smaller short_edge or windows_per_batch=1 in SegmentOptions, or "
+        f"low_memory=True in Segmenter.load ({reason.strip()[:200]})"
+    )
+
+
+def free_memory() -> int:
+    """Free bytes on the first GPU."""
+    import_cuda_core().Device(0).set_current()
+    from cuda.bindings import driver
+
+    error, free, _total = driver.cuMemGetInfo()
+    if int(error) != 0:
+        raise BackendError(f"the free memory of the GPU cannot be read ({error}): run `odise-rt doctor`")
+    return int(free)
+
+
+@dataclass(frozen=True)
+class DeviceArray:
+    """An array that lies on the GPU already, from ``__cuda_array_interface__`` or DLPack."""
+
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    owner: object
+    """Kept alive while the array is used."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all values."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+def as_device_array(value: object, stream: int) -> DeviceArray | None:
+    """A view of an array on the GPU, without a copy; ``None`` for anything else, such as numpy's.
+
+    Args:
+        value: of torch, CuPy, pycuda, or whatever else offers one of the two protocols.
+        stream: handle of the stream that will read it; work of its producer is waited for, on the device.
+
+    Raises:
+        BackendError: the array is not contiguous or cannot be viewed.
+    """
+    if isinstance(value, DeviceArray):
+        return value
+    if isinstance(value, np.ndarray) or not _is_on_device(value):
+        return None
+    import_cuda_core()
+    from cuda.core.utils import StridedMemoryView
+
+    try:
+        view = StridedMemoryView.from_any_interface(value, stream_ptr=stream)
+        shape, dtype = tuple(int(size) for size in view.shape), np.dtype(view.dtype)
+        strides = tuple(int(step) for step in view.strides) if view.strides is not None else None
+        pointer = int(view.ptr)
+    except (BufferError, TypeError, ValueError, RuntimeError) as exc:
+        raise BackendError(f"an array of type {type(value).__name__} cannot be read on the GPU: {exc}") from exc
+    if strides is not None and strides != _dense_strides(shape):
+        raise BackendError(
+            f"an array of shape {shape} has the strides {strides}: expected a C-contiguous one; call .contiguous() or "
+            "ascontiguousarray first"
+        )
+    return DeviceArray(pointer, shape, dtype, (value, view))
+
+
+def as_host_array(value: Any) -> np.ndarray:
+    """An array of the host: numpy's, or a view of somebody else's by DLPack, without a copy."""
+    if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
+        return np.asarray(value)
+    return np.from_dlpack(value)
+
+
+def _is_on_device(value: Any) -> bool:
+    if hasattr(value, "__cuda_array_interface__"):
+        return True
+    return hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) in _DLPACK_CUDA
+
+
+def _dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides in values of a C-contiguous array."""
+    steps = [1]
+    for size in shape[:0:-1]:
+        steps.append(steps[-1] * size)
+    return tuple(reversed(steps)) if shape else ()
+
+
+class CudaSession:
+    """A device with one stream. Use it as a context manager, or call :meth:`close`."""
+
+    def __init__(self) -> None:
+        """Open the first GPU.
+
+        Raises:
+            MissingPackageError: cuda-core is not installed.
+            BackendError: there is no GPU that works.
+        """
+        self._core = import_cuda_core()
+        self.lock = threading.RLock()
+        """Held while a stage runs or sets itself up."""
+        self._scratch: Any = None
+        self._users = 0
+        self.generation = 0
+        """Grows when scratch memory moves: graphs that were captured before must not be launched any more."""
+        with cuda_errors("the GPU cannot be opened"):
+            self._device = self._core.Device(0)
+            self._device.set_current()
+            self.stream = self._device.create_stream()
+            self._pinned = self._core.LegacyPinnedMemoryResource()
+
+    @property
+    def name(self) -> str:
+        """Name of the device."""
+        return str(self._device.name)
+
+    @property
+    def handle(self) -> int:
+        """Of the stream, for engines."""
+        return int(self.stream.handle)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed; a closed one is not opened again."""
+        return self.stream is None
+
+    def retain(self) -> None:
+        """Count one more stage that needs the session."""
+        with self.lock:
+            self._users += 1
+
+    def release(self) -> None:
+        """Count one stage less; the last one closes the session."""
+        with self.lock:
+            self._users -= 1
+            if self._users <= 0:
+                self.close()
+
+    @contextlib.contextmanager
+    def use(self, what: str) -> Iterator[None]:
+        """The device for this thread alone; errors inside become ours."""
+        with self.lock, cuda_errors(what):
+            self._device.set_current()
+            yield
+
+    def allocate(self, size: int) -> Any:
+        """Device memory; at least one byte."""
+        return self._device.allocate(max(size, 1), stream=self.stream)
+
+    def host_array(self, shape: tuple[int, ...], dtype: str) -> tuple[Any, np.ndarray]:
+        """Pinned host memory, and an array on it that must not outlive it."""
+        size = max(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize, 1)
+        buffer = self._pinned.allocate(size)
+        raw = memoryview((ctypes.c_byte * size).from_address(int(buffer.handle))).cast("B")
+        count = int(np.prod(shape, dtype=np.int64))
+        return buffer, np.frombuffer(raw, dtype, count).reshape(shape)
+
+    def scratch(self, size: int) -> Any:
+        """Memory that all stages share, of at least ``size`` bytes. It may move; see :attr:`generation`."""
+        if self._scratch is None or int(self._scratch.size) < size:
+            if self._scratch is not None:
+                self.stream.sync()
+                self._scratch.close(self.stream)
+                self._scratch = None
+            self.generation += 1
+            self._scratch = self.allocate(size)
+        return self._scratch
+
+    def view(self, array: DeviceArray) -> Any:
+        """A buffer over memory of somebody else."""
+        return self._core.Buffer.from_handle(array.pointer, array.nbytes, owner=array.owner)
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        """Record what ``work`` puts on the stream as a graph, which ``launch(session.stream)`` repeats."""
+        builder = self.stream.create_graph_builder()
+        builder.begin_building(mode="thread_local")
+        try:
+            work()
+        finally:
+            builder.end_building()
+        try:
+            graph = builder.complete()
+            graph.upload(self.stream)
+        finally:
+            builder.close()
+        return graph
+
+    def close(self) -> None:
+        """Release the stream and scratch memory. Safe to call twice."""
+        with self.lock:
+            if self.stream is None:
+                return
+            with cuda_errors("the GPU cannot be released"):
+                self._device.set_current()
+                self.stream.sync()
+                if self._scratch is not None:
+                    self._scratch.close(self.stream)
+                    self._scratch = None
+                self.stream.close()
+            self.stream = None
+
+    def __enter__(self) -> CudaSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _first_line(exc: BaseException) -> str:
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(exc).__name__

@@ -1,0 +1,67 @@
+"""What this machine offers to engines: its first GPU, and the engines that are installed."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import sys
+
+from odise_rt.backends.trt_package import MODULES, package_cuda, package_version
+from odise_rt.engines import EngineKind, Machine
+
+_NO_CUDA_CORE = "cuda-core is not installed: pip install 'odise_rt[gpu]'"
+
+
+@functools.cache
+def this_machine() -> Machine:
+    """Look once for a GPU and for engines. Nothing here starts an engine: TensorRT may end the process when it is
+    started without a GPU."""
+    gpu, capability, problem = _first_gpu()
+    versions: dict[str, str] = {}
+    cuda: dict[str, str | None] = {}
+    for kind in MODULES:
+        version = package_version(kind)
+        if version is not None:
+            versions[kind], cuda[kind] = version, package_cuda(kind)
+    onnxruntime = _onnxruntime_gpu()
+    if onnxruntime is not None:
+        versions["ort-cuda"] = onnxruntime
+    return Machine(engine_platform(), gpu, capability, problem, versions, cuda)
+
+
+def engine_platform() -> str:
+    """Operating system and processor, e.g. ``"linux-x86_64"``."""
+    return f"{sys.platform}-{platform.machine()}".lower()
+
+
+def _first_gpu() -> tuple[str | None, str | None, str | None]:
+    """Name and compute capability of device 0, or why there is none."""
+    try:
+        from cuda.core import Device
+    except ImportError:
+        return None, None, _NO_CUDA_CORE
+    try:
+        devices = Device.get_all_devices()
+        if not devices:
+            return None, None, "the NVIDIA driver shows no GPU"
+        device = devices[0]
+        major, minor = device.compute_capability
+        return str(device.name), f"{major}.{minor}", None
+    except Exception as exc:  # the driver's absence and its errors come as many types
+        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        if "driver library" in reason:
+            return None, None, "there is no NVIDIA driver here"
+        return None, None, f"no GPU can be used ({reason[:200]})"
+
+
+def _onnxruntime_gpu() -> str | None:
+    try:
+        return importlib.metadata.version("onnxruntime-gpu")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def installed(kind: EngineKind) -> bool:
+    """Whether the package of an engine is installed."""
+    return kind in this_machine().versions

@@ -1,0 +1,106 @@
+"""``odise-rt demo``: its arguments, and from them to a running page."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from odise_rt.errors import MissingPackageError, OptionsError
+from odise_rt.segment_command import BUNDLE_VARIABLE
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 7860
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser("demo", parents=[common], help="Open a web page to try a bundle with your pictures.")
+    bundle = os.environ.get(BUNDLE_VARIABLE)
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        default=Path(bundle) if bundle else None,
+        help=f"The bundle's folder. Default: the environment variable {BUNDLE_VARIABLE}.",
+    )
+    parser.add_argument(
+        "--host",
+        default=DEFAULT_HOST,
+        help=f"Address to listen on. Default: {DEFAULT_HOST}, this machine alone; 0.0.0.0 lets everybody in who can "
+        "reach it.",
+    )
+    parser.add_argument(
+        "--port", type=int, default=DEFAULT_PORT, help=f"Port; 0 takes a free one. Default: {DEFAULT_PORT}."
+    )
+    parser.add_argument(
+        "--examples",
+        type=Path,
+        metavar="DIR",
+        help="Folder with example pictures; the words for boat.jpg are in boat.txt. Default: those of the package.",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu or cuda. auto takes a GPU if one really works. Default: auto."
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads inside an operator. Default: all usable cores.")
+    parser.add_argument("--no-verify", action="store_true", help="Skip the SHA-256 of the bundle's files.")
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="Refuse larger pictures. Default: 32 megapixels.")
+    parser.add_argument(
+        "--memory", type=int, default=1024, metavar="MIB", help="Memory for visitors' pictures. Default: 1024."
+    )
+    parser.add_argument(
+        "--word-cache",
+        action="store_true",
+        help="Keep the embeddings of visitors' words on the disk. Default: in memory only.",
+    )
+    parser.set_defaults(command=run_demo)
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Serve the page until Ctrl-C.
+
+    Raises:
+        OptionsError: no bundle was named, or an option cannot be used.
+        MissingPackageError: Gradio is not installed.
+    """
+    from odise_rt.demo.examples import find_examples
+    from odise_rt.demo.pictures import PictureStore
+    from odise_rt.demo.server import listen, serve
+    from odise_rt.demo.session import DEFAULT_MAX_PIXELS, Workbench
+    from odise_rt.segmenter import Segmenter
+
+    if args.bundle is None:
+        raise OptionsError(
+            f"no bundle was named: pass --bundle FOLDER or set {BUNDLE_VARIABLE}. Make one in a clone: "
+            "python -m export.build_engines --checkpoint training/pretrained/odise-tiny --out out/odise-tiny"
+        )
+    for option, value in (("--max-pixels", args.max_pixels), ("--memory", args.memory)):
+        if value is not None and value < 1:
+            raise OptionsError(f"{option} is {value}: expected at least 1")
+    if importlib.util.find_spec("gradio") is None:
+        raise MissingPackageError("the page needs Gradio: install it with: pip install 'odise_rt[demo]'")
+    examples = find_examples(args.examples)
+    with (
+        listen(args.host, args.port) as listener,
+        Segmenter.load(
+            args.bundle,
+            device=args.device,
+            threads=args.threads,
+            verify=not args.no_verify,
+            disk_cache=args.word_cache,
+        ) as segmenter,
+    ):
+        store = PictureStore(max_bytes=args.memory << 20)
+        bench = Workbench(segmenter, store, examples, args.max_pixels or DEFAULT_MAX_PIXELS)
+
+        def ready(address: str) -> None:
+            if args.json:
+                text = json.dumps({"url": address, "bundle": segmenter.bundle.name, "device": segmenter.device})
+            else:
+                text = f"odise-rt demo: {segmenter.bundle.name} at {address} (Ctrl-C stops it)"
+            print(text, flush=True)
+
+        serve(bench, listener, ready)
+    return 0

@@ -1,0 +1,271 @@
+"""``odise-rt demo``: the page behind a web server of its own.
+
+Pictures come in by a route of our own and stay in memory; Gradio's upload, which writes to a disk, is refused. Every
+answer forbids the browser to fetch anything from elsewhere. The server listens on the loopback interface unless told
+otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import socket
+import tempfile
+import urllib.parse
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from odise_rt.errors import ImageError, InputError, MissingPackageError, OdiseError, OptionsError
+
+if TYPE_CHECKING:
+    import fastapi
+
+    from odise_rt.demo.pictures import Picture
+    from odise_rt.demo.session import Workbench
+
+logger = logging.getLogger(__name__)
+
+MAX_UPLOAD_BYTES = 48 << 20
+"""Largest file that may be sent."""
+GRACE_SECONDS = 3
+"""How long running requests may take to finish when the server stops."""
+_NAME_HEADER = "x-odise-picture"
+# Gradio compiles its templates in the browser ('unsafe-eval') and starts from inline scripts; all else is ours alone.
+CONTENT_SECURITY_POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "connect-src 'self'",
+        "worker-src 'self' blob:",
+        "object-src 'none'",
+        "base-uri 'self'",
+        "form-action 'self'",
+        "frame-ancestors 'self'",
+    )
+)
+_HEADERS = (
+    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+# Routes of Gradio that write what they are sent to a disk, read files, or fetch from elsewhere; the page needs none.
+_REFUSED = re.compile(r"/(gradio_api/)?(upload|upload_progress|proxy=|file=|file/|process_recording|stream/)")
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+def create_app(bench: Workbench, port: int) -> fastapi.FastAPI:
+    """The web application: the page and the routes for its pictures.
+
+    Args:
+        bench: what it shows.
+        port: where it will listen; Gradio wants to know.
+
+    Raises:
+        MissingPackageError: Gradio is not installed.
+    """
+    _prepare_environment()
+    try:
+        import fastapi
+        import gradio
+    except ImportError as exc:
+        raise MissingPackageError(
+            f"the page needs Gradio ({exc}): install it with: pip install 'odise_rt[demo]'"
+        ) from exc
+    from odise_rt.demo.page import build_page, page_settings
+
+    async def build() -> fastapi.FastAPI:
+        app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        _add_routes(app, bench)
+        app.add_middleware(_Guard)
+        mounted: fastapi.FastAPI = gradio.mount_gradio_app(
+            app,
+            build_page(bench),
+            path="/",
+            server_port=port,
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            enable_monitoring=False,
+            show_error=False,
+            max_file_size=1,
+            **page_settings(),
+        )
+        return mounted
+
+    # Outside of a running loop, Gradio makes loops of its own for its locks and never closes them.
+    return asyncio.run(build())
+
+
+def _prepare_environment() -> None:
+    """Keep Gradio from calling home and from a shared folder; must come before it is imported."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_RUN_HISTORY"] = "False"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _add_routes(app: fastapi.FastAPI, bench: Workbench) -> None:
+    from starlette.concurrency import run_in_threadpool
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
+    async def add_picture(request: Request) -> Response:
+        name = request.headers.get(_NAME_HEADER)
+        if name is None:
+            return JSONResponse({"error": f"the header {_NAME_HEADER} is missing: it holds the file's name"}, 400)
+        data = bytearray()
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > MAX_UPLOAD_BYTES:
+                message = f"The file is larger than {MAX_UPLOAD_BYTES >> 20} MiB: scale the picture down"
+                return JSONResponse({"error": message}, 413)
+        try:
+            picture = await run_in_threadpool(bench.add, bytes(data), urllib.parse.unquote(name))
+        except ImageError as exc:
+            return JSONResponse({"error": str(exc)}, 422)
+        return JSONResponse({"token": picture.token}, 201)
+
+    def send(request: Request, kind: str, make: Callable[[Picture, str], bytes], suffix: str = "") -> Response:
+        try:
+            picture = bench.store.get(request.path_params["token"])
+            content = make(picture, request.path_params.get("key", ""))
+        except InputError as exc:
+            return JSONResponse({"error": str(exc)}, 404)
+        headers = {"cache-control": "private, no-store" if suffix else "private, max-age=3600"}
+        if suffix:
+            headers["content-disposition"] = attachment(f"{picture.name.rpartition('.')[0] or picture.name}{suffix}")
+        return Response(content, media_type=kind, headers=headers)
+
+    # Not coroutines: the server runs them in threads, so that drawing a large picture holds up nobody.
+    def shown(request: Request) -> Response:
+        return send(request, "image/jpeg", lambda picture, _: picture.shown)
+
+    def overlay(request: Request) -> Response:
+        return send(request, "image/png", bench.overlay_png, ".overlay.png")
+
+    def result(request: Request) -> Response:
+        return send(request, "application/json", bench.result_json, ".json")
+
+    app.router.routes += [
+        Route("/odise/pictures", add_picture, methods=["POST"]),
+        Route("/odise/pictures/{token}/shown.jpg", shown),
+        Route("/odise/pictures/{token}/{key}/overlay.png", overlay),
+        Route("/odise/pictures/{token}/{key}/result.json", result),
+    ]
+
+
+def attachment(name: str) -> str:
+    """A Content-Disposition header for a download, for names in any script (RFC 6266)."""
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "._- ") else "_" for c in name)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{urllib.parse.quote(name)}"
+
+
+class _Guard:
+    """Adds the headers of this module to every answer, and refuses the routes that the page must not have."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *_HEADERS]
+            await send(message)
+
+        refusal = None
+        if _REFUSED.match(scope["path"]):
+            refusal = "this server takes pictures in memory only"
+        elif _comes_from_elsewhere(scope["headers"]):
+            refusal = "this server answers its own page only; a proxy before it must pass Host or X-Forwarded-Host"
+        if refusal:
+            body = json.dumps({"error": refusal}).encode()
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+            await send_with_headers({"type": "http.response.start", "status": 403, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+            return
+        await self._app(scope, receive, send_with_headers)
+
+
+def _comes_from_elsewhere(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether the page of another site sent a request: browsers then name that site, and nothing else sets Origin."""
+    found = {name: value.decode("latin-1") for name, value in headers}
+    origin = found.get(b"origin")
+    if origin is None:
+        return False
+    hosts = {found.get(b"host"), found.get(b"x-forwarded-host")}
+    return urllib.parse.urlsplit(origin).netloc not in hosts - {None}
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that the server will take connections from.
+
+    Raises:
+        OptionsError: the address is unknown, not this machine's, or taken.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+        except BaseException:
+            listener.close()
+            raise
+    except (OSError, OverflowError) as exc:
+        reason = getattr(exc, "strerror", None) or exc
+        raise OptionsError(
+            f"cannot listen on {host}, port {port} ({reason}): choose another with --host and --port; --port 0 takes a "
+            "free one"
+        ) from exc
+    return listener
+
+
+def serve(bench: Workbench, listener: socket.socket, ready: Callable[[str], None]) -> None:
+    """Serve the page until Ctrl-C or SIGTERM.
+
+    Args:
+        bench: what it shows.
+        listener: from :func:`listen`; closed at the end.
+        ready: called with the page's address when it can be opened.
+    """
+    host, port = listener.getsockname()[:2]
+    # Nothing should ever be in it (uploads are refused); what a library puts there all the same goes with the server.
+    with listener, tempfile.TemporaryDirectory(prefix="odise-rt-demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        app = create_app(bench, port)
+        import uvicorn
+
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+        class Announcing(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                if self.started:
+                    ready(address)
+
+        server = Announcing(config)
+        server.run(sockets=[listener])
+        if not server.started:
+            raise OdiseError("the web server could not start: run it with -v to see why")

@@ -1,0 +1,432 @@
+"""Engines in a bundle: files that were compiled for certain devices, and when they may be used.
+
+::
+
+    BUNDLE/engines/<stage>.<engine>.<digest>/engine.json     facts, hashes, bounds, and where it was verified
+                                             unet_tap.plan   the engine (or unet_tap.onnx and .data for ort-cuda)
+                                             reference.npz   inputs and expected outputs, to verify it with
+
+The digest is that of the facts on which the engine's validity depends: the graph, precision, shapes, flags, versions
+and device. A fact that changes gives another folder, so an engine is never taken for one of other facts.
+``bundle.json`` does not list engines: it stays the same whichever devices a bundle is prepared for, and so does the
+bundle's identity. Each engine names the graph that it was made from by its hash, and is ignored when the bundle has
+another one.
+
+Engines are code for a device: take them only from where you would take a program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+
+from odise_rt.bundle import Bundle, file_sha256
+from odise_rt.engine_check import Bounds, Case, OutputCheck
+from odise_rt.errors import BundleError
+from odise_rt.files import write_json
+from odise_rt.specs import STAGES, StageSpec
+
+logger = logging.getLogger(__name__)
+
+EngineKind = Literal["tensorrt", "tensorrt-rtx", "ort-cuda"]
+ENGINE_KINDS: tuple[EngineKind, ...] = get_args(EngineKind)
+"""In the order of preference."""
+TITLES: dict[EngineKind, str] = {
+    "tensorrt": "TensorRT",
+    "tensorrt-rtx": "TensorRT-RTX",
+    "ort-cuda": "ONNX Runtime CUDA",
+}
+
+FOLDER = "engines"
+ENGINE_FILE = "engine.json"
+REFERENCE_FILE = "reference.npz"
+SCHEMA_VERSION = 1
+MAX_ENGINE_FILE_BYTES = 4 << 20
+MAX_REFERENCE_BYTES = 4 << 30
+"""Of all arrays in a reference file."""
+MAX_ENGINES = 1000
+"""Folders that are looked at; more is no bundle of this project."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """What one input may look like under one profile."""
+
+    min: Shape
+    opt: Shape
+    """The engine is tuned for this shape."""
+    max: Shape
+
+    def holds(self, shape: Sequence[int]) -> bool:
+        """Whether a shape lies in the range."""
+        return len(shape) == len(self.min) and all(
+            low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
+        )
+
+
+Profile = dict[str, ShapeRange]
+"""Input name to its range; an engine has several profiles."""
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """Everything that the validity of an engine depends on."""
+
+    stage: str
+    engine: EngineKind
+    engine_version: str
+    cuda: str | None
+    """Major version of CUDA that the engine's package is made for; ``None`` if it does not matter."""
+    platform: str
+    """Operating system and processor, e.g. ``"linux-x86_64"``."""
+    gpu: str | None
+    """Name of the device; ``None`` if every device of ``targets`` will do."""
+    compute_capability: str | None
+    """Of that device, e.g. ``"9.0"``."""
+    targets: tuple[str, ...]
+    """Compute capabilities that the engine may run on, if it is not bound to one device; empty: see ``gpu``."""
+    graph: str
+    """SHA-256 over the bundle's portable graph and weights that the engine was made from."""
+    built_graph: str
+    """SHA-256 of the graph that the engine was built from, after passes."""
+    precision: str
+    profiles: tuple[Profile, ...]
+    """Empty for engines that take any shape."""
+    flags: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the facts in canonical JSON."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def key(self) -> str:
+        """Name of the engine's folder."""
+        return f"{self.stage}.{self.engine}.{self.digest[:16]}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        data = dataclasses.asdict(self)
+        return cast("dict[str, Any]", json.loads(json.dumps(data)))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EngineFacts:
+        """The inverse of :meth:`to_dict`; raises KeyError, TypeError or ValueError when malformed."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        if set(data) != names:
+            raise ValueError(f"facts are {sorted(data)}, expected {sorted(names)}")
+        values = dict(data)
+        if values["stage"] not in STAGES or values["engine"] not in ENGINE_KINDS:
+            raise ValueError(f"stage {values['stage']!r} or engine {values['engine']!r} is unknown")
+        for name in ("engine_version", "platform", "graph", "built_graph", "precision"):
+            if not isinstance(values[name], str):
+                raise ValueError(f"{name} is {values[name]!r}")
+        for name in ("cuda", "gpu", "compute_capability"):
+            if not isinstance(values[name], str | None):
+                raise ValueError(f"{name} is {values[name]!r}")
+        for name in ("targets", "flags"):
+            if not isinstance(values[name], list) or not all(isinstance(v, str) for v in values[name]):
+                raise ValueError(f"{name} is {values[name]!r}")
+            values[name] = tuple(values[name])
+        values["profiles"] = cls.profiles_from(values["profiles"])
+        return cls(**values)
+
+    @staticmethod
+    def profiles_from(data: Sequence[Mapping[str, Mapping[str, Any]]]) -> tuple[Profile, ...]:
+        """Profiles from JSON; raises KeyError, TypeError or ValueError when malformed."""
+        return tuple(
+            {name: ShapeRange(*(_shape(r[side]) for side in ("min", "opt", "max"))) for name, r in profile.items()}
+            for profile in data
+        )
+
+
+def _shape(value: Any) -> Shape:
+    if not isinstance(value, list) or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in value):
+        raise ValueError(f"shape {value!r}")
+    return tuple(value)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What an engine would find here."""
+
+    platform: str
+    gpu: str | None
+    """Name of the first device; ``None`` if there is none."""
+    compute_capability: str | None
+    no_gpu: str | None
+    """Why there is no device."""
+    versions: Mapping[str, str]
+    """Engine kind to the installed version; kinds that are not installed are missing."""
+    cuda: Mapping[str, str | None] = field(default_factory=dict)
+    """Engine kind to the major version of CUDA that its package is made for."""
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """One fact that keeps an engine from being used here."""
+
+    fact: str
+    built: str
+    here: str
+
+    def __str__(self) -> str:
+        return f"{self.fact} was {self.built} when it was built and is {self.here} here"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine of a bundle, its description read and checked."""
+
+    folder: Path
+    facts: EngineFacts
+    files: dict[str, str]
+    """File name to SHA-256."""
+    bounds: Bounds
+    reference_by: str
+    """Whose outputs it is compared with."""
+    verified: tuple[Mapping[str, Any], ...]
+    """Where it was compared and found to agree: ``gpu`` and ``checks`` of each time."""
+    build: Mapping[str, Any]
+    """Seconds, workspace and so on; for display only."""
+
+    @property
+    def path(self) -> Path:
+        """The file to load."""
+        suffix = "onnx" if self.facts.engine == "ort-cuda" else "plan"
+        return self.folder / f"{self.facts.stage}.{suffix}"
+
+    @property
+    def title(self) -> str:
+        """For messages, e.g. ``"TensorRT-RTX engine of unet_tap"``."""
+        return f"{TITLES[self.facts.engine]} engine of {self.facts.stage}"
+
+    def is_verified_on(self, gpu: str | None) -> bool:
+        """Whether it was compared on a device of this name."""
+        return gpu is not None and any(entry.get("gpu") == gpu for entry in self.verified)
+
+    def mismatches(self, bundle: Bundle, machine: Machine) -> list[Mismatch]:
+        """What keeps the engine from being used with this bundle on this machine; empty if nothing does."""
+        facts, kind = self.facts, self.facts.engine
+        found: list[Mismatch] = []
+
+        def compare(fact: str, built: str | None, here: str | None) -> None:
+            if built is not None and built != here:
+                found.append(Mismatch(fact, built, here or "missing"))
+
+        compare("the graph", facts.graph[:12], bundle.stages[facts.stage].file.digest[:12])
+        if kind != "ort-cuda":  # a graph runs on every version that knows its operators
+            compare(f"the version of {TITLES[kind]}", facts.engine_version, machine.versions.get(kind))
+            compare("CUDA's major version", facts.cuda, machine.cuda.get(kind))
+            compare("the platform", facts.platform, machine.platform)
+        compare("the GPU", facts.gpu, machine.gpu)
+        compare("the compute capability", facts.compute_capability, machine.compute_capability)
+        if facts.targets and machine.compute_capability not in facts.targets:
+            found.append(Mismatch("the compute capability", " or ".join(facts.targets), _here(machine)))
+        return found
+
+    def verify_files(self) -> None:
+        """Compare the SHA-256 of every file; raises :class:`BundleError` on the first that differs."""
+        for name, expected in self.files.items():
+            actual = file_sha256(_inside(self.folder, name))
+            if actual != expected:
+                raise BundleError(
+                    f"{self.folder / name} was altered: its SHA-256 is {actual[:12]}…, {ENGINE_FILE} says "
+                    f"{expected[:12]}…; remove the folder {self.folder} and build the engine again"
+                )
+
+    def reference(self, spec: StageSpec) -> list[Case]:
+        """Inputs and expected outputs, for :func:`odise_rt.engine_check.check_stage`.
+
+        Raises:
+            BundleError: the file is missing, damaged, or of another stage.
+        """
+        return read_reference(self.folder / REFERENCE_FILE, spec)
+
+    def record_verification(self, gpu: str, checks: Sequence[OutputCheck]) -> Engine:
+        """Write into engine.json that the engine agreed on a device; returns the engine with that entry."""
+        entry = {"gpu": gpu, "checks": [check.to_dict() for check in checks]}
+        others = [dict(known) for known in self.verified if known.get("gpu") != gpu]
+        engine = dataclasses.replace(self, verified=(*others, entry))
+        write_engine_file(engine)
+        return engine
+
+
+def _here(machine: Machine) -> str:
+    return machine.compute_capability or f"missing ({machine.no_gpu})"
+
+
+def write_engine_file(engine: Engine) -> None:
+    """Write engine.json, atomically."""
+    write_json(
+        engine.folder / ENGINE_FILE,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "facts": engine.facts.to_dict(),
+            "files": engine.files,
+            "bounds": dataclasses.asdict(engine.bounds),
+            "reference_by": engine.reference_by,
+            "verified": [dict(entry) for entry in engine.verified],
+            "build": dict(engine.build),
+        },
+    )
+
+
+def open_engine(folder: Path) -> Engine:
+    """Read and check an engine's description; its files are not read.
+
+    Raises:
+        BundleError: the description is missing, damaged, newer, or belongs elsewhere.
+    """
+    path = folder / ENGINE_FILE
+    again = f"remove the folder {folder} and build the engine again"
+    try:
+        if path.stat().st_size > MAX_ENGINE_FILE_BYTES:
+            raise BundleError(f"{path} is larger than {MAX_ENGINE_FILE_BYTES >> 20} MiB: no engine's file; {again}")
+        data = json.loads(path.read_bytes())
+        version = data["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise BundleError(f"{path} has schema version {version!r}, this odise_rt reads {SCHEMA_VERSION}; {again}")
+        facts = EngineFacts.from_dict(data["facts"])
+        bounds = Bounds(float(data["bounds"]["max"]), float(data["bounds"]["mean"]))
+        files = dict(data["files"])
+        verified = tuple(entry for entry in data["verified"] if isinstance(entry, dict))
+        if not all(isinstance(v, str) and _SHA256.fullmatch(v) for v in files.values()):
+            raise ValueError("a file has no SHA-256")
+        if not (0 <= bounds.max < 1 and 0 <= bounds.mean < 1):
+            raise ValueError(f"bounds {bounds}")
+        engine = Engine(folder, facts, files, bounds, str(data["reference_by"]), verified, dict(data["build"]))
+    except OSError as exc:
+        raise BundleError(f"{folder} has no readable {ENGINE_FILE} ({exc.strerror}); {again}") from exc
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as exc:
+        raise BundleError(f"{path} is damaged ({exc}); {again}") from exc
+    if folder.name != facts.key:
+        raise BundleError(f"{path} describes {facts.key}, but its folder is {folder.name}: facts were altered; {again}")
+    for needed in (engine.path.name, REFERENCE_FILE):
+        if needed not in files:
+            raise BundleError(f"{path} has no SHA-256 for {needed}; {again}")
+    for name in files:
+        _inside(folder, name)
+    return engine
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file of the folder itself; engines have no folders of their own."""
+    path = folder / name
+    if not _FILE_NAME.fullmatch(name) or path.is_symlink() or not path.is_file():
+        raise BundleError(
+            f"{ENGINE_FILE} in {folder} lists {name!r}, which is no plain file in there: remove the folder and build "
+            "the engine again"
+        )
+    return path
+
+
+@dataclass(frozen=True)
+class Engines:
+    """The engines of a bundle."""
+
+    found: tuple[Engine, ...]
+    broken: dict[str, str]
+    """Folder name to what is wrong with it."""
+
+    def of(self, stage: str, kind: EngineKind) -> list[Engine]:
+        """Engines of one kind for one stage."""
+        return [e for e in self.found if e.facts.stage == stage and e.facts.engine == kind]
+
+    def fitting(self, bundle: Bundle, machine: Machine, stage: str, kind: EngineKind) -> Engine | None:
+        """An engine that may be used here: of several, the one that needs no verification, else the first by name."""
+        fit = [e for e in self.of(stage, kind) if not e.mismatches(bundle, machine)]
+        return min(fit, key=lambda e: (not e.is_verified_on(machine.gpu), e.folder.name), default=None)
+
+    def why_not(self, bundle: Bundle, machine: Machine, stage: str, kind: EngineKind) -> str:
+        """Why no engine of a kind can serve a stage here, and what to do."""
+        candidates = self.of(stage, kind)
+        command = rebuild_command(bundle, kind)
+        broken = [text for name, text in self.broken.items() if name.startswith(f"{stage}.{kind}.")]
+        if not candidates:
+            return (
+                broken[0]
+                if broken
+                else f"the bundle has no {TITLES[kind]} engine of {stage}: build it with `{command}`"
+            )
+        reasons = [
+            f"{e.folder.name}: " + " and ".join(str(m) for m in e.mismatches(bundle, machine)) for e in candidates
+        ]
+        return f"no {TITLES[kind]} engine of {stage} fits ({'; '.join(reasons)}): build one here with `{command}`"
+
+
+def rebuild_command(bundle: Bundle, kind: EngineKind) -> str:
+    """The command that builds the engines of a kind for a bundle."""
+    return f"python -m export.build_engines --bundle {bundle.root} --engine {kind}"
+
+
+def find_engines(bundle: Bundle) -> Engines:
+    """Look into ``BUNDLE/engines``. A broken engine is reported, and keeps no other from being found."""
+    root = bundle.root / FOLDER
+    found, broken = [], {}
+    folders = sorted(p for p in root.iterdir() if not p.name.startswith(".")) if root.is_dir() else []
+    if len(folders) > MAX_ENGINES:
+        raise BundleError(
+            f"{root} holds {len(folders)} folders, at most {MAX_ENGINES} are looked at: remove old engines"
+        )
+    for folder in folders:
+        try:
+            if folder.is_symlink() or not folder.is_dir():
+                raise BundleError(f"{folder} is a link or a file, expected an engine's folder: remove it")
+            found.append(open_engine(folder))
+        except BundleError as exc:
+            broken[folder.name] = str(exc)
+            logger.warning("engine ignored: %s", exc)
+    return Engines(tuple(found), broken)
+
+
+# ---- reference files -----------------------------------------------------------------------------------------------
+
+
+def write_reference(path: Path, cases: Sequence[Case]) -> None:
+    """Write inputs and expected outputs as one compressed ``.npz``."""
+    arrays: dict[str, Any] = {}
+    for number, case in enumerate(cases):
+        for side, values in (("inputs", case.inputs), ("outputs", case.outputs)):
+            arrays |= {f"{number}.{side}.{name}": np.ascontiguousarray(array) for name, array in values.items()}
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+def read_reference(path: Path, spec: StageSpec) -> list[Case]:
+    """Read :func:`write_reference`'s file and check it against the stage."""
+    problem = f"{path} is damaged or of another stage: build the engine again"
+    cases: dict[int, dict[str, dict[str, np.ndarray]]] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > MAX_REFERENCE_BYTES:
+            raise ValueError(f"{size} bytes, more than {MAX_REFERENCE_BYTES}")
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            for entry in stored.files:
+                number, side, name = entry.split(".", 2)
+                cases.setdefault(int(number), {"inputs": {}, "outputs": {}})[side][name] = stored[entry]
+    except (OSError, ValueError, KeyError, EOFError, SyntaxError, MemoryError, zipfile.BadZipFile, zlib.error) as exc:
+        raise BundleError(f"{problem} ({exc})") from exc
+    names = {t.name for t in spec.outputs}
+    for case in cases.values():
+        if set(case["outputs"]) != names or not all(np.isfinite(a).all() for a in case["outputs"].values()):
+            raise BundleError(problem)
+    if not cases:
+        raise BundleError(problem)
+    return [Case(**cases[number]) for number in sorted(cases)]

@@ -1,0 +1,431 @@
+// SPDX-License-Identifier: Apache-2.0
+// Mask pooling: the mean of the features under every hard mask, and the mask's area.
+//
+//   pooled[b, q, c] = sum over pixels p with logit[b, q, p] > 0 of feature[b, c, p] / area[b, q]
+//
+// The sum is a matrix product of 0/1 masks (Q x P) with features (C x P), both contiguous along the pixels P = H * W.
+// Pixels are split over blocks; a block holds all sums of its tile of masks x channels in registers, so logits and
+// features are read from memory once as long as Q <= 112 and C <= 256. The logits become 0/1 in registers, between
+// shared memory and tensor core; the area is one more product, with ones. Sums of the splits go to a workspace and are
+// added in a fixed order by a second kernel: the same input gives the same bits.
+//
+// Sums are float. Products with 0 and 1 are exact in every type; as in any matrix product, 0 * inf is NaN, so features
+// must be finite.
+#pragma once
+
+#include "block.cuh"
+
+namespace odise {
+
+constexpr int kPoolThreads = 256;
+constexpr int kPoolWarps = kPoolThreads / kWarp;
+constexpr int kPoolChannels = 256;                           // of a block's tile
+constexpr int kPoolWarpChannels = kPoolChannels / kPoolWarps;  // 32: four columns of 8 for the tensor cores
+constexpr int kPoolPixels = 32;                              // of a step: two products of depth 16
+constexpr int kPoolRowBytes = kPoolPixels * 2;
+constexpr int kPoolMaxStages = 8;
+constexpr int kPoolColumns = kPoolWarpChannels / 8;
+constexpr int kFinishChannels = 128;  // of a finishing block: 32 lanes of 4
+
+/// Which pixels a split sums: steps of kPoolPixels, as even as they go.
+struct PoolSteps {
+  int64_t first;
+  int64_t last;
+};
+
+ODISE_DEVICE PoolSteps pool_steps(int64_t pixels, int64_t split, int64_t splits) {
+  const int64_t steps = (pixels + kPoolPixels - 1) / kPoolPixels;
+  return {steps * split / splits, steps * (split + 1) / splits};
+}
+
+/// Where 16 bytes (8 pixels) of a row lie in a stage. The exclusive-or spreads the eight rows that ldmatrix reads at
+/// once over all 32 banks.
+ODISE_DEVICE int pool_offset(int row, int chunk) { return row * kPoolRowBytes + ((chunk ^ ((row >> 1) & 3)) << 4); }
+
+/// Pixels of a tensor core block's stage: masks first, then channels.
+template <int kRowTiles>
+struct PoolTile {
+  static constexpr int kMasks = 16 * kRowTiles;
+  static constexpr int kRows = kMasks + kPoolChannels;
+  static constexpr int kStageBytes = kRows * kPoolRowBytes;
+  static constexpr int kSimtPitch = kPoolPixels + 1;  // floats; odd, so that rows start in different banks
+  static constexpr int kSimtBytes = kRows * kSimtPitch * 4;
+};
+
+/// The rows that a block reads, and where.
+template <class T>
+struct PoolSource {
+  const T* logits;    // of the block's first mask
+  const T* features;  // of the block's first channel
+  int masks;          // that exist from there on
+  int channels;
+  int64_t pixels;
+  bool aligned;  // every row starts at a multiple of 16 bytes
+
+  ODISE_DEVICE const T* row(int index, int mask_rows) const {
+    if (index < mask_rows) return index < masks ? logits + index * pixels : nullptr;
+    return index - mask_rows < channels ? features + (index - mask_rows) * pixels : nullptr;
+  }
+};
+
+template <class T>
+ODISE_DEVICE PoolSource<T> pool_source(const T* logits, const T* features, int64_t batch, int first_mask,
+                                       int first_channel, int queries, int channels, int64_t pixels) {
+  PoolSource<T> source;
+  source.logits = logits + (batch * queries + first_mask) * pixels;
+  source.features = features + (batch * channels + first_channel) * pixels;
+  source.masks = queries - first_mask;
+  source.channels = channels - first_channel;
+  source.pixels = pixels;
+  const uintptr_t bases = reinterpret_cast<uintptr_t>(logits) | reinterpret_cast<uintptr_t>(features);
+  source.aligned = bases % 16 == 0 && pixels * static_cast<int64_t>(sizeof(T)) % 16 == 0;
+  return source;
+}
+
+/// Brings the pixels of one step into shared memory; rows and pixels that do not exist become zero.
+template <int kRowTiles, class T, class Block>
+ODISE_DEVICE void pool_load(const Block& block, char* stage, const PoolSource<T>& source, int64_t step) {
+  using Tile = PoolTile<kRowTiles>;
+  constexpr int kChunks = kPoolPixels / 8;
+  block.each_thread([&](int thread) {
+#pragma unroll 2
+    for (int i = thread; i < Tile::kRows * kChunks; i += kPoolThreads) {
+      const int index = i / kChunks, chunk = i % kChunks;
+      const int64_t pixel = step * kPoolPixels + chunk * 8;
+      const T* row = source.row(index, Tile::kMasks);
+      char* to = stage + pool_offset(index, chunk);
+      if (source.aligned) {  // then pixels are a multiple of 8: a chunk exists or not
+        const bool present = row != nullptr && pixel < source.pixels;
+        block.copy16(to, present ? row + pixel : source.logits, present);
+      } else {
+        T* elements = reinterpret_cast<T*>(to);
+        for (int e = 0; e < 8; ++e) {
+          elements[e] = row != nullptr && pixel + e < source.pixels ? row[pixel + e] : T{0};
+        }
+      }
+    }
+  });
+  block.commit();
+}
+
+/// The sums of a warp: all masks of the tile x 32 channels, and the area of one row tile.
+template <class Warp, int kRowTiles>
+struct PoolSums {
+  typename Warp::template Lane<Floats4> sum[kRowTiles][kPoolColumns];
+  typename Warp::template Lane<Floats4> area;
+};
+
+/// Adds one step to the sums of a warp.
+template <int kRowTiles, class T, class Warp>
+ODISE_DEVICE void pool_multiply(const Warp& warp, const char* stage, PoolSums<Warp, kRowTiles>& sums) {
+  using Tile = PoolTile<kRowTiles>;
+  using Words = typename Warp::template Lane<Words4>;
+  using HalfWords = typename Warp::template Lane<Words2>;
+  const int first_channel = Tile::kMasks + warp.index * kPoolWarpChannels;
+#pragma unroll
+  for (int depth = 0; depth < kPoolPixels / 16; ++depth) {
+    HalfWords right[kPoolColumns];
+#pragma unroll
+    for (int pair = 0; pair < kPoolColumns / 2; ++pair) {
+      // Matrices: channels 0-7 with pixels 0-7, then 8-15; channels 8-15 likewise.
+      Words two;
+      warp.load_matrices(two, [&](int lane) {
+        const int row = first_channel + pair * 16 + (lane / 16) * 8 + lane % 8;
+        return stage + pool_offset(row, depth * 2 + (lane / 8) % 2);
+      });
+      warp.each([&](int lane) {
+        right[2 * pair][lane] = {{two[lane].word[0], two[lane].word[1]}};
+        right[2 * pair + 1][lane] = {{two[lane].word[2], two[lane].word[3]}};
+      });
+    }
+#pragma unroll
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+      // Matrices: masks 0-7 and 8-15 with pixels 0-7, then both with pixels 8-15.
+      Words left;
+      warp.load_matrices(left, [&](int lane) {
+        const int row = tile * 16 + ((lane / 8) % 2) * 8 + lane % 8;
+        return stage + pool_offset(row, depth * 2 + lane / 16);
+      });
+      warp.each([&](int lane) {
+#pragma unroll
+        for (int w = 0; w < 4; ++w) left[lane].word[w] = inside_pair<T>(left[lane].word[w]);
+      });
+#pragma unroll
+      for (int column = 0; column < kPoolColumns; ++column) {
+        warp.template multiply<T>(sums.sum[tile][column], left, right[column]);
+      }
+      if (tile == warp.index) {
+        HalfWords ones;
+        warp.each([&](int lane) { ones[lane] = {{Pair<T>::kOnes, Pair<T>::kOnes}}; });
+        warp.template multiply<T>(sums.area, left, ones);
+      }
+    }
+  }
+}
+
+/// The sums of one split, one tile of masks and one tile of channels, on tensor cores.
+///
+/// Grid: (splits, mask tiles * channel tiles, B); kPoolThreads threads; `stages` * PoolTile::kStageBytes of shared
+/// memory. `partial` is (B, splits, Q, C), `counts` (B, splits, Q).
+template <int kRowTiles, class T, class Block>
+ODISE_DEVICE void mask_pool_sums(const Block& block, char* shared, const T* logits, const T* features, int queries,
+                                 int channels, int pixels, int splits, int stages, float* partial, int32_t* counts) {
+  using Tile = PoolTile<kRowTiles>;
+  using Warp = typename Block::Warp;
+  static_assert(kRowTiles <= kPoolWarps, "every row tile needs a warp that counts it");
+  const int channel_tiles = (channels + kPoolChannels - 1) / kPoolChannels;
+  const int first_mask = static_cast<int>(block.y() / channel_tiles) * Tile::kMasks;
+  const int first_channel = static_cast<int>(block.y() % channel_tiles) * kPoolChannels;
+  const PoolSource<T> source =
+      pool_source(logits, features, block.z(), first_mask, first_channel, queries, channels, pixels);
+  const PoolSteps steps = pool_steps(pixels, block.x(), splits);
+
+  typename Block::template PerWarp<PoolSums<Warp, kRowTiles>> sums;
+  for (int s = 0; s < stages - 1; ++s) {
+    if (steps.first + s < steps.last) {
+      pool_load<kRowTiles>(block, shared + s * Tile::kStageBytes, source, steps.first + s);
+    } else {
+      block.commit();  // an empty group keeps the count
+    }
+  }
+  int slot = 0;
+  for (int64_t step = steps.first; step < steps.last; ++step) {
+    block.wait(stages - 2);  // the group of this step is done
+    block.sync();            // for every thread; and every warp has left the slot that is filled next
+    const int64_t ahead = step + stages - 1;
+    const int filled = slot == 0 ? stages - 1 : slot - 1;
+    if (ahead < steps.last) {
+      pool_load<kRowTiles>(block, shared + filled * Tile::kStageBytes, source, ahead);
+    } else {
+      block.commit();
+    }
+    block.each_warp([&](const Warp& warp) {
+      pool_multiply<kRowTiles, T>(warp, shared + slot * Tile::kStageBytes, sums[warp.index]);
+    });
+    slot = slot + 1 == stages ? 0 : slot + 1;
+  }
+
+  const int64_t first_row = (block.z() * splits + block.x()) * queries + first_mask;
+  block.each_warp([&](const Warp& warp) {
+    PoolSums<Warp, kRowTiles>& own = sums[warp.index];
+    warp.each([&](int lane) {
+      const int group = lane / 4, within = lane % 4;  // sums: rows group and group + 8, columns 2 * within and the next
+#pragma unroll
+      for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+        for (int below = 0; below < 2; ++below) {
+          const int mask = tile * 16 + below * 8 + group;
+          if (mask >= source.masks) continue;
+          float* row = partial + (first_row + mask) * channels + first_channel;
+#pragma unroll
+          for (int column = 0; column < kPoolColumns; ++column) {
+            const int channel = warp.index * kPoolWarpChannels + column * 8 + within * 2;
+            const float* pair = own.sum[tile][column][lane].value + 2 * below;
+            if (channel < source.channels) row[channel] = pair[0];
+            if (channel + 1 < source.channels) row[channel + 1] = pair[1];
+          }
+          if (tile == warp.index && within == 0 && first_channel == 0) {
+            counts[first_row + mask] = static_cast<int32_t>(own.area[lane].value[2 * below]);
+          }
+        }
+      }
+    });
+  });
+}
+
+/// The same sums by ordinary float arithmetic: for float features, whose low bits tensor cores would drop, and for
+/// bfloat16 where tensor cores do not know it. PoolTile::kSimtBytes of shared memory.
+template <int kRowTiles, class T, class Block>
+ODISE_DEVICE void mask_pool_sums_simt(const Block& block, char* shared, const T* logits, const T* features,
+                                      int queries, int channels, int pixels, int splits, float* partial,
+                                      int32_t* counts) {
+  using Tile = PoolTile<kRowTiles>;
+  constexpr int kThreadChannels = kPoolChannels / 16;
+  struct Sums {
+    float sum[kRowTiles][kThreadChannels];
+    int32_t area;
+  };
+  const int channel_tiles = (channels + kPoolChannels - 1) / kPoolChannels;
+  const int first_mask = static_cast<int>(block.y() / channel_tiles) * Tile::kMasks;
+  const int first_channel = static_cast<int>(block.y() % channel_tiles) * kPoolChannels;
+  const PoolSource<T> source =
+      pool_source(logits, features, block.z(), first_mask, first_channel, queries, channels, pixels);
+  const PoolSteps steps = pool_steps(pixels, block.x(), splits);
+  float* values = reinterpret_cast<float*>(shared);
+
+  typename Block::template PerThread<Sums> sums;
+  for (int64_t step = steps.first; step < steps.last; ++step) {
+    block.sync();  // the values of the step before are used
+    block.each_thread([&](int thread) {
+#pragma unroll 4
+      for (int i = thread; i < Tile::kRows * kPoolPixels; i += kPoolThreads) {
+        const int index = i / kPoolPixels, offset = i % kPoolPixels;
+        const int64_t pixel = step * kPoolPixels + offset;
+        const T* row = source.row(index, Tile::kMasks);
+        const bool present = row != nullptr && pixel < source.pixels;
+        const T element = present ? row[pixel] : T{0};
+        const float value = index < Tile::kMasks ? (positive(element) ? 1.0f : 0.0f) : to_float(element);
+        values[index * Tile::kSimtPitch + offset] = value;
+      }
+    });
+    block.sync();
+    block.each_thread([&](int thread) {
+      Sums& own = sums[thread];
+      const float* masks = values + (thread / 16) * Tile::kSimtPitch;
+      const float* features_here = values + (Tile::kMasks + thread % 16) * Tile::kSimtPitch;
+      for (int pixel = 0; pixel < kPoolPixels; ++pixel) {
+        float feature[kThreadChannels];
+#pragma unroll
+        for (int j = 0; j < kThreadChannels; ++j) feature[j] = features_here[j * 16 * Tile::kSimtPitch + pixel];
+#pragma unroll
+        for (int i = 0; i < kRowTiles; ++i) {
+          const float mask = masks[i * 16 * Tile::kSimtPitch + pixel];
+#pragma unroll
+          for (int j = 0; j < kThreadChannels; ++j) own.sum[i][j] += mask * feature[j];
+        }
+      }
+      if (thread < Tile::kMasks) {
+        for (int pixel = 0; pixel < kPoolPixels; ++pixel) {
+          own.area += values[thread * Tile::kSimtPitch + pixel] != 0.0f;
+        }
+      }
+    });
+  }
+
+  const int64_t first_row = (block.z() * splits + block.x()) * queries + first_mask;
+  block.each_thread([&](int thread) {
+    const Sums& own = sums[thread];
+#pragma unroll
+    for (int i = 0; i < kRowTiles; ++i) {
+      const int mask = thread / 16 + i * 16;
+      if (mask >= source.masks) continue;
+      float* row = partial + (first_row + mask) * channels + first_channel;
+#pragma unroll
+      for (int j = 0; j < kThreadChannels; ++j) {
+        const int channel = thread % 16 + j * 16;
+        if (channel < source.channels) row[channel] = own.sum[i][j];
+      }
+    }
+    if (thread < Tile::kMasks && thread < source.masks && first_channel == 0) counts[first_row + thread] = own.area;
+  });
+}
+
+/// Adds the splits and divides by the area; the mean over no pixel is zero.
+///
+/// Grid: (ceil(C / kFinishChannels), Q, B); kPoolThreads threads; kFinishBytes of shared memory.
+constexpr int kFinishBytes = (kPoolWarps * kFinishChannels + 1) * 4;
+
+template <class T, class Block>
+ODISE_DEVICE void mask_pool_finish(const Block& block, char* shared, const float* partial, const int32_t* counts,
+                                   int queries, int channels, int splits, T* pooled, int32_t* areas) {
+  using Warp = typename Block::Warp;
+  float* totals = reinterpret_cast<float*>(shared);
+  int32_t* area = reinterpret_cast<int32_t*>(totals + kPoolWarps * kFinishChannels);
+  const int64_t first_split = block.z() * splits;
+  const int64_t query = block.y();
+  const int first_channel = static_cast<int>(block.x()) * kFinishChannels;
+  block.each_warp([&](const Warp& warp) {
+    // Warp w adds splits w, w + 8, ...; then the eight subtotals are added, always in this order.
+    warp.each([&](int lane) {
+      const int channel = first_channel + lane * 4;
+      const bool whole = channels % 4 == 0 && channel < channels;  // the workspace is aligned to 16 bytes
+      float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 8
+      for (int64_t split = warp.index; split < splits; split += kPoolWarps) {
+        const float* from = partial + ((first_split + split) * queries + query) * channels + channel;
+        if (whole) {
+          const Floats4 four = *reinterpret_cast<const Floats4*>(__builtin_assume_aligned(from, 16));
+#pragma unroll
+          for (int e = 0; e < 4; ++e) sum[e] += four.value[e];
+        } else {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) sum[e] += channel + e < channels ? from[e] : 0.0f;
+        }
+      }
+#pragma unroll
+      for (int e = 0; e < 4; ++e) totals[warp.index * kFinishChannels + lane * 4 + e] = sum[e];
+    });
+    if (warp.index == 0) {
+      typename Warp::template Lane<int> count;
+      warp.each([&](int lane) {
+        int own = 0;
+        for (int64_t split = lane; split < splits; split += kWarp) own += counts[(first_split + split) * queries + query];
+        count[lane] = own;
+      });
+      const int total = warp.sum(count);
+      warp.each([&](int lane) {
+        if (lane != 0) return;
+        *area = total;
+        if (first_channel == 0) areas[block.z() * queries + query] = total;
+      });
+    }
+  });
+  block.sync();
+  block.each_thread([&](int thread) {
+    const int channel = first_channel + thread;
+    if (thread >= kFinishChannels || channel >= channels) return;
+    float total = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kPoolWarps; ++w) total += totals[w * kFinishChannels + thread];
+    const float mean = *area > 0 ? total / static_cast<float>(*area) : 0.0f;
+    pooled[(block.z() * queries + query) * channels + channel] = from_float<T>(mean);
+  });
+}
+
+// ---- how it is launched ----------------------------------------------------------------------------------------------
+
+/// Everything a launch needs besides pointers. odise_rt/kernels/launch_plans.py computes the same; a test compares.
+struct MaskPoolPlan {
+  int32_t valid;      // 0: sizes out of range
+  int32_t row_tiles;  // 2 or 7: of 16 masks
+  int32_t simt;       // 1: ordinary float arithmetic
+  int32_t splits;
+  int32_t stages;
+  int32_t shared_bytes;
+  int32_t grid_y;
+  int32_t finish_grid_x;
+  int64_t workspace_bytes;  // partial sums, then counts
+  int64_t counts_offset;    // bytes
+};
+
+inline MaskPoolPlan mask_pool_plan(int32_t dtype, int64_t batch, int64_t queries, int64_t channels, int64_t pixels,
+                                   int32_t multiprocessors, int32_t shared_limit, int32_t compute_capability) {
+  MaskPoolPlan plan{};
+  const int64_t most = 0x7FFFFFFF;
+  if (dtype < kFloat32 || dtype > kBFloat16 || batch < 1 || queries < 1 || channels < 1 || pixels < 1 ||
+      batch > 65535 || queries > 65535 || channels > (1 << 20) || pixels > most || multiprocessors < 1) {
+    return plan;
+  }
+  plan.row_tiles = queries <= 32 ? 2 : 7;
+  plan.simt = dtype == kFloat32 || (dtype == kBFloat16 && compute_capability < 80);
+  const int64_t masks = 16 * plan.row_tiles;
+  const int64_t tiles = ((queries + masks - 1) / masks) * ((channels + kPoolChannels - 1) / kPoolChannels);
+  if (tiles > 65535) return plan;
+  // One block for each multiprocessor; but no split so long that a float could not count its pixels.
+  const int64_t steps = (pixels + kPoolPixels - 1) / kPoolPixels;
+  const int64_t least = (pixels + (1 << 23) - 1) >> 23;
+  int64_t splits = multiprocessors / (tiles * batch);
+  splits = splits < least ? least : splits;
+  splits = splits > steps ? steps : splits;
+  splits = splits < 1 ? 1 : splits;
+  plan.splits = static_cast<int32_t>(splits);
+  const int64_t rows = masks + kPoolChannels;
+  if (plan.simt) {
+    plan.shared_bytes = static_cast<int32_t>(rows * (kPoolPixels + 1) * 4);
+  } else {
+    const int64_t stage = rows * kPoolRowBytes;
+    int64_t stages = shared_limit / stage;
+    stages = stages > kPoolMaxStages ? kPoolMaxStages : stages;
+    plan.stages = static_cast<int32_t>(stages < 2 ? 2 : stages);
+    plan.shared_bytes = static_cast<int32_t>(plan.stages * stage);
+  }
+  if (plan.shared_bytes > shared_limit) return plan;
+  plan.grid_y = static_cast<int32_t>(tiles);
+  plan.finish_grid_x = static_cast<int32_t>((channels + kFinishChannels - 1) / kFinishChannels);
+  plan.counts_offset = batch * splits * queries * channels * 4;
+  plan.workspace_bytes = plan.counts_offset + batch * splits * queries * 4;
+  plan.valid = 1;
+  return plan;
+}
+
+}  // namespace odise

@@ -1,0 +1,398 @@
+"""Loads the compiled kernels and launches them on arrays that lie on a GPU already.
+
+``make kernels`` compiles the sources to fatbins, which cuda-core loads; nothing of that happens on import. Arrays are
+anything that offers ``__cuda_array_interface__`` or DLPack (torch, CuPy, pycuda, cuda-core's own), contiguous;
+bfloat16 comes as its bits, uint16 (``tensor.view(torch.uint16)``). Work is put on the stream that is given and not
+waited for; nothing is allocated: results and workspace are the caller's.
+
+This module was written to cuda-core's documented interface. Its checks and errors are tested; a launch has not been
+run where it was written, for want of a GPU: ``python -m benchmarks.gpu_check`` does that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from odise_rt.errors import BackendError, MissingPackageError
+from odise_rt.kernels.launch_plans import (
+    ATTENTION_LEVELS,
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    GpuFacts,
+    Launch,
+    MaskPoolPlan,
+    plan_deformable_attention,
+    plan_mask_pool,
+    plan_panoptic_merge,
+)
+from odise_rt.kernels.reference import MASK_STRIDE
+
+MODULES = ("mask_pooling", "panoptic_merge", "deformable_attention")
+FOLDER_VARIABLE = "ODISE_RT_KERNELS_DIR"
+_PREFIXES = {"odise_pool": "mask_pooling", "odise_merge": "panoptic_merge", "odise_attention": "deformable_attention"}
+_DTYPES = {"float32": FLOAT32, "float16": FLOAT16, "uint16": BFLOAT16, "bfloat16": BFLOAT16}
+_HERE = Path(__file__).resolve().parent
+
+
+def kernel_file(name: str) -> Path:
+    """A compiled kernel file, e.g. ``"mask_pooling.fatbin"``.
+
+    Looked for in ``$ODISE_RT_KERNELS_DIR`` if that is set, else beside this module and in ``build/kernels`` of a
+    checkout.
+
+    Raises:
+        BackendError: it is in none of them; the message says how to build it.
+    """
+    chosen = os.environ.get(FOLDER_VARIABLE)
+    folders = [Path(chosen)] if chosen else [_HERE, _HERE.parents[1] / "build" / "kernels"]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise BackendError(
+        f"the CUDA kernels are not built: no {name} in {' or '.join(str(f) for f in folders)}; run `make kernels` in a "
+        f"checkout (needs nvcc, no GPU) and set {FOLDER_VARIABLE} to its build/kernels"
+    )
+
+
+@dataclass(frozen=True)
+class GpuArray:
+    """A contiguous array on a GPU."""
+
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: str
+    """numpy's name of it, or ``"bfloat16"``."""
+    owner: object
+    """Kept alive while the array is used."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return int(np.prod(self.shape, dtype=np.int64)) * (
+            2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize
+        )
+
+
+def gpu_array(value: object, name: str) -> GpuArray:
+    """View an array without a copy. The producer's work is not waited for: order streams before.
+
+    Raises:
+        BackendError: it is no array on a GPU, or not contiguous.
+    """
+    if isinstance(value, GpuArray):
+        return value
+    try:
+        interface = getattr(value, "__cuda_array_interface__", None)
+    except (AttributeError, RuntimeError, TypeError) as exc:  # torch: on the CPU, or with a gradient
+        raise BackendError(f"{name} cannot be read on a GPU: {exc}") from exc
+    if interface is not None:
+        shape = tuple(int(n) for n in interface["shape"])
+        dtype = np.dtype(interface["typestr"])
+        strides = interface.get("strides")
+        if strides is not None:
+            strides = tuple(int(s) // dtype.itemsize for s in strides)
+        pointer = int(interface["data"][0])
+        kind = dtype.name
+    elif hasattr(value, "__dlpack__"):
+        _import_cuda_core()
+        from cuda.core.utils import StridedMemoryView
+
+        try:
+            view = StridedMemoryView.from_any_interface(value, stream_ptr=-1)
+            if not view.is_device_accessible:
+                raise BackendError(f"{name} is not on a GPU: copy it there first")
+            shape, pointer = tuple(int(n) for n in view.shape), int(view.ptr)
+            strides = None if view.strides is None else tuple(int(s) for s in view.strides)
+            kind = np.dtype(view.dtype).name
+            value = (value, view)
+        except (BufferError, RuntimeError, TypeError, ValueError, NotImplementedError) as exc:
+            raise BackendError(f"{name} cannot be read on a GPU: {exc}") from exc
+    else:
+        raise BackendError(
+            f"{name} came as {type(value).__name__}: expected an array on a GPU, "
+            "with __cuda_array_interface__ or DLPack"
+        )
+    if strides is not None and not _is_dense(shape, strides):
+        raise BackendError(
+            f"{name} of shape {shape} has strides {strides}: expected a C-contiguous array; copy it first"
+        )
+    return GpuArray(pointer, shape, kind, value)
+
+
+def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    step = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size > 1 and stride != step:
+            return False
+        step *= size
+    return True
+
+
+class Kernels:
+    """The kernels on one GPU. Threads may share it; each call only launches."""
+
+    def __init__(self, device_id: int = 0) -> None:
+        """Load the fatbins.
+
+        Raises:
+            MissingPackageError: cuda-core is not installed.
+            BackendError: there is no GPU that works, or the kernels are not built or do not fit it.
+        """
+        self._core = _import_cuda_core()
+        try:
+            self._device = self._core.Device(device_id)
+            self._device.set_current()
+            properties, capability = self._device.properties, self._device.compute_capability
+            self.gpu = GpuFacts(
+                int(properties.multiprocessor_count),
+                int(properties.max_shared_memory_per_block_optin),
+                int(capability[0]) * 10 + int(capability[1]),
+            )
+        except Exception as exc:  # cuda-core raises many types, from the driver's and its own
+            raise BackendError(
+                f"GPU {device_id} cannot be used ({_first_line(exc)}): check the NVIDIA driver with nvidia-smi, or run "
+                "`odise-rt doctor`"
+            ) from exc
+        if self.gpu.compute_capability < 75:
+            raise BackendError(
+                f"GPU {device_id} has compute capability {self.gpu.compute_capability / 10}: the kernels need 7.5"
+            )
+        self._modules: dict[str, Any] = {}
+        self._kernels: dict[str, Any] = {}
+        for name in MODULES:
+            file = kernel_file(f"{name}.fatbin")
+            self._modules[name] = self._core.ObjectCode.from_fatbin(file.read_bytes(), name=name)
+
+    # ---- mask pooling ----------------------------------------------------------------------------------------------
+
+    def mask_pool_workspace(self, logits: object, features: object) -> int:
+        """Bytes of workspace that :meth:`mask_pool` needs for arrays of these shapes."""
+        return self._pool_plan(gpu_array(logits, "logits"), gpu_array(features, "features"))[0].workspace_bytes
+
+    def mask_pool(
+        self, logits: object, features: object, workspace: object, pooled: object, areas: object, stream: Any
+    ) -> None:
+        """Mean of the features under every mask; see :func:`odise_rt.kernels.reference.mask_pool`.
+
+        Args:
+            logits: (B, Q, H, W) of float32, float16 or bfloat16.
+            features: (B, C, H, W) of the same type, finite.
+            workspace: at least :meth:`mask_pool_workspace` bytes of any type, aligned to 16 bytes.
+            pooled: (B, Q, C) of the same type; written.
+            areas: int32 (B, Q); written.
+            stream: of cuda-core, anything with ``__cuda_stream__``, or a handle as a number.
+
+        Raises:
+            BackendError: a shape, type or size does not fit, or the launch failed.
+        """
+        a, b = gpu_array(logits, "logits"), gpu_array(features, "features")
+        plan, dtype = self._pool_plan(a, b)
+        (batch, queries), channels, pixels = a.shape[:2], b.shape[1], a.shape[2] * a.shape[3]
+        work = gpu_array(workspace, "workspace")
+        if work.nbytes < plan.workspace_bytes or work.pointer % 16:
+            raise BackendError(
+                f"mask_pool: the workspace has {work.nbytes} bytes at {work.pointer:#x}, expected "
+                f"{plan.workspace_bytes} aligned to 16"
+            )
+        out = _expect(gpu_array(pooled, "pooled"), "pooled", (batch, queries, channels), dtype)
+        count = _expect_named(gpu_array(areas, "areas"), "areas", (batch, queries), "int32")
+        counts = work.pointer + plan.counts_offset
+        sizes = (queries, channels, pixels, plan.splits, plan.stages)
+        self._launch(plan.sums, stream, a.pointer, b.pointer, *map(np.int32, sizes), work.pointer, counts)
+        few = (queries, channels, plan.splits)
+        self._launch(plan.finish, stream, work.pointer, counts, *map(np.int32, few), out.pointer, count.pointer)
+
+    def _pool_plan(self, logits: GpuArray, features: GpuArray) -> tuple[MaskPoolPlan, int]:
+        dtype = _dtype(features, "features")
+        if len(logits.shape) != 4 or len(features.shape) != 4 or _dtype(logits, "logits") != dtype:
+            raise BackendError(
+                f"mask_pool: logits are {logits.dtype} {logits.shape} and features {features.dtype} {features.shape}, "
+                "expected (B, Q, H, W) and (B, C, H, W) of one type"
+            )
+        if logits.shape[0] != features.shape[0] or logits.shape[2:] != features.shape[2:]:
+            raise BackendError(
+                f"mask_pool: logits {logits.shape} and features {features.shape} differ in batch, height or width"
+            )
+        (batch, queries, height, width), channels = logits.shape, features.shape[1]
+        return plan_mask_pool(dtype, batch, queries, channels, height * width, self.gpu), dtype
+
+    # ---- panoptic merge --------------------------------------------------------------------------------------------
+
+    def panoptic_merge(
+        self,
+        logits: object,
+        scores: object,
+        test_size: tuple[int, int],
+        tables: tuple[object, object, object, object],
+        owner: object,
+        areas: object,
+        stream: Any,
+    ) -> None:
+        """Give every pixel to a mask; see :func:`odise_rt.kernels.reference.panoptic_merge`.
+
+        Args:
+            logits: (Q, mh, mw) of float32, float16 or bfloat16.
+            scores: float32 (Q,), in (0, 1], at or below zero for masks that take no part.
+            test_size: height and width of the unpadded image in the network.
+            tables: scratch: int32 (h,), float32 (3, h), int32 (w,), float32 (3, w).
+            owner: int16 (h, w); written.
+            areas: int32 (3, Q); written.
+            stream: as for :meth:`mask_pool`.
+
+        Raises:
+            BackendError: a shape, type or size does not fit, or the launch failed.
+        """
+        masks, result = gpu_array(logits, "logits"), gpu_array(owner, "owner")
+        dtype = _dtype(masks, "logits")
+        if len(masks.shape) != 3 or len(result.shape) != 2:
+            raise BackendError(
+                f"panoptic_merge: logits are {masks.shape} and owner {result.shape}, expected (Q, mh, mw) and (h, w)"
+            )
+        queries, cells = masks.shape[0], (masks.shape[1], masks.shape[2])
+        rows, columns = result.shape
+        plan = plan_panoptic_merge(dtype, queries, cells, test_size, (rows, columns), MASK_STRIDE)
+        _expect_named(result, "owner", (rows, columns), "int16")
+        score = _expect_named(gpu_array(scores, "scores"), "scores", (queries,), "float32")
+        area = _expect_named(gpu_array(areas, "areas"), "areas", (3, queries), "int32")
+        wanted = (("int32", (rows,)), ("float32", (3, rows)), ("int32", (columns,)), ("float32", (3, columns)))
+        row_first, row_weights, column_first, column_weights = (
+            _expect_named(gpu_array(t, "tables"), "tables", shape, kind).pointer
+            for t, (kind, shape) in zip(tables, wanted, strict=True)
+        )
+        sizes = (*cells, MASK_STRIDE, *test_size, rows, columns, queries)
+        made = (row_first, row_weights, column_first, column_weights, area.pointer)
+        self._launch(plan.prepare, stream, *map(np.int32, sizes), *made)
+        self._launch(
+            plan.merge, stream, masks.pointer, score.pointer, *map(np.int32, (queries, *cells)),
+            row_first, row_weights, np.int32(rows), column_first, column_weights, np.int32(columns),
+            result.pointer, area.pointer,
+        )  # fmt: skip
+
+    # ---- deformable attention --------------------------------------------------------------------------------------
+
+    def deformable_attention(
+        self,
+        value: object,
+        shapes: Sequence[tuple[int, int]],
+        references: object,
+        offsets: object,
+        weight_logits: object,
+        out: object,
+        stream: Any,
+    ) -> None:
+        """Multi-scale deformable attention; see :func:`odise_rt.kernels.reference.deformable_attention`.
+
+        Args:
+            value: (B, N, heads, C) of float32, float16 or bfloat16.
+            shapes: height and width of each level.
+            references: float32 (1 or B, M, 2).
+            offsets: (B, M, heads, levels, points, 2) of the type of ``value``.
+            weight_logits: (B, M, heads, levels * points), likewise.
+            out: (B, M, heads, C), likewise; written.
+            stream: as for :meth:`mask_pool`.
+
+        Raises:
+            BackendError: a shape, type or size does not fit, or the launch failed.
+        """
+        v, o = gpu_array(value, "value"), gpu_array(offsets, "offsets")
+        dtype = _dtype(v, "value")
+        memory = sum(h * w for h, w in shapes)
+        if len(v.shape) != 4 or v.shape[1] != memory or len(o.shape) != 6:
+            raise BackendError(
+                f"deformable_attention: value is {v.shape} and offsets {o.shape}, expected (B, {memory}, heads, C) for "
+                f"levels {list(shapes)} and (B, M, heads, levels, points, 2)"
+            )
+        batch, _, heads, channels = v.shape
+        queries, points = o.shape[1], o.shape[4]
+        _expect(o, "offsets", (batch, queries, heads, len(shapes), points, 2), dtype)
+        samples = (batch, queries, heads, len(shapes) * points)
+        logits = _expect(gpu_array(weight_logits, "weight_logits"), "weight_logits", samples, dtype)
+        result = _expect(gpu_array(out, "out"), "out", (batch, queries, heads, channels), dtype)
+        r = gpu_array(references, "references")
+        _expect_named(r, "references", (batch if r.shape[:1] == (batch,) else 1, queries, 2), "float32")
+        aligned = (v.pointer | result.pointer) % 16 == 0
+        launch = plan_deformable_attention(dtype, batch, queries, heads, channels, shapes, points, aligned)
+        sizes = (batch, queries, memory, heads, channels, points, r.shape[0], len(shapes))
+        packed = [h << 32 | w for h, w in shapes] + [0] * (ATTENTION_LEVELS - len(shapes))
+        self._launch(
+            launch, stream, v.pointer, r.pointer, o.pointer, logits.pointer, *map(np.int32, sizes),
+            *map(np.int64, packed), result.pointer,
+        )  # fmt: skip
+
+    # ---- launching -------------------------------------------------------------------------------------------------
+
+    def _launch(self, plan: Launch, stream: Any, *arguments: Any) -> None:
+        """Put one kernel on a stream. A plain int is a pointer; numbers carry their numpy type."""
+        core = self._core
+        try:
+            self._device.set_current()
+            kernel = self._kernel(plan)
+            config = core.LaunchConfig(grid=plan.grid, block=plan.threads, shmem_size=plan.shared_bytes)
+            core.launch(
+                core.Stream.from_handle(stream) if isinstance(stream, int) else stream, config, kernel, *arguments
+            )
+        except Exception as exc:  # cuda-core raises many types, from the driver's and its own
+            raise BackendError(f"kernel {plan.kernel} could not be launched: {_first_line(exc)}") from exc
+
+    def _kernel(self, plan: Launch) -> Any:
+        kernel = self._kernels.get(plan.kernel)
+        if kernel is None:
+            module = next(m for prefix, m in _PREFIXES.items() if plan.kernel.startswith(prefix))
+            kernel = self._modules[module].get_kernel(plan.kernel)
+            if plan.shared_bytes > 48 << 10:
+                _allow_shared_memory(kernel, self.gpu.shared_limit, self._device.device_id)
+            self._kernels[plan.kernel] = kernel
+        return kernel
+
+
+def _allow_shared_memory(kernel: Any, size: int, device_id: int) -> None:
+    """Let a kernel ask for more than the 48 KiB that every block may have."""
+    from cuda.bindings import driver
+
+    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    (status,) = driver.cuKernelSetAttribute(attribute, size, driver.CUkernel(int(kernel.handle)), device_id)
+    if int(status) != 0:
+        raise RuntimeError(f"{size} bytes of shared memory were refused ({status})")
+
+
+def _import_cuda_core() -> Any:
+    try:
+        import cuda.core
+    except ImportError as exc:
+        raise MissingPackageError(
+            "the CUDA kernels need cuda-core, which is not installed: pip install 'odise_rt[gpu]'"
+        ) from exc
+    return cuda.core
+
+
+def _dtype(array: GpuArray, name: str) -> int:
+    if array.dtype not in _DTYPES:
+        raise BackendError(
+            f"{name} has dtype {array.dtype}, expected float32, float16 or bfloat16 (as its bits, uint16)"
+        )
+    return _DTYPES[array.dtype]
+
+
+def _expect(array: GpuArray, name: str, shape: tuple[int, ...], dtype: int) -> GpuArray:
+    if array.shape != shape or _dtype(array, name) != dtype:
+        wanted = next(n for n, d in _DTYPES.items() if d == dtype)
+        raise BackendError(f"{name} is {array.dtype} {array.shape}, expected {wanted} {shape}")
+    return array
+
+
+def _expect_named(array: GpuArray, name: str, shape: tuple[int, ...], dtype: str) -> GpuArray:
+    if array.shape != shape or array.dtype != dtype:
+        raise BackendError(f"{name} is {array.dtype} {array.shape}, expected {dtype} {shape}")
+    return array
+
+
+def _first_line(exc: BaseException) -> str:
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(exc).__name__

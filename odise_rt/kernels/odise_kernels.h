@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * C functions that launch the kernels. Pointers are device memory, arrays are contiguous, `dtype` is 0 for float, 1 for
+ * binary16, 2 for bfloat16. Work is put on `stream` of the current device and is not waited for; nothing is allocated.
+ * The result is cudaSuccess, cudaErrorInvalidValue for sizes or pointers out of range (nothing was launched then), or
+ * what the launch returned.
+ */
+#ifndef ODISE_KERNELS_H_
+#define ODISE_KERNELS_H_
+
+#include <cuda_runtime_api.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Bytes of workspace, aligned to 16, that odise_mask_pool needs on the current device. */
+cudaError_t odise_mask_pool_workspace(int32_t dtype, int64_t batch, int64_t queries, int64_t channels, int64_t pixels,
+                                      size_t* bytes);
+
+/* Mask logits (B, Q, P) and features (B, C, P) to means (B, Q, C) of their type and areas (B, Q); P is H * W. */
+cudaError_t odise_mask_pool(int32_t dtype, const void* logits, const void* features, int64_t batch, int64_t queries,
+                            int64_t channels, int64_t pixels, void* workspace, size_t workspace_bytes, void* pooled,
+                            int32_t* areas, cudaStream_t stream);
+
+/* Tables of the resize from cells to the image, for odise_panoptic_merge; clears the areas (3, Q).
+ * Tables: first (length), weights (3, length), for rows and for columns. */
+cudaError_t odise_panoptic_prepare(int32_t cell_rows, int32_t cell_columns, int32_t stride, int32_t test_rows,
+                                   int32_t test_columns, int32_t rows, int32_t columns, int32_t queries,
+                                   int32_t* row_first, float* row_weights, int32_t* column_first,
+                                   float* column_weights, int32_t* areas, cudaStream_t stream);
+
+/* Mask logits (Q, cell rows, cell columns) and scores (Q) in (0, 1], at or below 0 for masks that take no part, to the
+ * owner of each pixel (rows, columns), -1 for none, and areas (3, Q) of masks, owned pixels, and both. */
+cudaError_t odise_panoptic_merge(int32_t dtype, const void* logits, const float* scores, int32_t queries,
+                                 int32_t cell_rows, int32_t cell_columns, const int32_t* row_first,
+                                 const float* row_weights, int32_t rows, const int32_t* column_first,
+                                 const float* column_weights, int32_t columns, int16_t* owner, int32_t* areas,
+                                 cudaStream_t stream);
+
+/* Values (B, N, heads, channels), references (1 or B, M, 2), offsets (B, M, heads, levels, points, 2) and weight logits
+ * (B, M, heads, levels * points) to (B, M, heads, channels). `heights` and `widths` are host memory. */
+cudaError_t odise_deformable_attention(int32_t dtype, const void* value, const float* references, const void* offsets,
+                                       const void* weight_logits, int32_t batch, int32_t reference_batch,
+                                       int32_t queries, int32_t heads, int32_t channels, int32_t levels,
+                                       const int32_t* heights, const int32_t* widths, int32_t points, void* out,
+                                       cudaStream_t stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,134 @@
+"""A batch on a Ray cluster through Ray Data: one process a GPU, or as many CPU processes as asked for (extra ``ray``).
+
+Each process (an actor) loads the bundle once and segments one input after the other. It writes the result files itself,
+so the folder must be on a file system that all nodes share; records come back to the driver, which alone writes the
+log. What was finished but not logged when the driver was killed is done again, as in a run without Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from odise_rt.batch import Job, Record, segment_input
+from odise_rt.errors import BackendError, MissingPackageError
+from odise_rt.inputs import Input
+
+if TYPE_CHECKING:
+    from odise_rt.segmenter import Segmenter
+
+logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 10
+
+
+class SegmentActor:
+    """One process of the run."""
+
+    def __init__(self, load: Callable[[], Segmenter], job: Job) -> None:
+        self._segmenter = load()
+        self._job = job
+        self._segmenter.prepare(job.vocabulary)
+
+    def __call__(self, batch: Mapping[str, Sequence[str]]) -> Iterator[dict[str, list[str]]]:
+        """Inputs as JSON in the column ``input``; records as JSON in the column ``record``, each as it comes."""
+        for text in batch["input"]:
+            given = json.loads(text)
+            item = Input(Path(given["path"]), given["name"])
+            for record in segment_input(self._segmenter, self._job, item, given["key"]):
+                yield {"record": [json.dumps(record, ensure_ascii=False)]}
+
+
+def segment_on_ray(
+    load: Callable[[], Segmenter],
+    job: Job,
+    inputs: Sequence[Input],
+    keys: Mapping[str, str],
+    address: str,
+    actors: int | None = None,
+    device: str = "auto",
+) -> Iterator[Record]:
+    """Segment inputs on a cluster, in whatever order they are finished.
+
+    Args:
+        load: makes the segmenter of a process; it must be picklable, and its bundle readable on every node.
+        job: what to do.
+        inputs: the images and videos.
+        keys: name to key of each.
+        address: ``"local"`` for a new cluster on this machine, else what ``ray.init`` takes.
+        actors: processes; ``None``: as many as the cluster has GPUs, or one if it has none.
+        device: ``"cpu"`` keeps the processes off GPUs.
+
+    Yields:
+        The records of :func:`odise_rt.batch.segment_input`.
+
+    Raises:
+        MissingPackageError: Ray is not installed.
+        BackendError: the cluster cannot be reached, or a process failed.
+    """
+    ray = _import_ray()
+    _check_address(address)
+    job = replace(job, folder=job.folder.resolve())
+    rows = [{"input": json.dumps({"path": str(i.path.resolve()), "name": i.name, "key": keys[i.name]})} for i in inputs]
+    given = {i.name: str(i.path) for i in inputs}
+    started = not ray.is_initialized()
+    try:
+        if started:
+            ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level=logging.ERROR)
+        gpus = 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+        count = min(actors or gpus or 1, len(inputs))
+        logger.info("Ray: %d processes, %s", count, "a GPU each" if gpus else "on CPUs")
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        records = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            SegmentActor,
+            fn_constructor_args=(load, job),
+            batch_size=1,
+            batch_format="numpy",
+            concurrency=count,
+            num_gpus=1 if gpus else 0,
+            num_cpus=1,
+        )
+        for row in records.iter_rows():
+            record: Record = json.loads(row["record"])
+            if record["name"] in given:  # as the caller named it
+                record["image"] = given[record["name"]]
+            yield record
+    except (ray.exceptions.RayError, ConnectionError) as exc:
+        cause = getattr(exc, "cause", None) or exc
+        lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+        reason = lines[-1].strip() if lines else type(exc).__name__
+        raise BackendError(
+            f"the Ray cluster {address!r} failed ({reason}): see its logs, or run without --ray"
+        ) from exc
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Refuse a host that does not answer at once: Ray itself would try for minutes, and may end the process."""
+    match = re.fullmatch(r"(?:ray://)?(?P<host>[^/:]+):(?P<port>\d+)", address)
+    if match is None:  # "local", "auto", or for Ray to judge
+        return
+    try:
+        socket.create_connection((match["host"], int(match["port"])), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as exc:
+        raise BackendError(
+            f"the Ray cluster {address!r} does not answer ({exc}): check the address and that the cluster runs, or "
+            "leave the address out for a new one here"
+        ) from exc
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError as exc:
+        raise MissingPackageError("--ray needs Ray Data: pip install 'odise_rt[ray]'") from exc
+    return ray

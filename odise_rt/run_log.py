@@ -1,0 +1,152 @@
+"""The log of a batch: one line of JSON for every finished file, written as it comes.
+
+The log is what makes a batch resumable and flat in memory. A line is appended after all files of an image are in
+place, so whatever stops a run, even ``kill -9``, leaves finished images with a line and others without; a line that
+was cut short is dropped when the log is opened again. In memory are only the place of each line and its key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from odise_rt.errors import OptionsError
+from odise_rt.files import atomic_writer
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "run.jsonl"
+_LOCK_NAME = ".run.lock"
+_TEMPORARY = re.compile(r"\..*-[0-9a-f]{12}\.tmp")
+_WORTH_COMPACTING = 1 << 20  # bytes of lines that later ones replaced
+
+
+class RunLog:
+    """The log in one folder of results, locked while it is open: a context manager.
+
+    A record is a dict with ``name`` (unique; a later record of a name replaces an earlier one) and ``key``, which says
+    what the results depend on.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open or create the log of a folder, which must exist.
+
+        Raises:
+            OptionsError: another run writes into the folder.
+        """
+        self.folder = folder
+        self.path = folder / FILE_NAME
+        self._lines: dict[str, tuple[int, str]] = {}
+        self._lock = _locked(folder / _LOCK_NAME)
+        try:
+            self._remove_leftovers()
+            replaced = self._read()
+            if replaced > _WORTH_COMPACTING:
+                self._compact()
+            self._file: IO[bytes] = self.path.open("r+b") if self.path.exists() else self.path.open("x+b")
+            self._file.seek(0, 2)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def is_done(self, name: str, key: str) -> bool:
+        """Whether the latest record of a name has this key, is no failure, and its files are there in their size."""
+        if self._lines.get(name, (0, ""))[1] != key:
+            return False
+        record = self.read(name)
+        if "error" in record:
+            return False
+        for file, size in record.get("files", {}).items():
+            with contextlib.suppress(OSError):
+                if (self.folder / file).stat().st_size == size:
+                    continue
+            return False
+        return True
+
+    def find(self, name: str, key: str) -> dict[str, Any] | None:
+        """The latest record of a name if it has this key."""
+        return self.read(name) if self._lines.get(name, (0, ""))[1] == key else None
+
+    def read(self, name: str) -> dict[str, Any]:
+        """The latest record of a name."""
+        self._file.seek(self._lines[name][0])
+        record: dict[str, Any] = json.loads(self._file.readline())
+        return record
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write a record; it is with the operating system when this returns."""
+        place = self._file.seek(0, 2)
+        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        self._lines[record["name"]] = (place, record["key"])
+
+    def close(self) -> None:
+        """Release the folder. Safe to call twice."""
+        self._file.close()
+        self._lock.close()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self) -> int:
+        """Find the latest line of each name; returns the bytes of lines that are not."""
+        lengths: dict[str, int] = {}
+        place = 0
+        if not self.path.exists():
+            return 0
+        with self.path.open("r+b") as file:
+            for line in file:
+                if not line.endswith(b"\n"):  # cut short by the end of the process that wrote it
+                    file.truncate(place)
+                    break
+                try:
+                    record = json.loads(line)
+                    self._lines[record["name"]] = (place, record["key"])
+                    lengths[record["name"]] = len(line)
+                except (ValueError, KeyError, TypeError):
+                    logger.warning("%s: a damaged line at byte %d was passed over", self.path, place)
+                place += len(line)
+        return place - sum(lengths.values())
+
+    def _compact(self) -> None:
+        places: dict[str, tuple[int, str]] = {}
+        with self.path.open("rb") as old, atomic_writer(self.path) as new:
+            for name, (place, key) in self._lines.items():
+                old.seek(place)
+                places[name] = (new.tell(), key)
+                new.write(old.readline())
+        self._lines = places
+
+    def _remove_leftovers(self) -> None:
+        """Files that a killed run was writing; nobody else writes here while the folder is locked."""
+        for path in self.folder.rglob(".*.tmp"):
+            if _TEMPORARY.fullmatch(path.name) and path.is_file():
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """An open file whose lock ends with the process, however that ends."""
+    file = path.open("ab")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        logger.info("this system has no file locks: take care that one run at a time writes into %s", path.parent)
+    except BlockingIOError as exc:
+        file.close()
+        raise OptionsError(f"another run writes into {path.parent}: wait for it, or choose another --out") from exc
+    except OSError as exc:  # some network file systems
+        logger.warning("cannot lock %s (%s): take care that one run at a time writes into it", path.parent, exc)
+    return file

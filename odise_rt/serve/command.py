@@ -1,0 +1,206 @@
+"""``odise-rt serve``: its options, and from them the server's settings."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from odise_rt.errors import OptionsError
+from odise_rt.serve.limits import Limits
+
+TOKEN_VARIABLE = "ODISE_RT_TOKEN"
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser, bundle_variable: str) -> argparse.ArgumentParser:
+    """Add the command to the parser of the command line."""
+    defaults = Limits()
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "serve", parents=[common], help="Serve segmentation over HTTP, by default to this machine only."
+    )
+    parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help=f"Default: ${bundle_variable}.")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="Address to listen on. Default: 127.0.0.1, this machine only."
+    )
+    parser.add_argument("--port", type=int, default=8000, help="Default: 8000. 0 takes a free one.")
+    parser.add_argument(
+        "--vocabulary",
+        action="append",
+        default=[],
+        metavar="[NAME=]SOURCE",
+        help="A vocabulary that requests may name: coco, ade20k, lvis, NAME=FILE or NAME=WORDS. May be repeated.",
+    )
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="Answer requests to this Host as well."
+    )
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        help=f"File with a token that requests must carry (Authorization: Bearer …). Or set ${TOKEN_VARIABLE}.",
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--device", default="auto", help="auto, cpu or cuda. Default: auto.")
+    model.add_argument("--threads", type=int, help="CPU threads inside an operator. Default: cores over replicas.")
+    model.add_argument("--concurrency", type=int, help="Requests in work per replica. Default: 1, with batching 4.")
+    model.add_argument(
+        "--batch-windows",
+        choices=["auto", "on", "off"],
+        default="auto",
+        help="Run windows of concurrent requests together. auto: on a GPU, where it pays. Default: auto.",
+    )
+    model.add_argument(
+        "--batch-wait-ms", type=float, default=0.0, help="Wait this long for a batch to fill. Default: 0."
+    )
+    model.add_argument("--max-batch-windows", type=int, help="Windows in one run. Default: the engine's choice.")
+    model.add_argument("--word-cache", action="store_true", help="Keep embeddings of words on disk, requests' too.")
+    model.add_argument("--no-verify", action="store_true", help="Skip the SHA-256 of the bundle's files.")
+    replicas = parser.add_argument_group("replicas (Ray Serve)")
+    replicas.add_argument("--in-process", action="store_true", help="One model in this process, without Ray.")
+    replicas.add_argument("--replicas", type=int, default=1, help="Copies of the model. Default: 1.")
+    replicas.add_argument("--max-replicas", type=int, help="Let Ray Serve add copies up to this number under load.")
+    replicas.add_argument("--cpus-per-replica", type=float, default=1.0, help="Default: 1.")
+    replicas.add_argument("--gpus-per-replica", type=float, default=0.0, help="Default: 0.")
+    replicas.add_argument("--ray-address", help="Use this Ray cluster (auto: the one of this machine).")
+    replicas.add_argument("--object-store-mb", type=int, help="Ray's shared memory. Default: enough for a full queue.")
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--max-request-mb", type=float, default=defaults.max_request_bytes / 2**20, help="Default: 32.")
+    limits.add_argument(
+        "--max-pixels", type=int, default=defaults.max_pixels, help=f"Of an image. Default: {defaults.max_pixels:,}."
+    )
+    limits.add_argument(
+        "--max-words", type=int, default=defaults.max_words, help=f"Of a request. Default: {defaults.max_words:,}."
+    )
+    limits.add_argument("--max-short-edge", type=int, help="Bound on the option short_edge. Default: the model's.")
+    limits.add_argument("--max-long-edge", type=int, help="Bound on the option long_edge. Default: the model's.")
+    limits.add_argument("--queue", type=int, default=defaults.queue, help="Requests that may wait. Default: 16.")
+    limits.add_argument("--timeout", type=float, default=defaults.timeout, help="Seconds to answer. Default: 120.")
+    limits.add_argument("--upload-timeout", type=float, default=defaults.upload_timeout, help="Default: 30 s.")
+    limits.add_argument("--drain-seconds", type=float, help="To finish when stopped. Default: --timeout.")
+    return parser
+
+
+def run(args: argparse.Namespace, bundle: Path | None, write: Callable[[str], object]) -> int:
+    """Run the command with parsed arguments; returns when the server was stopped."""
+    from odise_rt.serve.server import serve
+
+    settings = settings_from(args, bundle)
+
+    def say(event: str, url: str) -> None:
+        if args.json:
+            write(json.dumps({"event": event} | ({"url": url} if url else {})))
+        elif event == "listening":
+            write(f"listening on {url}, loading the model")
+        elif event == "ready":
+            write(f"ready: {url}/docs")
+        else:
+            write("stopping: requests that were accepted are finished (again to stop at once)")
+
+    serve(settings, say)
+    return 0
+
+
+def settings_from(args: argparse.Namespace, bundle: Path | None) -> Any:
+    """The server's settings.
+
+    Raises:
+        OptionsError: an option is out of range or contradicts another one.
+        VocabularyError: a vocabulary cannot be read.
+    """
+    from odise_rt.backends.ort import working_provider
+    from odise_rt.serve.application import ReplicaSettings
+    from odise_rt.serve.server import ServerSettings
+    from odise_rt.serve.worker import WorkerSettings
+
+    if bundle is None:
+        raise OptionsError("no bundle was named: odise-rt serve BUNDLE")
+    if args.in_process and (args.replicas != 1 or args.max_replicas or args.ray_address):
+        raise OptionsError("--in-process serves one model without Ray: leave out --replicas and --ray-address")
+    limits = Limits(
+        max_request_bytes=int(args.max_request_mb * 2**20),
+        max_pixels=args.max_pixels,
+        max_words=args.max_words,
+        max_short_edge=args.max_short_edge,
+        max_long_edge=args.max_long_edge,
+        queue=args.queue,
+        timeout=args.timeout,
+        upload_timeout=args.upload_timeout,
+    )
+    replicas = ReplicaSettings(
+        replicas=args.replicas,
+        max_replicas=args.max_replicas,
+        cpus=args.cpus_per_replica,
+        gpus=args.gpus_per_replica,
+        ray_address=args.ray_address,
+        object_store_bytes=args.object_store_mb << 20 if args.object_store_mb else None,
+    )
+    batching = None
+    gpu = args.device == "cuda" or (args.device == "auto" and working_provider("cuda") is None)
+    if args.batch_windows == "on" or (args.batch_windows == "auto" and gpu):
+        from odise_rt.backends.window_batching import WindowBatching
+
+        batching = WindowBatching(args.max_batch_windows, args.batch_wait_ms / 1000)
+    concurrency = args.concurrency if args.concurrency is not None else 4 if batching else 1
+    if concurrency < 1:
+        raise OptionsError(f"--concurrency is {concurrency}: expected at least 1")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = args.threads if args.threads is not None else max(1, cores // (args.max_replicas or args.replicas))
+    worker = WorkerSettings(
+        bundle=bundle,
+        device=args.device,
+        threads=threads,
+        verify=not args.no_verify,
+        concurrency=concurrency,
+        batching=batching,
+        word_cache=args.word_cache,
+        vocabularies=dict(named_vocabulary(text) for text in args.vocabulary),
+        limits=limits,
+    )
+    return ServerSettings(
+        worker=worker,
+        replicas=replicas,
+        in_process=args.in_process,
+        host=args.host,
+        port=args.port,
+        token=_token(args.token_file),
+        allowed_hosts=tuple(name.lower() for name in args.allow_host),
+        drain=args.drain_seconds,
+    )
+
+
+def named_vocabulary(text: str) -> tuple[str, Any]:
+    """``NAME=SOURCE``, or a built-in list or file under its own name.
+
+    Raises:
+        OptionsError: there is no name.
+        VocabularyError: the vocabulary cannot be read.
+    """
+    from odise_rt.vocabulary import BUILTIN, Vocabulary
+
+    name, equals, source = text.partition("=")
+    if not equals:
+        source = text
+        name = text.strip().lower() if text.strip().lower() in BUILTIN else Path(text).stem
+        if name not in BUILTIN and not text.endswith((".json", ".txt")):
+            raise OptionsError(
+                f"--vocabulary {text[:40]!r} has no name: expected NAME=WORDS, a file or a built-in list"
+            )
+    if not name or not all(c.isalnum() or c in "-_." for c in name):
+        raise OptionsError(
+            f"the vocabulary's name {name[:40]!r} is no name: expected letters, digits, '-', '_' and '.'"
+        )
+    return name, Vocabulary.load(source)
+
+
+def _token(path: Path | None) -> str | None:
+    if path is None:
+        return os.environ.get(TOKEN_VARIABLE) or None
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise OptionsError(f"cannot read the token from {path} ({exc}): check the path") from exc
+    if not token or not token.isprintable() or not token.isascii():
+        raise OptionsError(f"{path} holds no token: expected one line of printable ASCII")
+    return token

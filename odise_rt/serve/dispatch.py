@@ -1,0 +1,96 @@
+"""Who does the work: threads of the server's own process, or (``application.py``) Ray Serve replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from odise_rt.bundle import Bundle
+from odise_rt.serve.problems import RequestRefused
+from odise_rt.serve.worker import Answer, SegmentRequest, Worker, WorkerSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class State:
+    """How the workers are."""
+
+    ready: bool
+    """Whether a request can be served now."""
+    replicas: int
+    """Copies of the model that are loaded."""
+    workers: int
+    """Requests that can be in work at a time."""
+    reason: str = ""
+    """Why it is not ready."""
+
+
+class Dispatcher(Protocol):
+    """Serves requests somewhere."""
+
+    async def start(self) -> None:
+        """Load the model; returns when the first request can be served.
+
+        Raises:
+            OdiseError: it cannot be loaded.
+        """
+        ...
+
+    def state(self) -> State:
+        """How the workers are, from memory."""
+        ...
+
+    async def segment(self, request: SegmentRequest) -> Answer:
+        """Serve a request. Cancelling gives up a request that waits; one in work is finished and dropped.
+
+        Raises:
+            RequestRefused: no worker can take it, or the one that had it died.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Release everything. Safe to call twice."""
+        ...
+
+
+class LocalDispatcher:
+    """Threads of this process around one model: no Ray, no other process, and nothing listens but the server."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        """Serve ``settings.concurrency`` requests at a time."""
+        self._settings = settings
+        self._pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="segment")
+        self._worker: Worker | None = None
+
+    async def start(self) -> None:
+        """Load the model in a thread."""
+        self._worker = await asyncio.get_running_loop().run_in_executor(self._pool, Worker, self._settings)
+
+    def state(self) -> State:
+        """Ready once the model is loaded."""
+        if self._worker is None:
+            return State(False, 0, self._settings.concurrency, "the model is being loaded")
+        return State(True, 1, self._settings.concurrency)
+
+    async def segment(self, request: SegmentRequest) -> Answer:
+        """Serve a request in a thread."""
+        worker = self._worker
+        if worker is None:
+            raise RequestRefused("not_ready", "the model is being loaded: try again in a moment", 2.0)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, worker.run, request)
+
+    async def stop(self) -> None:
+        """Wait for threads at work and release the model."""
+        await asyncio.to_thread(self._pool.shutdown, True, cancel_futures=True)
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+
+def open_bundle(settings: WorkerSettings) -> Bundle:
+    """The bundle, checked: a broken one is reported before anything is started."""
+    return Bundle.open(settings.bundle, verify=settings.verify)

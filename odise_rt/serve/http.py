@@ -1,0 +1,372 @@
+"""The HTTP interface: routes, limits and the form of every answer.
+
+FastAPI is imported by :func:`create_app`, so that this module can be imported without it. The annotations of routes are
+evaluated, hence no ``from __future__ import annotations`` here.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import math
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from odise_rt.bundle import Bundle
+from odise_rt.errors import MissingPackageError
+from odise_rt.serve import openapi
+from odise_rt.serve.dispatch import Dispatcher
+from odise_rt.serve.fields import parse_fields
+from odise_rt.serve.limits import Admission, Limits
+from odise_rt.serve.metrics import Metrics
+from odise_rt.serve.problems import STATUS_CLIENT_GONE, Problem, RequestRefused, problem_from
+from odise_rt.serve.uploads import read_upload
+from odise_rt.serve.worker import Answer, SegmentRequest
+from odise_rt.version import __version__
+from odise_rt.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
+logger = logging.getLogger(__name__)
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_BY_STATUS = {404: "not_found", 405: "method_not_allowed"}
+
+
+@dataclass
+class Context:
+    """What the routes work with."""
+
+    bundle: Bundle
+    dispatcher: Dispatcher
+    limits: Limits
+    vocabularies: dict[str, Vocabulary] = field(default_factory=dict)
+    token: str | None = None
+    """If set, requests to /v1 must carry it as a bearer token."""
+    hosts: tuple[str, ...] = ()
+    """Values of the Host header (without port) that are answered; empty: all. Keeps web pages that a browser on this
+    machine shows from reaching a loopback server by a name of their own."""
+    admission: Admission = field(init=False)
+    metrics: Metrics = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.admission = Admission(self.limits.queue, self.dispatcher.state().workers)
+        facts = self.bundle
+        self.metrics = Metrics(
+            {"version": __version__, "bundle": facts.name, "digest": facts.digest, "precision": facts.precision},
+            {
+                "odise_requests_inside": ("Requests with a place in the queue.", lambda: self.admission.inside),
+                "odise_queue_capacity": ("Places in the queue.", lambda: self.admission.capacity),
+                "odise_replicas": ("Copies of the model that are loaded.", lambda: self.dispatcher.state().replicas),
+                "odise_ready": ("1 when requests are served.", lambda: self.dispatcher.state().ready),
+            },
+        )
+
+
+def create_app(context: Context, lifespan: Any = None) -> Any:
+    """The ASGI application.
+
+    Args:
+        context: what the routes work with.
+        lifespan: FastAPI's lifespan, if the application starts and stops the dispatcher.
+
+    Raises:
+        MissingPackageError: FastAPI or python-multipart is not installed.
+    """
+    try:
+        import python_multipart.multipart  # noqa: F401  (needed by the first form)
+        from fastapi import FastAPI, Request
+        from fastapi.responses import HTMLResponse, JSONResponse, Response
+        from starlette.exceptions import HTTPException
+    except ImportError as exc:
+        raise MissingPackageError("serving needs more packages: pip install 'odise_rt[serve]'") from exc
+
+    app = FastAPI(
+        title="odise_rt",
+        version=__version__,
+        description=openapi.DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's page loads its scripts from a CDN
+        redoc_url=None,
+    )
+
+    @app.exception_handler(RequestRefused)
+    async def refused(request: Request, exc: RequestRefused) -> Response:
+        return _problem_response(exc.problem, request.scope, context.metrics)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, exc: HTTPException) -> Response:
+        kind = _BY_STATUS.get(exc.status_code, "bad_request")
+        problem = Problem(kind, f"{request.method} {request.url.path[:80]} is not served here: see /docs")
+        return _problem_response(problem, request.scope, context.metrics)
+
+    @app.post(
+        "/v1/segment",
+        summary="Segment an image by words",
+        response_class=Response,
+        responses=openapi.segment_responses(),
+        openapi_extra=openapi.segment_operation(context.limits),
+    )
+    async def segment(request: Request) -> Response:
+        with context.admission.place():
+            state = context.dispatcher.state()
+            if not state.ready:
+                raise RequestRefused("not_ready", f"{state.reason or 'no replica is running'}: try again", 2.0)
+            context.admission.workers = state.workers
+            headers = request.headers
+            try:
+                image, form = await read_upload(
+                    request.stream(), headers.get("content-type", ""), headers.get("content-length"), context.limits
+                )
+            except RequestRefused:
+                raise
+            except Exception:  # the client left in the middle of its upload
+                return Response(status_code=STATUS_CLIENT_GONE)
+            fields = parse_fields([*request.query_params.multi_items(), *form])
+            answer = await _dispatch(context, SegmentRequest(image, fields), request.receive)
+        if answer is None:
+            return Response(status_code=STATUS_CLIENT_GONE)
+        context.metrics.answer(answer)
+        if answer.problem is not None:
+            return _problem_response(answer.problem, request.scope, context.metrics)
+        return Response(answer.content, media_type=answer.media_type)
+
+    @app.get("/v1/vocabularies", summary="Vocabularies that requests may name")
+    async def vocabularies() -> dict[str, Any]:
+        return {
+            name: {"classes": len(v), "words": len(v.words), "things": int(v.isthing.sum())}
+            for name, v in context.vocabularies.items()
+        }
+
+    @app.get(
+        "/v1/vocabularies/{name}",
+        summary="The classes of one vocabulary",
+        responses=openapi.problem_responses("not_found"),
+    )
+    async def vocabulary(name: str) -> dict[str, Any]:
+        found = context.vocabularies.get(name)
+        if found is None:
+            raise RequestRefused("not_found", "there is no such vocabulary: see /v1/vocabularies")
+        return found.to_dict()
+
+    @app.get("/v1/bundle", summary="The model that is served, its defaults and this server's limits")
+    async def bundle() -> dict[str, Any]:
+        limits, opened = context.limits, context.bundle
+        return {
+            "name": opened.name,
+            "digest": opened.digest,
+            "precision": opened.precision,
+            "model": opened.facts.to_dict(),
+            "training_words": len(opened.training_vocabulary),
+            "limits": {
+                "max_request_bytes": limits.max_request_bytes,
+                "max_pixels": limits.max_pixels,
+                "max_words": limits.max_words,
+                "max_short_edge": limits.max_short_edge or opened.facts.test_short_edge,
+                "max_long_edge": limits.max_long_edge or opened.facts.test_long_edge,
+                "timeout": limits.timeout,
+                "queue": limits.queue,
+            },
+        }
+
+    @app.get("/healthz", summary="Whether the server lives")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get(
+        "/readyz",
+        summary="Whether requests are served now",
+        responses=openapi.problem_responses("not_ready", "shutting_down"),
+    )
+    async def readyz() -> dict[str, Any]:
+        state = context.dispatcher.state()
+        if context.admission.draining:
+            raise RequestRefused("shutting_down", "the server is shutting down", 5.0)
+        if not state.ready:
+            raise RequestRefused("not_ready", state.reason or "no replica is running", 2.0)
+        return {"status": "ready", "replicas": state.replicas}
+
+    @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    async def metrics() -> Response:
+        content, media_type = context.metrics.exposition()
+        return Response(content, media_type=media_type)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(_docs_page())
+
+    @app.get("/docs/{name}", include_in_schema=False)
+    async def docs_file(name: str) -> Response:
+        content = _docs_file(name)
+        if content is None:
+            raise RequestRefused("not_found", "there is no such file: see /docs")
+        return Response(content, media_type="text/css" if name.endswith(".css") else "text/javascript")
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> Response:
+        return JSONResponse({"name": "odise_rt", "version": __version__, "docs": "/docs", "api": "/openapi.json"})
+
+    generate = app.openapi
+
+    def schema() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            generated = generate()
+            generated.setdefault("components", {}).setdefault("schemas", {}).update(openapi.components())
+            app.openapi_schema = generated
+        return app.openapi_schema
+
+    app.openapi = schema  # type: ignore[method-assign]
+    app.add_middleware(_Envelope, context=context)
+    return app
+
+
+async def _dispatch(context: Context, work: SegmentRequest, receive: Receive) -> Answer | None:
+    """The answer, or ``None`` if the client left; gives up at the deadline."""
+    with context.admission.timed():
+        task = asyncio.ensure_future(context.dispatcher.segment(work))
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait({task, gone}, timeout=context.limits.timeout, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            if gone.done():
+                return None
+            raise RequestRefused(
+                "timeout",
+                f"no answer within {context.limits.timeout:g} s: try again when the server is less busy, or send a "
+                "smaller image",
+            )
+        finally:
+            for pending in (task, gone):
+                pending.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    if pending.done():
+                        pending.exception()  # looked at, so that asyncio does not complain
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _problem_response(problem: Problem, scope: MutableMapping[str, Any], metrics: Metrics) -> "Response":
+    from starlette.responses import JSONResponse
+
+    metrics.problem(problem.type)
+    headers = {}
+    if problem.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(problem.retry_after))
+    if problem.type == "unauthorized":
+        headers["WWW-Authenticate"] = "Bearer"
+    body = problem.to_dict(scope.get("state", {}).get("request_id"))
+    return JSONResponse(body, problem.status, headers)
+
+
+class _Envelope:
+    """Around every request: an id, the token, the Host header, the log, the metrics, and no traceback to the client."""
+
+    def __init__(self, app: Any, context: Context) -> None:
+        self._app = app
+        self._context = context
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        context, started = self._context, time.monotonic()
+        headers = {k: v.decode("latin-1") for k, v in reversed(scope["headers"])}
+        given = headers.get(b"x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"cache-control", b"no-store"),
+                ]
+            await send(message)
+
+        try:
+            problem = self._gate(scope["path"], headers)
+            if problem is not None:
+                await _problem_response(problem, scope, context.metrics)(scope, receive, send_with_headers)
+            else:
+                await self._app(scope, receive, send_with_headers)
+        except Exception as exc:  # the outermost boundary
+            problem = problem_from(exc)
+            if status == 0:
+                await _problem_response(problem, scope, context.metrics)(scope, receive, send_with_headers)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            seconds = time.monotonic() - started
+            context.metrics.request(route, status, seconds)
+            logger.info("%s %s %s %d %.3f s", request_id, scope["method"], route, status, seconds)
+
+    def _gate(self, path: str, headers: dict[bytes, str]) -> Problem | None:
+        context = self._context
+        if context.hosts and _host(headers.get(b"host", "")) not in context.hosts:
+            return Problem("wrong_host", "this server does not answer to that Host; start it with --allow-host NAME")
+        if context.token is not None and path.startswith("/v1/"):
+            scheme, _, value = headers.get(b"authorization", "").partition(" ")
+            expected = context.token.encode()
+            if scheme.lower() != "bearer" or not hmac.compare_digest(value.strip().encode(), expected):
+                return Problem(
+                    "unauthorized", "expected the header 'Authorization: Bearer TOKEN' with this server's token"
+                )
+        return None
+
+
+def _host(header: str) -> str:
+    """Name or address in a Host header, without the port."""
+    if header.startswith("["):
+        return header.partition("]")[0][1:]
+    return header.partition(":")[0].lower()
+
+
+def _docs_page() -> str:
+    if _docs_file("swagger-ui-bundle.js") is None:
+        return (
+            "<!doctype html><title>odise_rt</title><p>The API is described in <a href='/openapi.json'>/openapi.json</a>"
+            ". For a page to try it on: <code>pip install 'odise_rt[serve]'</code>"
+        )
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>odise_rt</title>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        "<link rel='stylesheet' href='/docs/swagger-ui.css'></head><body><div id='ui'></div>"
+        "<script src='/docs/swagger-ui-bundle.js'></script>"
+        "<script>SwaggerUIBundle({url: '/openapi.json', dom_id: '#ui', deepLinking: true})</script></body></html>"
+    )
+
+
+def _docs_file(name: str) -> bytes | None:
+    """A file of Swagger UI as the package fastapi-swagger carries it; the names are fixed."""
+    if name not in ("swagger-ui-bundle.js", "swagger-ui.css"):
+        return None
+    import importlib.util
+
+    spec = importlib.util.find_spec("fastapi_swagger")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return _read(spec.submodule_search_locations, name)
+
+
+def _read(locations: Sequence[str], name: str) -> bytes | None:
+    from pathlib import Path
+
+    path = Path(locations[0]) / "resources" / name
+    return path.read_bytes() if path.is_file() else None

@@ -1,0 +1,151 @@
+"""The server's process: it listens, loads, serves, and on SIGTERM finishes what it accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from odise_rt.errors import MissingPackageError, OdiseError, OptionsError
+from odise_rt.serve.application import RayDispatcher, ReplicaSettings
+from odise_rt.serve.dispatch import Dispatcher, LocalDispatcher, open_bundle
+from odise_rt.serve.http import Context, create_app
+from odise_rt.serve.worker import WorkerSettings
+
+logger = logging.getLogger(__name__)
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+_KEEP_ALIVE_SECONDS = 5
+_MAX_CONNECTIONS = 1024
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Everything that ``odise-rt serve`` is told."""
+
+    worker: WorkerSettings
+    replicas: ReplicaSettings = field(default_factory=ReplicaSettings)
+    in_process: bool = False
+    """Threads of this process instead of Ray Serve replicas."""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0: a free one."""
+    token: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    """Further names that requests may use; on a loopback address only its own names are answered by default."""
+    drain: float | None = None
+    """Seconds that accepted requests have when the server is stopped; ``None``: their own timeout."""
+
+
+def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what was accepted.
+
+    Args:
+        settings: of the server.
+        say: told of events: ``"listening"`` and ``"ready"`` with the URL, ``"stopping"``.
+
+    Raises:
+        OdiseError: the bundle, the port or the replicas cannot be used.
+        MissingPackageError: a package of the extra ``serve`` is missing.
+    """
+    try:
+        import uvicorn
+    except ImportError as exc:
+        raise MissingPackageError("serving needs more packages: pip install 'odise_rt[serve]'") from exc
+
+    worker = settings.worker
+    bundle = open_bundle(worker)
+    dispatcher: Dispatcher
+    dispatcher = LocalDispatcher(worker) if settings.in_process else RayDispatcher(worker, settings.replicas)
+    loopback = is_loopback(settings.host)
+    hosts = (*LOOPBACK_HOSTS, settings.host, *settings.allowed_hosts) if loopback else settings.allowed_hosts
+    context = Context(bundle, dispatcher, worker.limits, dict(worker.vocabularies), settings.token, hosts)
+    failures: list[BaseException] = []
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            if not context.admission.draining:
+                say("stopping", "")
+            context.admission.draining = True
+            super().handle_exit(sig, frame)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        async def load() -> None:
+            try:
+                await dispatcher.start()
+            except Exception as exc:
+                failures.append(exc)
+                server.should_exit = True
+            else:
+                say("ready", url)
+
+        loading = asyncio.create_task(load())
+        yield
+        if not loading.done() and not failures:
+            loading.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await loading
+        await dispatcher.stop()
+
+    listener = listen(settings.host, settings.port)
+    with listener:
+        address = listener.getsockname()
+        url = f"http://{f'[{address[0]}]' if ':' in address[0] else address[0]}:{address[1]}"
+        config = uvicorn.Config(
+            create_app(context, lifespan),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            lifespan="on",
+            ws="none",
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            limit_concurrency=_MAX_CONNECTIONS,
+            timeout_graceful_shutdown=int(settings.drain if settings.drain is not None else worker.limits.timeout) + 1,
+        )
+        server = Server(config)
+        if not loopback and settings.token is None:
+            logger.warning("listening on %s without a token: everyone who reaches it can use it", url)
+        say("listening", url)
+        # uvicorn raises the signal again when it is done: by then it has been obeyed.
+        before = {sig: signal.signal(sig, lambda *_: None) for sig in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            server.run(sockets=[listener])
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+            asyncio.run(dispatcher.stop())  # nothing left to do unless the server was forced
+    if failures:
+        raise failures[0] if isinstance(failures[0], OdiseError) else OptionsError(f"cannot serve: {failures[0]}")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        OptionsError: the address cannot be used.
+    """
+    if not 0 <= port <= 65_535:
+        raise OptionsError(f"port is {port}: expected 0 to 65535")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as exc:
+        raise OptionsError(
+            f"cannot listen on {host}:{port} ({exc.strerror or exc}): choose another --port or --host"
+        ) from exc
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

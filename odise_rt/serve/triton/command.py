@@ -1,0 +1,66 @@
+"""``odise-rt export-triton``: its options."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from odise_rt.options import DEFAULT_MAX_PIXELS
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the command to the parser of the command line."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "export-triton", parents=[common], help="Write a model repository for Triton Inference Server."
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="The bundle's folder.")
+    parser.add_argument("--out", type=Path, required=True, help="The repository's folder; made.")
+    parser.add_argument("--force", action="store_true", help="Replace a repository at --out.")
+    parser.add_argument("--name", default="odise", help="Of the model that clients call. Default: odise.")
+    parser.add_argument(
+        "--stages",
+        choices=["triton", "python", "inside"],
+        default="triton",
+        help="Who runs the graphs: Triton's ONNX Runtime and TensorRT backends, Python-backend models, or the "
+        "orchestrator itself. Default: triton.",
+    )
+    parser.add_argument("--variant", metavar="KEY", help="Graphs or engines of this key where the bundle has them.")
+    parser.add_argument("--kind", choices=["cpu", "gpu"], default="cpu", help="Device of the stages. Default: cpu.")
+    parser.add_argument("--instances", type=int, default=1, help="Copies of each stage on each device. Default: 1.")
+    parser.add_argument("--orchestrators", type=int, default=1, help="Images in work at a time. Default: 1.")
+    parser.add_argument(
+        "--batch-delay-us", type=int, default=500, help="Microseconds a request may wait for others. Default: 500."
+    )
+    parser.add_argument("--max-pixels", type=int, default=DEFAULT_MAX_PIXELS, help="Refuse larger images.")
+    parser.add_argument(
+        "--environment", metavar="PATH", help="Archive with a Python environment for the Python backend (conda-pack)."
+    )
+    return parser
+
+
+def run(args: argparse.Namespace, write: Callable[[str], object]) -> int:
+    """Run the command with parsed arguments."""
+    from odise_rt.bundle import Bundle
+    from odise_rt.serve.triton.repository import RepositoryOptions, export_repository
+
+    options = RepositoryOptions(
+        name=args.name,
+        stages=args.stages,
+        variant=args.variant,
+        kind=args.kind,
+        instances=args.instances,
+        orchestrators=args.orchestrators,
+        batch_delay=args.batch_delay_us,
+        max_pixels=args.max_pixels,
+        environment=args.environment,
+    )
+    models = export_repository(Bundle.open(args.bundle), args.out, options, args.force)
+    if args.json:
+        write(json.dumps({"repository": str(args.out), "models": models}))
+    else:
+        write(f"{args.out}: {', '.join(models)}")
+        write(f"tritonserver --model-repository={args.out}")
+    return 0

@@ -1,0 +1,209 @@
+"""The GPU check: rows, time budget, report and verdict with stand-ins for its parts; and what it says without a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import gpu_check
+from benchmarks.gpu_network import compare_outputs, network_values
+from benchmarks.gpu_rows import (
+    Clock,
+    Part,
+    Row,
+    Target,
+    describe,
+    failed,
+    judge_targets,
+    markdown,
+    read_rows,
+    row_writer,
+    run_part,
+)
+from benchmarks.harness import REPOSITORY, Summary
+
+PART = Part("kernels", 5, "kernels against float64")
+
+
+def script(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+def writing(path: Path, *rows: Row, then: str = "") -> list[str]:
+    lines = "".join(row.to_json() + "\n" for row in rows)
+    return script(f"open({str(path)!r}, 'a').write({lines!r})\n{then}")
+
+
+GOOD = Row("kernels", "one", "pass", "correctness", {"error": 1e-4})
+
+
+def test_rows_survive_the_file(tmp_path: Path) -> None:
+    row = Row(
+        "kernels", "mask_pool | fp16", "fail", "correctness", {"error": float("nan"), "n": 3, "gpu": "H200"}, "why"
+    )
+    assert "NaN" not in row.to_json()
+    emit = row_writer(tmp_path / "rows")
+    emit(row)
+    emit(GOOD)
+    back = list(read_rows(tmp_path / "rows"))
+    assert back[0].values == {"error": "nan", "n": 3, "gpu": "H200"}
+    assert back[1] == GOOD
+    with pytest.raises(ValueError, match="status"):
+        Row("kernels", "x", "fine")  # type: ignore[arg-type]
+
+
+def test_a_part_that_ends_well_gives_its_rows(tmp_path: Path) -> None:
+    file = tmp_path / "rows"
+    assert run_part(PART, writing(file, GOOD), file, 30) == [GOOD]
+
+
+def test_a_part_that_hangs_is_ended_and_keeps_its_rows(tmp_path: Path) -> None:
+    file = tmp_path / "rows"
+    start = time.monotonic()
+    rows = run_part(PART, writing(file, GOOD, then="import time; time.sleep(60)"), file, 1.5)
+    assert time.monotonic() - start < 20
+    assert rows[0] == GOOD
+    assert rows[1].status == "late"
+    assert not failed(rows)
+
+
+@pytest.mark.parametrize(
+    ("then", "says"), [("raise SystemExit(3)", "exit status 3"), ("import os; os.abort()", "killed by signal 6")]
+)
+def test_a_part_that_breaks_off_fails_the_check(tmp_path: Path, then: str, says: str) -> None:
+    file = tmp_path / "rows"
+    rows = run_part(PART, writing(file, GOOD, then=then), file, 30)
+    assert rows[0] == GOOD
+    assert rows[1].status == "error"
+    assert says in rows[1].detail
+    assert failed(rows)
+
+
+def test_a_part_without_rows_and_one_without_time(tmp_path: Path) -> None:
+    file = tmp_path / "rows"
+    file.write_text(GOOD.to_json() + "\n", encoding="utf-8")  # of a part before: must not count
+    assert run_part(PART, script("pass"), file, 30)[0].status == "error"
+    assert run_part(PART, script("raise SystemExit(1)"), file, 0)[0].status == "late"
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "rows"
+    file.write_text(GOOD.to_json() + "\n" + GOOD.to_json()[:20], encoding="utf-8")
+    assert list(read_rows(file)) == [GOOD]
+
+
+def test_the_clock_cuts_the_last_parts() -> None:
+    now = [100.0]
+    clock = Clock(60, lambda: now[0])
+    assert clock.share(Part("a", 40, "")) == 40
+    now[0] += 35
+    assert clock.share(Part("b", 40, "")) == 25
+    now[0] += 99
+    assert clock.share(Part("c", 40, "")) == 0
+
+
+def test_all_parts_fit_into_eight_minutes() -> None:
+    assert sum(part.seconds for part in gpu_check.PARTS) <= gpu_check.TOTAL_SECONDS < 480
+
+
+def test_targets_are_met_missed_or_not_measured() -> None:
+    rows = [
+        Row("runtime", "runtime", "measured", "time", {"median_ms": 20.0}),
+        Row("official network", "official", "measured", "time", {"median_ms": 70.0}),
+    ]
+    wanted = ("official", "median_ms"), ("runtime", "median_ms")
+    met, missed, absent = judge_targets(
+        [Target("3 x", 3, *wanted), Target("4 x", 4, *wanted), Target("pool", 0.6, ("mask_pool", "of_copy_bandwidth"))],
+        rows,
+    )
+    assert (met.detail, met.values["value"]) == ("met", 3.5)
+    assert missed.detail == "missed"
+    assert absent.status == "missing"
+    assert "mask_pool" in absent.detail
+    assert not failed([met, missed, absent])
+
+
+def test_every_target_names_a_row_that_a_part_makes() -> None:
+    text = "".join(
+        (REPOSITORY / "benchmarks" / f"gpu_{n}.py").read_text(encoding="utf-8") for n in ("kernels", "network")
+    )
+    for target in gpu_check.TARGETS:
+        for name, key in filter(None, (target.numerator, target.denominator)):
+            assert name.split()[0] in text
+            assert f'"{key}"' in text
+
+
+def test_markdown_holds_every_row_and_escapes_bars() -> None:
+    page = markdown([GOOD, Row("engines", "a|b", "missing", detail="two\nlines")], {"GPU": "H200"})
+    assert "- GPU: H200" in page
+    assert "1 pass, 1 missing" in page
+    assert "| a\\|b | missing | two lines |" in page
+    assert "| one | pass | error 0.0001 |" in page
+    assert (
+        describe(Row("p", "n", "measured", values={"us": 12345.6, "x": 0.12345, "n": 7})) == "us 12,346; x 0.123; n 7"
+    )
+
+
+def fake_options(tmp_path: Path, *parts: str) -> argparse.Namespace:
+    return gpu_check.parse(["--parts", *parts, "--out", str(tmp_path / "results" / "h200"), "--seconds", "60"])
+
+
+def test_report_of_several_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = fake_options(tmp_path, "machine", "kernels", "runtime")
+
+    def command(_options: argparse.Namespace, part: Part, file: Path) -> list[str]:
+        if part.name == "kernels":
+            return script("import os; os._exit(9)")
+        return writing(file, Row(part.name, f"{part.name} row", "measured", values={"ms": 1.5}))
+
+    rows = gpu_check.run_parts(options, command)
+    gpu_check.write_report(options, rows)
+    assert [row.part for row in rows] == ["machine", "kernels", "runtime"]
+    assert failed(rows)
+    data = json.loads((tmp_path / "results" / "h200.json").read_text(encoding="utf-8"))
+    assert [row["status"] for row in data["rows"]] == ["measured", "error", "measured"]
+    assert "commit" in data["environment"]
+    page = (tmp_path / "results" / "h200.md").read_text(encoding="utf-8")
+    assert "exit status 9" in page
+    assert page in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "results").iterdir()) == ["h200.json", "h200.md"]
+
+
+def test_command_line() -> None:
+    assert len(gpu_check.parse([]).parts) == len(gpu_check.PARTS)
+    command = gpu_check.child_command(gpu_check.parse(["--quick"]), gpu_check.PARTS[1], Path("rows"))
+    child = gpu_check.parse(command[3:])
+    assert (child.parts, child.emit, child.quick) == (["kernels"], Path("rows"), True)
+    for wrong in (["--parts", "nothing"], ["--seconds", "0"], ["--emit", "rows"]):
+        with pytest.raises(SystemExit):
+            gpu_check.parse(wrong)
+
+
+def test_compare_outputs() -> None:
+    expected = {"a": np.array([1.0, -4.0]), "b": np.ones(2)}
+    assert compare_outputs({"a": np.array([1.0, -3.0]), "b": np.ones(2)}, expected) == (0.25, 0.125, [])
+    assert compare_outputs({"a": np.array([np.nan, 1.0])}, expected)[2] == ["a", "b"]
+    values = network_values(Summary.of([0.1]), (1024, 1024), 400e12, 3 << 30)
+    assert math.isclose(float(values["of_matmul_rate"]), 0.31)
+    assert values["peak_gib"] == 3
+
+
+def test_without_a_gpu_it_is_one_error(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_check", "--out", str(tmp_path / "x")],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "NVIDIA GPU" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,30 @@
+"""The soak finds growth where there is some, and wrong answers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.soak import essence, requests, slope
+
+
+def test_slope_is_found_under_noise_and_jumps() -> None:
+    rng = np.random.default_rng(0)
+    times = np.linspace(0, 600, 200)
+    values = 1e8 + 1000 * times + rng.normal(0, 2e4, 200)
+    values[::23] += 5e6  # a sample in the middle of a large request
+    assert 900 < slope(times, values) < 1100
+    assert abs(slope(times, np.full(200, 1e8))) == 0
+
+
+def test_requests_are_the_same_every_time_and_some_are_broken() -> None:
+    made = requests(120)
+    assert made == requests(120)
+    assert len({image for image, _ in made}) == 120
+
+
+def test_answers_are_compared_without_their_seconds() -> None:
+    kind = "application/json"
+    one = essence(b'{"segments": [1], "facts": {"seconds": 1}}', kind)
+    assert one == essence(b'{"facts": {"seconds": 2}, "segments": [1]}', kind)
+    assert one != essence(b'{"segments": [2]}', kind)
+    assert essence(b'{"error": {"type": "bad_image", "request_id": "x"}}', kind) == "bad_image"

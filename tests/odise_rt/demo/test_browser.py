@@ -1,0 +1,528 @@
+"""The real command with a real bundle in a real browser: what a visitor sees, and that the network runs when it must.
+
+Needs Chromium (Debian: ``apt-get install chromium``), Playwright's Python package and Gradio. The bundle is the one
+that ``ODISE_RT_TEST_BUNDLE`` names, else odise-tiny, exported once for all tests.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.parse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from odise_rt import Vocabulary, rle
+
+ROOT = Path(__file__).parents[3]
+CHECKPOINT = ROOT / "training" / "pretrained" / "odise-tiny"
+PICTURE = CHECKPOINT / "example.jpg"
+WORDS = (CHECKPOINT / "example_vocabulary.txt").read_text()
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+PATIENCE = 60_000  # milliseconds; the machine may be busy
+
+pytest.importorskip("gradio", reason="Requires: the extra demo")
+sync_api = pytest.importorskip("playwright.sync_api", reason="Requires: pip install playwright")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="Requires: Chromium (apt-get install chromium)"),
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    given = os.environ.get("ODISE_RT_TEST_BUNDLE")
+    if given:
+        return Path(given)
+    pytest.importorskip("torch", reason="Requires: PyTorch, to export odise-tiny, or ODISE_RT_TEST_BUNDLE")
+    out = tmp_path_factory.mktemp("exported") / "odise-tiny"
+    command = [sys.executable, "-m", "export.build_engines", "--checkpoint", str(CHECKPOINT), "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+class Demo:
+    """A running ``odise-rt demo``."""
+
+    def __init__(self, bundle: Path, folder: Path) -> None:
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir()
+        self._log = folder / "log"
+        arguments = [
+            "demo",
+            "--bundle",
+            str(bundle),
+            "--port",
+            "0",
+            "--json",
+            "-v",
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+        ]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(self.temporary)}
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "odise_rt", *arguments], env=environment, stdout=subprocess.PIPE, stderr=log
+            )
+        assert self.process.stdout is not None
+        ready = select.select([self.process.stdout], [], [], 120)[0]
+        line = self.process.stdout.readline() if ready else b""
+        assert line, self.log
+        self.url: str = json.loads(line)["url"]
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def network_runs(self) -> int:
+        """Counted where the network runs, not from what the page says."""
+        return len(re.findall(r"^INFO odise_rt\.demo\.session: network run", self.log, re.MULTILINE))
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        finally:
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+        return self.process.returncode
+
+
+@pytest.fixture(scope="module")
+def demo(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    demo = Demo(tiny_bundle, tmp_path_factory.mktemp("demo"))
+    yield demo
+    files = [p for p in demo.temporary.rglob("*") if p.is_file()]
+    demo.stop()
+    assert files == [], "no picture, and nothing else, was ever written"
+    assert list(demo.temporary.iterdir()) == [], "the server cleans up after itself"
+    assert "Traceback" not in demo.log
+    assert "error" not in demo.log.lower()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, demo: Demo) -> Iterator[Callable[..., Any]]:
+    """Opens the page as a new visitor; afterwards no script may have failed and no other host been asked."""
+    contexts: list[Any] = []
+    hosts: set[str] = set()
+    failures: list[str] = []
+
+    def note(message: Any) -> None:
+        # A refused upload is an error to the browser's console as well.
+        if message.type == "error" and "odise/pictures" not in message.location["url"]:
+            failures.append(message.text)
+
+    def opened(width: int = 1400, height: int = 950, dark: bool = False, url: str = demo.url) -> Any:
+        scheme = "dark" if dark else "light"
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("request", lambda request: hosts.add(urllib.parse.urlsplit(request.url).netloc))
+        page.on("pageerror", lambda error: failures.append(str(error)))
+        page.on("console", note)
+        page.goto(url)
+        page.wait_for_selector(".stage .drop")
+        return page
+
+    opened.failures = failures  # type: ignore[attr-defined]
+    yield opened
+    for context in contexts:
+        context.close()
+    assert failures == []
+    assert hosts - {""} == {urllib.parse.urlsplit(demo.url).netloc}
+
+
+def serial(page: Any) -> str:
+    """Changes with every answer that the stage shows."""
+    return str(page.evaluate("document.querySelector('.stage').dataset.answer || ''"))
+
+
+def after(page: Any, act: Callable[[], Any]) -> None:
+    """Do something and wait until the stage shows the answer, and no later one is under way."""
+    before = serial(page)
+    act()
+    page.wait_for_function("before => (document.querySelector('.stage').dataset.answer || '') !== before", arg=before)
+    while True:
+        before = serial(page)
+        page.wait_for_timeout(300)
+        if serial(page) == before and page.get_attribute(".stage", "aria-busy") == "false":
+            return
+
+
+def upload(page: Any, path: Path | dict[str, Any] = PICTURE) -> None:
+    after(page, lambda: page.set_input_files(".stage .file", path))
+
+
+def type_words(page: Any, words: str, field: str = "#words-a") -> None:
+    page.fill(f"{field} textarea", words)
+    after(page, lambda: page.click("#apply"))
+
+
+def slide(page: Any, identifier: str, value: float) -> None:
+    """Set a slider as the keyboard does: on its number."""
+    page.fill(f"{identifier} input[type=number]", str(value))
+    after(page, lambda: page.press(f"{identifier} input[type=number]", "Enter"))
+
+
+def legend(page: Any, view: int = 0) -> list[tuple[str, str, str]]:
+    """Label, score and share of each row, as they are read on the screen."""
+    rows = page.locator(".stage .view").nth(view).locator(".row")
+    return [
+        tuple(row.locator(f".{part}").inner_text() for part in ("name", "score", "share"))  # type: ignore[misc]
+        for row in rows.all()
+    ]
+
+
+def names(page: Any, view: int = 0) -> set[str]:
+    return {label for label, _, _ in legend(page, view)}
+
+
+def test_upload_words_and_overlay(open_page: Callable[..., Any], demo: Demo) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    runs = demo.network_runs
+    upload(page)
+    assert demo.network_runs == runs + 1
+    assert page.inner_text(".picture-name") == "example.jpg"
+    assert page.inner_text(".picture-size") == "256 × 256"
+    assert {"sky", "stone", "peacock"} <= names(page)
+    assert names(page) <= set(Vocabulary.parse(WORDS).names)
+    for _, score, share in legend(page):
+        assert 0 < float(score) <= 1
+        assert share.endswith("%")
+    assert "network" in page.inner_text(".times")
+    # What is on the screen: the picture under colours of the legend, where the labels stand.
+    assert page.evaluate("document.querySelector('.photo').naturalWidth") == 256
+    seen = page.evaluate(
+        """() => Array.from(document.querySelectorAll('.view .label')).map(tag => {
+            const canvas = document.querySelector('.fill');
+            const x = Math.floor(parseFloat(tag.style.left) / 100 * canvas.width);
+            const y = Math.floor(parseFloat(tag.style.top) / 100 * canvas.height);
+            const [r, g, b, a] = canvas.getContext('2d').getImageData(x, y, 1, 1).data;
+            return [tag.textContent, `rgb(${r}, ${g}, ${b})`, a, tag.style.background];
+        })"""
+    )
+    assert {label for label, *_ in seen} == names(page)
+    for _, colour, alpha, expected in seen:
+        assert (colour, alpha) == (expected, 255)
+
+
+def test_example_brings_its_words(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    after(page, lambda: page.click(".stage .example >> nth=0"))
+    assert {"sky", "stone"} <= names(page)
+    assert "peacock" in page.input_value("#words-a textarea")
+
+
+def test_hover_and_click_show_label_score_and_best_names(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    upload(page)
+    type_words(page, WORDS)
+    for label, score, _ in [row for row in legend(page) if row[0] in ("sky", "stone", "peacock")]:
+        tag = page.locator(".view .label", has_text=label).first
+        box = tag.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.wait_for_selector(".tip:visible")
+        assert page.inner_text(".tip-label") == label
+        assert page.inner_text(".tip-score") == score
+        assert page.inner_text(".details-label") == label
+        assert page.inner_text(".details-score") == f"score {score}"
+        rows = page.locator(".names tr").all()[1:]
+        assert len(rows) == 5
+        assert rows[0].locator(".candidate").inner_text() == label
+        scores = [[float(cell.inner_text()) for cell in row.locator("td").all()] for row in rows]
+        assert all(len(row) == 3 and all(0 <= value <= 1 for value in row) for row in scores)
+        assert [row[0] for row in scores] == sorted((row[0] for row in scores), reverse=True)
+        assert f"{scores[0][0]:.2f}" == score
+        assert page.locator(".row.active .name").inner_text() == label
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.move(5, 5)
+    assert page.inner_text(".details-label") == label, "a click keeps it"
+    assert not page.is_visible(".tip")
+    assert page.get_attribute(".row[aria-selected=true]", "data-id")
+
+
+def test_thresholds_change_the_result_without_the_network(open_page: Callable[..., Any], demo: Demo) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    upload(page)
+    runs, before = demo.network_runs, legend(page)
+    slide(page, "#overlap", 0.1)
+    assert len(legend(page)) > len(before)
+    assert "network not run again" in page.inner_text(".times")
+    slide(page, "#object-mask", 0.9)
+    assert {label for label, *_ in legend(page)} == {label for label, score, _ in before if float(score) > 0.9}
+    after(page, lambda: page.click("#reset"))
+    assert legend(page) == before
+    slide(page, "#clip-seen", 1.0)
+    assert legend(page) != before
+    after(page, lambda: page.click("#reset"))
+    slide(page, "#unknown", 0.6)
+    assert "unknown" in names(page)
+    assert {"sky", "stone"} <= names(page)
+    # By the keyboard and the slider itself, too.
+    after(page, lambda: page.click("#reset"))
+    page.focus("#overlap input[type=range]")
+    after(page, lambda: page.keyboard.press("Home"))
+    assert len(legend(page)) > len(before)
+    assert demo.network_runs == runs
+
+
+def test_modes(open_page: Callable[..., Any], demo: Demo) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    upload(page)
+    runs = demo.network_runs
+    after(page, lambda: page.check("#mode input[value=semantic]"))
+    rows = legend(page)
+    assert len({label for label, *_ in rows}) == len(rows), "one row a class"
+    assert all(score == "" for _, score, _ in rows)
+    assert "classes" in page.inner_text(".side-note")
+    assert not page.is_visible("#least-score")
+    after(page, lambda: page.check("#mode input[value=instance]"))
+    assert "sky" not in names(page), "stuff has no instances"
+    assert all(float(score) >= 0.3 for _, score, _ in legend(page))
+    page.wait_for_selector("#least-score:visible")
+    few = len(legend(page))
+    slide(page, "#least-score", 0.1)
+    assert len(legend(page)) > few
+    page.hover(".row >> nth=0")
+    assert page.locator(".names tr").count() == 6
+    assert demo.network_runs == runs
+
+
+def test_two_vocabularies_side_by_side(open_page: Callable[..., Any], demo: Demo) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    upload(page)
+    runs = demo.network_runs
+    page.check("#compare input")
+    page.wait_for_selector("#words-b textarea")
+    type_words(page, "bird\nstuff: wall\nstuff: heaven", "#words-b")
+    assert page.locator(".stage .view").count() == 2
+    assert {"sky", "stone"} <= names(page, 0)
+    assert names(page, 1) <= {"bird", "wall", "heaven"}
+    frames = [frame.bounding_box() for frame in page.locator(".frame").all()]
+    assert frames[0]["y"] == frames[1]["y"], "side by side"
+    assert frames[0]["x"] + frames[0]["width"] <= frames[1]["x"]
+    page.mouse.move(frames[0]["x"] + 20, frames[0]["y"] + 20)
+    page.wait_for_selector(".tip:visible")
+    tips = [tip.inner_text() for tip in page.locator(".tip-label").all()]
+    assert tips[0] == "sky"
+    assert len(tips) == 2, "the same place in both pictures"
+    assert demo.network_runs == runs
+    after(page, lambda: page.uncheck("#compare input"))
+    assert page.locator(".stage .view").count() == 1
+
+
+@pytest.mark.parametrize("mode", ["panoptic", "semantic", "instance"])
+def test_downloads_are_what_is_shown(open_page: Callable[..., Any], mode: str) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    upload(page)
+    if mode != "panoptic":
+        after(page, lambda: page.check(f"#mode input[value={mode}]"))
+    with page.expect_download() as started:
+        page.click(".download >> nth=0")
+    assert started.value.suggested_filename == "example.overlay.png"
+    with Image.open(io.BytesIO(Path(started.value.path()).read_bytes())) as png:
+        png.load()
+        assert (png.format, png.height) == ("PNG", 768)
+    with page.expect_download() as started:
+        page.click(".download >> nth=1")
+    assert started.value.suggested_filename == "example.json"
+    document = json.loads(Path(started.value.path()).read_text())
+    assert (document["mode"], document["height"], document["width"]) == (mode, 256, 256)
+    assert {segment["label"] for segment in document["segments"]} >= names(page) - small(page)
+    masks = [rle.decode(segment["rle"]) for segment in document["segments"]]
+    assert all(mask.shape == (256, 256) and mask.any() for mask in masks)
+    if mode != "instance":
+        assert np.sum(masks, axis=0).max() == 1, "no pixel belongs to two"
+
+
+def small(page: Any) -> set[str]:
+    """Labels of specks, which the page's size may show and the picture's own size not, or the other way round."""
+    return {label for label, _, share in legend(page) if "<" in share}
+
+
+def test_errors_are_one_message_and_the_page_survives(open_page: Callable[..., Any], demo: Demo) -> None:
+    page = open_page()
+    runs = demo.network_runs
+    for file, message in (
+        ({"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hello"}, "notes.txt is not an image"),
+        ({"name": "cut.jpg", "mimeType": "image/jpeg", "buffer": PICTURE.read_bytes()[:9000]}, "cut.jpg is truncated"),
+        ({"name": "huge.png", "mimeType": "image/png", "buffer": huge_png()}, "megapixels"),
+    ):
+        page.set_input_files(".stage .file", file)
+        page.wait_for_function("text => document.querySelector('.banner').innerText.includes(text)", arg=message)
+        assert page.locator(".banner:visible").count() == 1
+        assert page.get_attribute(".banner", "role") == "alert"
+    assert demo.network_runs == runs
+    page.fill("#words-a textarea", "")
+    upload(page)
+    assert page.inner_text(".banner-text").startswith("The vocabulary is empty")
+    type_words(page, WORDS)
+    assert not page.is_visible(".banner")
+    assert {"sky", "stone"} <= names(page), "the picture was kept, so words alone mend it"
+    type_words(page, " ;; ")
+    assert page.is_visible(".banner")
+    assert {"sky", "stone"} <= names(page), "the last result stays"
+    page.click(".banner-close")
+    assert not page.is_visible(".banner")
+
+
+def huge_png() -> bytes:
+    """49 megapixels in a few kilobytes."""
+    buffer = io.BytesIO()
+    Image.new("1", (7000, 7000)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def test_names_from_outside_are_text_not_markup(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    markup = "<img src=x onerror=alert(1)> sky"
+    page.fill("#words-a textarea", f"stuff: {markup}\nstuff: stone")
+    hostile = {"name": "<b>x</b>.jpg", "mimeType": "image/jpeg", "buffer": PICTURE.read_bytes()}
+    upload(page, hostile)
+    assert markup in names(page)
+    assert page.locator(".stage img[src='x'], .stage b").count() == 0
+    assert page.inner_text(".picture-name") == "b>.jpg"
+
+
+def test_keyboard(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    upload(page)
+    page.focus(".drop")
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid", "one sees where one is"
+    rows = [label for label, *_ in legend(page)]
+    page.focus(".row >> nth=0")
+    assert page.inner_text(".details-label") == rows[0]
+    page.keyboard.press("ArrowDown")
+    assert page.inner_text(".details-label") == rows[1]
+    page.keyboard.press("End")
+    assert page.inner_text(".details-label") == rows[-1]
+    page.keyboard.press("Home")
+    page.keyboard.press("Enter")
+    assert page.locator(".row[aria-selected=true] .name").inner_text() == rows[0]
+    page.keyboard.press("Escape")
+    assert page.locator(".row[aria-selected=true]").count() == 0
+    page.focus("#words-a textarea")
+    page.fill("#words-a textarea", "stuff: sky\nstuff: stone")
+    after(page, lambda: page.keyboard.press("Shift+Enter"))
+    assert names(page) == {"sky", "stone"}
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [420, 1400])
+def test_fits_the_window_and_can_be_read(open_page: Callable[..., Any], width: int, dark: bool) -> None:
+    page = open_page(width=width, dark=dark)
+    page.fill("#words-a textarea", WORDS)
+    upload(page)
+    page.click(".row >> nth=1")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "no sideways scrolling"
+    frame = page.locator(".frame").bounding_box()
+    assert frame["width"] >= (340 if width == 420 else 500)
+    assert frame["width"] == pytest.approx(frame["height"], abs=1), "the picture keeps its shape"
+    assert page.evaluate("document.body.classList.contains('dark')") == dark
+    texts = (".picture-size", ".side-note", ".row .share", ".details-facts", ".names th", ".headline h1", ".subtitle p")
+    for selector in texts:
+        assert contrast(page, selector) >= 4.5, selector
+
+
+def contrast(page: Any, selector: str) -> float:
+    """Contrast ratio of WCAG 2 between a text and what is behind it."""
+    colours = page.evaluate(
+        """selector => {
+            let element = document.querySelector(selector);
+            const text = getComputedStyle(element).color;
+            let behind = 'rgba(0, 0, 0, 0)';
+            for (; element && behind.endsWith(', 0)'); element = element.parentElement)
+                behind = getComputedStyle(element).backgroundColor;
+            return [text, behind];
+        }""",
+        selector,
+    )
+    light = []
+    for colour in colours:
+        values = [float(v) / 255 for v in re.findall(r"[\d.]+", colour)[:3]]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values]
+        light.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+    return (max(light) + 0.05) / (min(light) + 0.05)
+
+
+def test_visitors_do_not_see_each_other_s_pictures(open_page: Callable[..., Any], demo: Demo) -> None:
+    first, second = open_page(), open_page()
+    mirrored = io.BytesIO()
+    Image.open(PICTURE).transpose(Image.Transpose.FLIP_TOP_BOTTOM).crop((0, 0, 200, 256)).save(mirrored, format="PNG")
+    for page in (first, second):
+        page.fill("#words-a textarea", WORDS)
+    first.set_input_files(".stage .file", PICTURE)
+    second.set_input_files(
+        ".stage .file", {"name": "other.png", "mimeType": "image/png", "buffer": mirrored.getvalue()}
+    )
+    for page, name, size in ((first, "example.jpg", "256 × 256"), (second, "other.png", "200 × 256")):
+        page.wait_for_selector(".row")
+        assert (page.inner_text(".picture-name"), page.inner_text(".picture-size")) == (name, size)
+    slide(first, "#overlap", 0.1)
+    slide(second, "#overlap", 0.2)
+    assert first.inner_text(".picture-name") == "example.jpg"
+    assert second.inner_text(".picture-name") == "other.png"
+
+
+def test_server_that_is_gone_is_reported(browser: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    other = Demo(tiny_bundle, tmp_path)
+    context = browser.new_context()
+    try:
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(other.url)
+        page.wait_for_selector(".stage .drop")
+        page.fill("#words-a textarea", WORDS)
+        upload(page)
+        assert other.stop() in (0, 130), other.log
+        assert "Traceback" not in other.log
+        page.set_input_files(".stage .file", PICTURE)
+        page.wait_for_selector(".banner:visible")
+        assert "cannot be reached" in page.inner_text(".banner-text")
+        assert not page.is_visible(".busy")
+        assert {"sky", "stone"} <= names(page)
+    finally:
+        context.close()
+        if other.process.poll() is None:
+            other.process.kill()
+            other.process.wait()

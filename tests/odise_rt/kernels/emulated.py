@@ -1,0 +1,184 @@
+"""The kernels' bodies compiled for the CPU with a C++ compiler, and called with numpy arrays.
+
+Emulation, not a GPU: see ``emulation.hpp``. Arrays of dtype uint16 stand for bfloat16.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+KERNELS = HERE.parents[2] / "odise_rt" / "kernels"
+COMPILERS = ("c++", "g++", "clang++")
+DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2}
+
+
+def compiler() -> str | None:
+    """A C++ compiler: ``$CXX``, or the first that is there."""
+    wanted = os.environ.get("CXX")
+    return next((found for name in ([wanted] if wanted else COMPILERS) if (found := shutil.which(name))), None)
+
+
+def build(folder: Path) -> Path:
+    """Compile the emulation; a library of the same sources and compiler is reused."""
+    command = [compiler() or "c++", "-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+    command += ["-Wno-unknown-pragmas", "-ffp-contract=off", f"-I{KERNELS}", str(HERE / "emulation.cpp")]
+    sources = [HERE / "emulation.cpp", HERE / "emulation.hpp", *sorted(KERNELS.glob("*.cuh"))]
+    digest = hashlib.sha256("\0".join(command).encode() + b"".join(s.read_bytes() for s in sources)).hexdigest()[:16]
+    library = folder / f"emulation-{digest}.so"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            fresh = Path(scratch) / library.name
+            done = subprocess.run([*command, "-o", str(fresh)], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr[-4000:]
+            fresh.replace(library)
+    return library
+
+
+class Emulation:
+    """The C functions of ``emulation.cpp``."""
+
+    def __init__(self, library: Path) -> None:
+        self._library = ctypes.CDLL(str(library))
+
+    def _call(self, name: str, *arguments: object) -> int:
+        return int(getattr(self._library, name)(*arguments))
+
+    def pool_plan(self, dtype: int, *sizes: int) -> tuple[int, list[int]]:
+        """Status and fields of ``MaskPoolPlan``; sizes as in ``mask_pool_plan``."""
+        out = (ctypes.c_int64 * 10)()
+        b, q, c, p, multiprocessors, shared, capability = sizes
+        wide = [ctypes.c_int64(v) for v in (b, q, c, p)]
+        return self._call("emulate_pool_plan", dtype, *wide, multiprocessors, shared, capability, out), list(out)
+
+    def mask_pool(
+        self,
+        logits: np.ndarray,
+        features: np.ndarray,
+        *,
+        multiprocessors: int = 3,
+        shared_limit: int = 101_376,
+        capability: int = 90,
+        late: bool = True,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Pooled (B, Q, C) of the features' type and areas (B, Q); everything they are written to is NaN before."""
+        batch, queries = logits.shape[:2]
+        channels, pixels = features.shape[1], int(np.prod(logits.shape[2:]))
+        kind = DTYPES[features.dtype]
+        _, plan = self.pool_plan(kind, batch, queries, channels, pixels, multiprocessors, shared_limit, capability)
+        workspace = aligned_empty(plan[8])
+        workspace.fill(0xFF)
+        pooled = np.full((batch, queries, channels), 0x7FFF if kind == 2 else np.nan, features.dtype)
+        areas = np.full((batch, queries), -7, np.int32)
+        status = self._call(
+            "emulate_mask_pool", kind, _at(logits), _at(features), ctypes.c_int64(batch), queries, channels, pixels,
+            multiprocessors, shared_limit, capability, int(late), ctypes.c_int64(0), ctypes.c_int64(-1),
+            _at(workspace), _at(pooled), _at(areas),
+        )  # fmt: skip
+        assert status == 0, status
+        return pooled, areas
+
+    def pool_one_split(
+        self, logits: np.ndarray, features: np.ndarray, multiprocessors: int, split: int
+    ) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Sums (Q, C) and counts (Q,) of one split of a batch of one, and the plan."""
+        queries, channels, pixels = logits.shape[1], features.shape[1], int(np.prod(logits.shape[2:]))
+        kind = DTYPES[features.dtype]
+        _, plan = self.pool_plan(kind, 1, queries, channels, pixels, multiprocessors, 101_376, 90)
+        workspace = aligned_empty(plan[8])
+        status = self._call(
+            "emulate_mask_pool", kind, _at(logits), _at(features), ctypes.c_int64(1), queries, channels, pixels,
+            multiprocessors, 101_376, 90, 0, ctypes.c_int64(split), ctypes.c_int64(split + 1), _at(workspace), None,
+            None,
+        )  # fmt: skip
+        assert status == 0, status
+        splits = plan[3]
+        sums = workspace[: plan[9]].view(np.float32).reshape(splits, queries, channels)[split]
+        counts = workspace[plan[9] :].view(np.int32).reshape(splits, queries)[split]
+        return sums.copy(), counts.copy(), plan
+
+    def merge_tables(
+        self, cells: tuple[int, int], test: tuple[int, int], original: tuple[int, int], queries: int, stride: int = 4
+    ) -> tuple[np.ndarray, ...]:
+        """Row table (first, weights), column table (first, weights), cleared areas."""
+        row_first, column_first = (np.full(n, -9, np.int32) for n in original)
+        row_weights, column_weights = (np.full((3, n), np.nan, np.float32) for n in original)
+        areas = np.full((3, queries), -9, np.int32)
+        arrays = (row_first, row_weights, column_first, column_weights, areas)
+        status = self._call(
+            "emulate_merge_prepare", *cells, stride, *test, *original, queries, *(_at(a) for a in arrays)
+        )
+        assert status == 0, status
+        return arrays
+
+    def panoptic_merge(
+        self, logits: np.ndarray, scores: np.ndarray, test: tuple[int, int], original: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Owner (h, w) and areas (3, Q)."""
+        cells = (logits.shape[1], logits.shape[2])
+        row_first, row_weights, column_first, column_weights, areas = self.merge_tables(
+            cells, test, original, len(logits)
+        )
+        owner = np.full(original, -77, np.int16)
+        narrow = scores.astype(np.float32)
+        status = self._call(
+            "emulate_panoptic_merge", DTYPES[logits.dtype], _at(logits), _at(narrow), len(logits),
+            *cells, _at(row_first), _at(row_weights), original[0], _at(column_first), _at(column_weights), original[1],
+            _at(owner), _at(areas),
+        )  # fmt: skip
+        assert status == 0, status
+        return owner, areas
+
+    def deformable_attention(
+        self,
+        value: np.ndarray,
+        shapes: list[tuple[int, int]],
+        references: np.ndarray,
+        offsets: np.ndarray,
+        weight_logits: np.ndarray,
+        out: np.ndarray | None = None,
+        blocks: tuple[int, int] = (0, -1),
+    ) -> np.ndarray:
+        """(B, M, heads, C); ``blocks`` limits the grid, for arrays too large to go over."""
+        batch, queries, heads, _, points, _ = offsets.shape
+        channels = value.shape[3]
+        if out is None:
+            poison = 0x7FFF if value.dtype == np.uint16 else np.nan
+            out = np.full((batch, queries, heads, channels), poison, value.dtype)
+        sizes = (ctypes.c_int32 * 7)(batch, queries, value.shape[1], heads, channels, points, len(references))
+        levels = (ctypes.c_int64 * 9)(len(shapes), *(height << 32 | width for height, width in shapes))
+        status = self._call(
+            "emulate_deformable_attention", DTYPES[value.dtype], _at(value), _at(references), _at(offsets),
+            _at(weight_logits), sizes, levels, _at(out), *(ctypes.c_int64(b) for b in blocks),
+        )  # fmt: skip
+        assert status == 0, status
+        return out
+
+    def convert(self, bits: np.ndarray, floats: np.ndarray, kind: int) -> tuple[np.ndarray, np.ndarray]:
+        """16-bit patterns to float32, and float32 to 16-bit patterns; ``kind`` is 1 for float16, 2 for bfloat16."""
+        widened, narrowed = np.empty(bits.shape, np.float32), np.empty(bits.shape, np.uint16)
+        self._library.emulate_convert(
+            kind, _at(bits), _at(widened), _at(floats), _at(narrowed), ctypes.c_int64(bits.size)
+        )
+        return widened, narrowed
+
+
+def aligned_empty(size: int) -> np.ndarray:
+    """uint8 array at a multiple of 16 bytes, as the workspace must be."""
+    memory = np.empty(size + 16, np.uint8)
+    start = -memory.ctypes.data % 16
+    return memory[start : start + size]
+
+
+def _at(array: np.ndarray) -> ctypes.c_void_p:
+    assert array.flags.c_contiguous
+    return ctypes.c_void_p(array.ctypes.data)

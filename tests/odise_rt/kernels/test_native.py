@@ -1,0 +1,322 @@
+"""The loader: plans equal to the C launchers', argument checks, and errors where there is no GPU, package or file."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from odise_rt.errors import BackendError, MissingPackageError
+from odise_rt.kernels import native
+from odise_rt.kernels.launch_plans import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    GpuFacts,
+    plan_deformable_attention,
+    plan_mask_pool,
+    plan_panoptic_merge,
+)
+from odise_rt.kernels.native import FOLDER_VARIABLE, Kernels, gpu_array, kernel_file
+from tests.odise_rt.kernels.emulated import Emulation
+
+H200 = GpuFacts(132, 232_448, 90)
+SOURCES = Path(native.__file__).parent
+
+
+class FakeArray:
+    """An array "on a GPU": only its description is real."""
+
+    def __init__(
+        self, shape: tuple[int, ...], dtype: str = "float16", pointer: int = 1 << 20, strides: Any = None
+    ) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": shape, "typestr": np.dtype(dtype).str, "data": (pointer, False), "strides": strides, "version": 3,
+        }  # fmt: skip
+
+
+class FakeCore(types.SimpleNamespace):
+    """Stands for cuda.core: records launches."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[Any, ...]] = []
+        properties = types.SimpleNamespace(multiprocessor_count=132, max_shared_memory_per_block_optin=232_448)
+        device = types.SimpleNamespace(
+            properties=properties, compute_capability=(9, 0), device_id=0, set_current=lambda: None
+        )
+        module = types.SimpleNamespace(get_kernel=lambda name: types.SimpleNamespace(handle=1, name=name))
+        super().__init__(
+            Device=lambda index: device,
+            ObjectCode=types.SimpleNamespace(from_fatbin=lambda data, name: module),
+            LaunchConfig=lambda **options: options,
+            Stream=types.SimpleNamespace(from_handle=lambda handle: ("stream", handle)),
+            launch=lambda stream, config, kernel, *rest: self.launches.append((stream, config, kernel.name, rest)),
+        )
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Kernels:
+    for name in native.MODULES:
+        (tmp_path / f"{name}.fatbin").write_bytes(b"fatbin")
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(native, "_import_cuda_core", FakeCore)
+    monkeypatch.setattr(native, "_allow_shared_memory", lambda kernel, size, device: None)
+    return Kernels()
+
+
+def launches(kernels: Kernels) -> list[tuple[Any, ...]]:
+    found: list[tuple[Any, ...]] = kernels._core.launches
+    return found
+
+
+# ---- plans -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16, BFLOAT16])
+@pytest.mark.parametrize(
+    "gpu", [H200, GpuFacts(40, 65_536, 75), GpuFacts(108, 166_912, 80), GpuFacts(20, 101_376, 120)]
+)
+def test_pool_plans_are_the_launchers(emulation: Emulation, dtype: int, gpu: GpuFacts) -> None:
+    random = np.random.default_rng(dtype)
+    sizes = [(1, 100, 256, 90_112), (2, 20, 64, 64), (1, 1, 1, 1), (7, 33, 257, 31), (1, 5, 3, (1 << 31) - 1)]
+    sizes += [tuple(int(v) for v in random.integers(1, (9, 400, 900, 200_000))) for _ in range(40)]
+    for size in sizes:
+        status, (_, row_tiles, simt, splits, stages, shared, grid_y, finish_x, workspace, counts) = emulation.pool_plan(
+            dtype, *size, gpu.multiprocessors, gpu.shared_limit, gpu.compute_capability
+        )
+        assert status == 0
+        plan = plan_mask_pool(dtype, *size, gpu)
+        assert (plan.row_tiles, plan.simt, plan.splits, plan.stages) == (row_tiles, bool(simt), splits, stages)
+        assert plan.sums.grid == (splits, grid_y, size[0])
+        assert plan.sums.shared_bytes == shared <= gpu.shared_limit
+        assert plan.finish.grid == (finish_x, size[1], size[0])
+        assert (plan.workspace_bytes, plan.counts_offset) == (workspace, counts)
+
+
+def test_every_kernel_that_a_plan_names_is_in_the_sources() -> None:
+    text = "".join(p.read_text(encoding="utf-8") for p in SOURCES.glob("*.cu"))
+    names = set()
+    for dtype in (FLOAT32, FLOAT16, BFLOAT16):
+        for queries in (1, 100):
+            for gpu in (H200, GpuFacts(40, 65_536, 75)):
+                pool = plan_mask_pool(dtype, 1, queries, 4, 64, gpu)
+                names |= {pool.sums.kernel, pool.finish.kernel}
+        merge = plan_panoptic_merge(dtype, 3, (4, 4), (16, 16), (16, 16), 4)
+        names |= {merge.prepare.kernel, merge.merge.kernel}
+        for aligned in (True, False):
+            names.add(plan_deformable_attention(dtype, 1, 2, 1, 8, [(2, 2)], 1, aligned).kernel)
+    assert len(names) == 21
+    for name in names:
+        assert f"({name}," in text or f"{name}(" in text, name
+
+
+def test_model_sizes_on_an_h200() -> None:
+    plan = plan_mask_pool(FLOAT16, 1, 100, 256, 256 * 352, H200)
+    assert (plan.splits, plan.stages, plan.sums.shared_bytes) == (132, 8, 188_416)
+    assert plan.workspace_bytes == 132 * 100 * 257 * 4
+    merge = plan_panoptic_merge(FLOAT32, 100, (256, 256), (1024, 1024), (1024, 1024), 4)
+    assert merge.merge.grid == (16, 32, 1)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda: plan_mask_pool(FLOAT16, 0, 1, 1, 1, H200),
+        lambda: plan_mask_pool(FLOAT16, 1, 1, 1, 1 << 31, H200),
+        lambda: plan_mask_pool(FLOAT16, 1, 65_535, 1 << 20, 1, H200),
+        lambda: plan_panoptic_merge(FLOAT16, 0, (4, 4), (16, 16), (16, 16), 4),
+        lambda: plan_panoptic_merge(FLOAT16, 2049, (4, 4), (16, 16), (16, 16), 4),
+        lambda: plan_panoptic_merge(FLOAT16, 1, (4, 4), (17, 16), (16, 16), 4),
+        lambda: plan_panoptic_merge(FLOAT16, 1, (4, 4), (16, 16), (1 << 16, 1 << 16), 4),
+        lambda: plan_deformable_attention(FLOAT16, 1, 1, 1, 8, [], 1, True),
+        lambda: plan_deformable_attention(FLOAT16, 1, 1, 1, 8, [(2, 2)] * 9, 1, True),
+        lambda: plan_deformable_attention(FLOAT16, 1, 0, 1, 8, [(2, 2)], 1, True),
+    ],
+)
+def test_sizes_out_of_range_are_typed_errors(broken: Any) -> None:
+    with pytest.raises(BackendError):
+        broken()
+
+
+# ---- launches --------------------------------------------------------------------------------------------------------
+
+
+def test_mask_pool_launches_two_kernels(kernels: Kernels) -> None:
+    logits, features = FakeArray((1, 100, 256, 352)), FakeArray((1, 256, 256, 352), pointer=2 << 30)
+    size = kernels.mask_pool_workspace(logits, features)
+    workspace = FakeArray((size,), "uint8", pointer=3 << 30)
+    pooled, areas = FakeArray((1, 100, 256), pointer=4 << 30), FakeArray((1, 100), "int32", pointer=5 << 30)
+    kernels.mask_pool(logits, features, workspace, pooled, areas, 7)
+    (stream, config, name, rest), (_, finish_config, finish, finish_rest) = launches(kernels)
+    assert (stream, name, finish) == (("stream", 7), "odise_pool_sums_f16_7", "odise_pool_finish_f16")
+    assert config == {"grid": (132, 1, 1), "block": 256, "shmem_size": 188_416}
+    assert finish_config["grid"] == (2, 100, 1)
+    counts = (3 << 30) + 132 * 100 * 256 * 4
+    assert rest == (1 << 20, 2 << 30, 100, 256, 90_112, 132, 8, 3 << 30, counts)
+    assert [type(v) for v in rest] == [int, int, *[np.int32] * 5, int, int]
+    assert finish_rest == (3 << 30, counts, 100, 256, 132, 4 << 30, 5 << 30)
+
+
+def test_panoptic_merge_launches_tables_first(kernels: Kernels) -> None:
+    tables = (
+        FakeArray((480,), "int32"), FakeArray((3, 480), "float32"),
+        FakeArray((640,), "int32"), FakeArray((3, 640), "float32"),
+    )  # fmt: skip
+    kernels.panoptic_merge(
+        FakeArray((100, 256, 352), "float32"), FakeArray((100,), "float32"), (1024, 1365), tables,
+        FakeArray((480, 640), "int16"), FakeArray((3, 100), "int32"), 0,
+    )  # fmt: skip
+    (_, _, first, first_rest), (_, config, second, rest) = launches(kernels)
+    assert (first, second) == ("odise_merge_prepare", "odise_merge_f32")
+    assert first_rest[:8] == (256, 352, 4, 1024, 1365, 480, 640, 100)
+    assert config["grid"] == (10, 15, 1)
+    assert rest[2:5] == (100, 256, 352)
+
+
+def test_deformable_attention_packs_levels(kernels: Kernels) -> None:
+    shapes = [(2, 3), (4, 6)]
+    kernels.deformable_attention(
+        FakeArray((2, 30, 8, 32)), shapes, FakeArray((1, 30, 2), "float32"), FakeArray((2, 30, 8, 2, 4, 2)),
+        FakeArray((2, 30, 8, 8)), FakeArray((2, 30, 8, 32)), 0,
+    )  # fmt: skip
+    ((_, config, name, rest),) = launches(kernels)
+    assert name == "odise_attention_f16_8"
+    assert config["grid"] == (-(-2 * 30 * 8 * 4 // 256), 1, 1)
+    assert rest[4:12] == (2, 30, 30, 8, 32, 4, 1, 2)
+    assert rest[12:20] == (2 << 32 | 3, 4 << 32 | 6, 0, 0, 0, 0, 0, 0)
+    assert all(isinstance(v, np.int64) for v in rest[12:20])
+
+
+def test_arrays_that_do_not_fit_are_typed_errors(kernels: Kernels) -> None:
+    good = {"logits": FakeArray((1, 4, 8, 8)), "features": FakeArray((1, 16, 8, 8))}
+    workspace = FakeArray((1 << 22,), "uint8")
+    pooled, areas = FakeArray((1, 4, 16)), FakeArray((1, 4), "int32")
+
+    def pool(**changed: Any) -> None:
+        a = {**good, "workspace": workspace, "pooled": pooled, "areas": areas, **changed}
+        kernels.mask_pool(a["logits"], a["features"], a["workspace"], a["pooled"], a["areas"], 0)
+
+    pool()
+    for changed, message in [
+        ({"logits": FakeArray((1, 4, 8, 9))}, "differ in batch"),
+        ({"logits": FakeArray((1, 4, 8, 8), "float32")}, "of one type"),
+        ({"logits": FakeArray((4, 8, 8))}, "expected"),
+        ({"features": FakeArray((1, 16, 8, 8), "float64"), "logits": FakeArray((1, 4, 8, 8), "float64")}, "float64"),
+        ({"workspace": FakeArray((16,), "uint8")}, "workspace has 16 bytes"),
+        ({"workspace": FakeArray((1 << 22,), "uint8", pointer=(1 << 20) + 8)}, "aligned to 16"),
+        ({"pooled": FakeArray((1, 4, 15))}, "pooled"),
+        ({"areas": FakeArray((1, 4), "int64")}, "areas"),
+        ({"features": FakeArray((1, 16, 8, 8), strides=(2048, 2, 256, 32))}, "C-contiguous"),
+        ({"features": np.zeros((1, 16, 8, 8), np.float16)}, "not on a GPU|cannot be read on a GPU"),
+        ({"features": [1, 2]}, "came as list"),
+    ]:
+        with pytest.raises(BackendError, match=message):
+            pool(**changed)
+    assert len(launches(kernels)) == 2  # nothing was launched for those that do not fit
+
+
+def test_contiguous_strides_and_bfloat16_bits_are_accepted() -> None:
+    array = gpu_array(FakeArray((2, 1, 3), "uint16", strides=(6, 999, 2)), "x")
+    assert (array.shape, array.dtype, array.nbytes) == ((2, 1, 3), "uint16", 12)
+
+
+# ---- what is not there -----------------------------------------------------------------------------------------------
+
+
+def test_kernels_that_are_not_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    with pytest.raises(BackendError, match="make kernels"):
+        kernel_file("mask_pooling.fatbin")
+
+
+def test_without_cuda_core() -> None:
+    code = (
+        "import sys; sys.modules['cuda'] = None\n"
+        "from odise_rt.kernels.native import Kernels\n"
+        "from odise_rt.errors import MissingPackageError\n"
+        "try:\n    Kernels()\n"
+        "except MissingPackageError as exc:\n    print(exc)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'odise_rt[gpu]'" in done.stdout
+
+
+def test_without_a_gpu() -> None:
+    core = pytest.importorskip("cuda.core", reason="needs cuda-core")
+    try:
+        core.Device(0).set_current()
+    except Exception:  # no driver or no device: what is tested
+        with pytest.raises(BackendError, match="nvidia-smi"):
+            Kernels()
+    else:
+        pytest.skip("this machine has a GPU")
+
+
+# ---- the TensorRT plugin ---------------------------------------------------------------------------------------------
+
+
+class FakePlugin(types.ModuleType):
+    """Stands for tensorrt.plugin: keeps what is registered, and numbers as plain integers."""
+
+    def __init__(self) -> None:
+        super().__init__("tensorrt.plugin")
+        self.parts: dict[tuple[str, str], Any] = {}
+        self.TensorDesc = type("TensorDesc", (), {})
+        self.KernelLaunchParams = types.SimpleNamespace
+        self.SymInt32 = int
+        self.SymExprs = type("SymExprs", (), {})
+        self.SymIntExprs = types.SimpleNamespace(from_tuple=list)
+        self.AutoTuneCombination = lambda *arguments: arguments
+        self.cdiv = lambda a, b: -(-a // b)
+        self.from_shape_expr = lambda shape, dtype: (shape, dtype)
+        for kind in ("register", "autotune", "aot_impl"):
+            setattr(self, kind, lambda name, kind=kind: lambda f: self.parts.__setitem__((kind, name), f))
+
+
+def test_plugin_launches_as_the_kernels_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from odise_rt.kernels import tensorrt_plugin
+
+    trt, plugin = types.ModuleType("tensorrt"), FakePlugin()
+    trt.__dict__.update(float16="f16", bfloat16="bf16", float32="f32", int32="i32", plugin=plugin, __version__="10.16")
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setitem(sys.modules, "tensorrt.plugin", plugin)
+    (tmp_path / "mask_pooling.ptx").write_bytes(b"ptx")
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    tensorrt_plugin.register.__wrapped__()
+
+    for name in (tensorrt_plugin.SUMS, tensorrt_plugin.FINISH):
+        # TensorRT counts outputs and checks kernels by these annotations (tensorrt/plugin/_validate.py).
+        described = inspect.signature(plugin.parts["register", name])
+        assert typing.get_args(described.return_annotation) == (plugin.TensorDesc, plugin.TensorDesc)
+        assert all(p.annotation is plugin.TensorDesc for p in described.parameters.values())
+        launched = inspect.signature(plugin.parts["aot_impl", name])
+        assert [*launched.parameters] == [*described.parameters, "outputs", "tactic"]
+        assert len(typing.get_args(launched.return_annotation)) == 4
+
+    plan = plan_mask_pool(FLOAT16, 2, 150, 300, 24, GpuFacts(132, 48 << 10, 90))
+    logits = types.SimpleNamespace(shape_expr=(2, 150, 4, 6), dtype="f16")
+    features = types.SimpleNamespace(shape_expr=(2, 300, 4, 6), dtype="f16")
+    name, ptx, launch, numbers = plugin.parts["aot_impl", tensorrt_plugin.SUMS](logits, features, None, 0)
+    assert (name, ptx, numbers) == (plan.sums.kernel, b"ptx", [150, 300, 24, 132, 2])
+    assert (launch.grid_y, launch.grid_z, launch.block_x) == (*plan.sums.grid[1:], plan.sums.threads)
+    assert launch.shared_mem == plan.sums.shared_bytes <= 48 << 10
+    sums = types.SimpleNamespace(shape_expr=(2, 132, 150, 300))
+    name, _, launch, numbers = plugin.parts["aot_impl", tensorrt_plugin.FINISH](sums, None, features, None, 0)
+    assert (launch.grid_x, launch.grid_y, launch.grid_z) == plan.finish.grid
+    assert (launch.shared_mem, numbers) == (plan.finish.shared_bytes, [150, 300, 132])
+    assert name in (SOURCES / "mask_pooling.cu").read_text(encoding="utf-8")
+
+
+def test_plugin_without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    from odise_rt.kernels import tensorrt_plugin
+
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingPackageError, match=r"odise_rt\[tensorrt\]"):
+        tensorrt_plugin.import_plugin_api()

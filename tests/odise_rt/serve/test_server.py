@@ -1,0 +1,179 @@
+"""The server's process: where it listens, how it ends, and how it says that it cannot start."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks.running_server import ROOT, RunningServer, form, running_server
+from odise_rt import cli
+from odise_rt.errors import OptionsError
+from odise_rt.serve.command import named_vocabulary
+from odise_rt.serve.server import is_loopback, listen
+from tests.odise_rt.serve.conftest import WORDS, png
+
+pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
+pytest.importorskip("fastapi", reason="needs the extra 'serve'")
+
+FIELDS = {"vocabulary_name": "colours", "masks": "none"}
+IN_PROCESS = ["--in-process", "--device", "cpu", "--threads", "1", "--vocabulary", f"colours={WORDS}"]
+
+
+@pytest.fixture
+def server(label_bundle: Path, tmp_path: Path) -> Iterator[RunningServer]:
+    with running_server(label_bundle, tmp_path, IN_PROCESS) as running:
+        running.wait_for("ready")
+        yield running
+
+
+def test_it_serves_this_machine_only_and_finishes_what_it_accepted(server: RunningServer) -> None:
+    """One start for several facts, as each costs seconds."""
+    status, headers, body = server.post(png(), FIELDS)
+    assert status == 200
+    assert len(json.loads(body)["segments"]) == 4
+    assert "server" not in headers
+
+    listening = {
+        c.laddr.ip for p in server.processes() for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+
+    # A request whose upload has begun is accepted. It ends well although the server is told to stop meanwhile.
+    body, headers = form(png(), FIELDS)
+    half = len(body) // 2
+    connection = server.connect()
+    connection.putrequest("POST", "/v1/segment")
+    for name, value in {**headers, "Content-Length": str(len(body))}.items():
+        connection.putheader(name, value)
+    connection.endheaders(body[:half])
+    wait_until(lambda: b"odise_requests_inside 1.0" in server.get("/metrics")[1])
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for("stopping")
+    wait_until(lambda: refuses(server))
+    connection.send(body[half:])
+    response = connection.getresponse()
+    assert response.status == 200
+    assert len(json.loads(response.read())["segments"]) == 4
+    connection.close()
+    assert server.process.wait(30) == 0
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_second_signal_stops_at_once(server: RunningServer) -> None:
+    body, headers = form(png(), FIELDS)
+    connection = server.connect()
+    connection.putrequest("POST", "/v1/segment")
+    for name, value in {**headers, "Content-Length": str(len(body))}.items():
+        connection.putheader(name, value)
+    connection.endheaders(body[:50])
+    wait_until(lambda: b"odise_requests_inside 1.0" in server.get("/metrics")[1])
+    server.process.send_signal(signal.SIGINT)
+    server.wait_for("stopping")
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(10) == 0
+    connection.close()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    import time
+
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def refuses(server: RunningServer) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", server.port or 0), timeout=2):
+            return False
+    except OSError:
+        return True
+
+
+def test_a_port_in_use_is_named(label_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["serve", str(label_bundle), "--in-process", "--port", str(port)]) == 1
+    error = capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1:{port}" in error
+    assert "Traceback" not in error
+
+
+def test_an_altered_bundle_is_refused_before_anything_starts(
+    new_bundle: Callable[[], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = new_bundle()
+    graph = bundle / "onnx" / "unet_tap.onnx"
+    graph.write_bytes(graph.read_bytes() + b"\0")
+    assert cli.main(["serve", str(bundle), "--port", "0"]) == 1
+    assert "was altered" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--replicas", "0"], "replicas is 0"),
+        (["--replicas", "3", "--max-replicas", "2"], "below replicas"),
+        (["--in-process", "--replicas", "2"], "without Ray"),
+        (["--queue", "-1"], "queue is -1"),
+        (["--timeout", "0"], "timeout is 0"),
+        (["--port", "70000", "--in-process"], "port is 70000"),
+        (["--host", "256.1.1.1", "--in-process"], "cannot listen"),
+        (["--concurrency", "0"], "--concurrency is 0"),
+        (["--vocabulary", "red; green"], "has no name"),
+        (["--vocabulary", "a/b=red"], "is no name"),
+        (["--vocabulary", "a=nothing.txt"], "cannot read the vocabulary"),
+        (["--token-file", "/does/not/exist"], "cannot read the token"),
+        (["--batch-windows", "on", "--max-batch-windows", "0"], "max_windows is 0"),
+    ],
+)
+def test_options_that_cannot_be_used(
+    label_bundle: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert cli.main(["serve", str(label_bundle), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_no_bundle(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv(cli.BUNDLE_VARIABLE, raising=False)
+    assert cli.main(["serve"]) == 1
+    assert "no bundle was named" in capsys.readouterr().err
+
+
+def test_names_of_vocabularies(tmp_path: Path) -> None:
+    words = tmp_path / "mine.txt"
+    words.write_text("red\ngreen\n")
+    assert named_vocabulary("coco")[0] == "coco"
+    assert named_vocabulary(str(words))[0] == "mine"
+    name, vocabulary = named_vocabulary("a.b-c=red, crimson; stuff: sky")
+    assert (name, vocabulary.names) == ("a.b-c", ("red", "sky"))
+
+
+def test_loopback_addresses() -> None:
+    assert all(map(is_loopback, ("127.0.0.1", "127.1.2.3", "::1", "localhost")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "192.0.2.1", "example.org", "")))
+    with pytest.raises(OptionsError, match="cannot listen"):
+        listen("no.such.host.invalid", 0)
+
+
+def test_starting_says_what_is_missing(label_bundle: Path) -> None:
+    code = f"""
+import sys
+sys.modules["uvicorn"] = None
+from odise_rt import cli
+sys.exit(cli.main(["serve", {str(label_bundle)!r}, "--in-process", "--port", "0"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "pip install 'odise_rt[serve]'" in done.stderr

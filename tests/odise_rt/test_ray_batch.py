@@ -1,0 +1,59 @@
+"""A batch on a Ray cluster of this machine: the same files and documents as without."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.odise_rt.fake_bundle import colour_image
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+def odise_rt(*arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_DISABLE_IMPORT_WARNING": "1"}
+    command = [sys.executable, "-m", "odise_rt", "segment", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+
+
+def test_cluster_agrees_with_one_process_and_resumes(label_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray.data", reason="Requires: the packages ray and pyarrow (extra 'ray')")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(5):
+        Image.fromarray(colour_image(60 + i, 96)).save(photos / f"p{i}.png")
+    (photos / "broken.png").write_bytes(b"not a picture")
+    common = [photos, "--bundle", label_bundle, "--threads", "1", "-q", "--vocab", "red; green; stuff: blue; white"]
+    common += ["--format", "json,coco", "--device", "cpu"]
+    alone = odise_rt(*common, "--out", tmp_path / "alone")
+    assert alone.returncode == 2, alone.stderr
+    ray = odise_rt(*common, "--out", tmp_path / "ray", "--ray", "--actors", "2")
+    assert ray.returncode == 2, ray.stderr
+    for name in ("panoptic.json", "failed.json"):
+        assert json.loads((tmp_path / "ray" / name).read_text()) == json.loads((tmp_path / "alone" / name).read_text())
+    for i in range(5):
+        ours, theirs = (json.loads((tmp_path / d / f"p{i}.json").read_text()) for d in ("ray", "alone"))
+        assert ours["segments"] == theirs["segments"]
+    (tmp_path / "ray/p3.json").unlink()
+    again = odise_rt(*common, "--out", tmp_path / "ray", "--ray", "--actors", "1", "--json")
+    assert again.returncode == 2, again.stderr
+    assert json.loads(again.stdout)["done_before"] == 4
+    assert (tmp_path / "ray/p3.json").is_file()
+
+
+def test_cluster_that_is_not_there(label_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray.data", reason="Requires: the packages ray and pyarrow (extra 'ray')")
+    Image.fromarray(colour_image()).save(tmp_path / "a.png")
+    common = [tmp_path / "a.png", "--bundle", label_bundle, "--vocab", "red", "--out", tmp_path / "o", "-q"]
+    done = odise_rt(*common, "--ray", "127.0.0.1:1", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["type"] == "BackendError"
+    assert "127.0.0.1:1" in done.stderr

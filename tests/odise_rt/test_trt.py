@@ -1,0 +1,258 @@
+"""TensorRT stages on a stand-in of a GPU: calls, addresses, graphs, memory, errors. A real GPU was never used."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from odise_rt import BackendError, Bundle, OutOfMemoryError
+from odise_rt.backends.device import CudaSession, as_device_array
+from odise_rt.backends.engine_stage import open_engine_stage
+from odise_rt.backends.ort import OrtBackend
+from odise_rt.backends.trt import TrtStage
+from odise_rt.engines import Engine
+from odise_rt.specs import STAGES, StageSpec
+from tests.odise_rt.engine_bundle import DIMS, example, replace_file, write_engine
+from tests.odise_rt.fake_gpu import Calls, install
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    return install(monkeypatch)
+
+
+@pytest.fixture
+def bundle(new_bundle: Callable[[], Path]) -> Bundle:
+    return Bundle.open(new_bundle())
+
+
+def opened(bundle: Bundle, stage: str, session: CudaSession | None = None, **changes: Any) -> TrtStage:
+    made = open_engine_stage(write_engine(bundle, stage, **changes), bundle.stages[stage].spec, session)
+    assert isinstance(made, TrtStage)
+    return made
+
+
+def windows(count: int, side: int = 64, seed: int = 0) -> dict[str, np.ndarray]:
+    return {"windows": np.random.default_rng(seed).random((count, 3, side, side), np.float32)}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_gives_what_the_graph_gives(bundle: Bundle, stage: str, gpu: Calls) -> None:
+    spec = bundle.stages[stage].spec
+    expected = OrtBackend("cpu", 1).load(bundle, stage)
+    engine = opened(bundle, stage)
+    for seed in range(3):  # the first run is direct, later ones are the captured graph
+        inputs = example(spec, seed)
+        found = engine.run(inputs)
+        for name, array in expected.run(inputs).items():
+            np.testing.assert_array_equal(found[name], array)
+    assert gpu.count("capture") == 1
+    assert gpu.count("launch") == 2
+    assert engine.facts.engine == "tensorrt 10.16.0"
+    assert engine.facts.provider == "TensorRT on Fake GPU"
+    assert engine.facts.file == f"engines/{engine.facts.file.split('/')[1]}/{stage}.plan"
+    engine.close()
+    assert gpu.device_bytes == 0
+    with pytest.raises(BackendError, match="closed"):
+        engine.run(example(spec))
+    engine.close()
+
+
+def test_outputs_belong_to_the_caller(bundle: Bundle, gpu: Calls) -> None:
+    stage = opened(bundle, "clip_image")
+    first = stage.run(windows(1, seed=1))["image_embedding"]
+    kept = first.copy()
+    stage.run(windows(1, seed=2))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_allocates_nothing_after_the_first_run_of_a_shape(bundle: Bundle, gpu: Calls) -> None:
+    stage = opened(bundle, "clip_image")
+    for count in (1, 2, 3):
+        stage.run(windows(count))
+    stage.run(windows(1))  # scratch has moved since: captured anew
+    stage.run(windows(2))
+    before = len(gpu.log)
+    for count in (1, 2, 3, 2, 1, 3):
+        stage.run(windows(count))
+    after = gpu.log[before:]
+    assert not [entry for entry in after if entry.startswith(("allocate", "pin", "free", "context", "capture"))]
+    assert after.count("launch") == 6
+
+
+def test_takes_the_narrowest_profile(bundle: Bundle, gpu: Calls) -> None:
+    stage = opened(bundle, "clip_image")
+    stage.run(windows(DIMS["N"], DIMS["s"]))
+    assert "profile 1" in gpu.log
+    stage.run(windows(3))
+    assert gpu.log.count("profile 0") == 1
+
+
+def test_shape_outside_of_every_profile_says_how_to_build_for_it(bundle: Bundle, gpu: Calls) -> None:
+    stage = opened(bundle, "clip_image")
+    with pytest.raises(BackendError, match=r"not built for windows \(9, 3, 64, 64\).*--size HEIGHTxWIDTH"):
+        stage.run(windows(9))
+    assert stage.run(windows(1))
+
+
+def test_shapes_are_kept_within_a_bound(bundle: Bundle, gpu: Calls) -> None:
+    stage = opened(bundle, "clip_image")
+    peaks = []
+    for side in (32, 40, 48, 56, 64, 32, 40, 48):
+        stage.run(windows(1, side))
+        peaks.append(gpu.device_bytes)
+    assert len(stage._states) == 4
+    assert gpu.count("context") == 8  # 32, 40 and 48 were dropped before they came again
+    assert max(peaks[4:]) <= peaks[4] + 4 * 3 * 64 * 64 * 4
+
+
+def test_scratch_is_shared_and_graphs_over_the_old_one_are_not_launched(bundle: Bundle, gpu: Calls) -> None:
+    session = CudaSession()
+    first, second = opened(bundle, "clip_image", session), opened(bundle, "unet_tap", session)
+    expected = OrtBackend("cpu", 1).load(bundle, "clip_image").run(windows(1))
+    first.run(windows(1))
+    generation = session.generation
+    first.run(windows(4))  # needs more scratch: it moves
+    assert session.generation > generation
+    np.testing.assert_array_equal(first.run(windows(1))["image_embedding"], expected["image_embedding"])
+    moved = session.generation
+    second.run(example(bundle.stages["unet_tap"].spec))
+    assert session.generation == moved, "the second stage needs less"
+    first.close()
+    assert not session.is_closed
+    second.close()
+    assert session.is_closed
+    assert gpu.device_bytes == 0
+
+
+class OnDevice:
+    """An array with ``__cuda_array_interface__``, as torch, CuPy and pycuda have it."""
+
+    def __init__(self, array: np.ndarray, strides: tuple[int, ...] | None = None) -> None:
+        self.array = array
+        data = {"data": (array.ctypes.data, False), "shape": array.shape, "typestr": array.dtype.str, "version": 3}
+        self.__cuda_array_interface__ = data | ({"strides": strides} if strides else {})
+
+
+def test_arrays_on_the_device_are_read_where_they_are(bundle: Bundle, gpu: Calls) -> None:
+    stage = opened(bundle, "clip_image")
+    inputs = windows(2)
+    expected = stage.run(inputs)["image_embedding"]
+    stage._states[next(iter(stage._states))].host["windows"][1].fill(7)  # staging must not be what is read
+    found = stage.run({"windows": OnDevice(inputs["windows"])})["image_embedding"]
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(BackendError, match="expected a C-contiguous one"):
+        stage.run({"windows": OnDevice(inputs["windows"], (49152, 4, 256, 1024))})
+    with pytest.raises(BackendError, match="windows is float64"):
+        stage.run({"windows": OnDevice(inputs["windows"].astype(np.float64))})
+    assert as_device_array(inputs["windows"], stage._session.handle) is None
+
+
+class OnHost:
+    """An array that speaks DLPack and is no numpy array, as torch's are on the CPU."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._array.__dlpack_device__()
+
+
+def test_arrays_of_others_on_the_host_are_read_by_dlpack(bundle: Bundle, gpu: Calls) -> None:
+    stage = opened(bundle, "clip_image")
+    inputs = windows(2)
+    found = stage.run({"windows": OnHost(inputs["windows"])})["image_embedding"]
+    np.testing.assert_array_equal(found, stage.run(inputs)["image_embedding"])
+
+
+def test_threads_take_turns(bundle: Bundle, gpu: Calls) -> None:
+    stage = opened(bundle, "clip_image")
+    reference = OrtBackend("cpu", 1).load(bundle, "clip_image")
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for step in range(5):
+            inputs = windows(1 + (number + step) % 3, seed=number)
+            if not np.array_equal(stage.run(inputs)["image_embedding"], reference.run(inputs)["image_embedding"]):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_out_of_memory_while_a_shape_is_set_up_leaves_nothing(bundle: Bundle, gpu: Calls) -> None:
+    stage = opened(bundle, "clip_image")
+    stage.run(windows(1))
+    used = gpu.device_bytes
+    gpu.limit = used + 100_000
+    with pytest.raises(OutOfMemoryError, match=r"stage clip_image: the GPU is out of memory.*windows_per_batch=1"):
+        stage.run(windows(4))
+    gpu.limit = 1 << 62
+    assert stage.run(windows(4))
+    gpu.limit = 0
+    assert stage.run(windows(4)), "what is set up runs without new memory"
+
+
+def test_out_of_memory_for_scratch_leaves_a_stage_that_runs(bundle: Bundle, gpu: Calls) -> None:
+    stage = opened(bundle, "clip_image")
+    stage.run(windows(1))
+    gpu.limit = gpu.device_bytes + 4 * 3 * 64 * 64 * 4 + 1000  # the windows fit, scratch does not
+    with pytest.raises(OutOfMemoryError):
+        stage.run(windows(4))
+    assert stage.run(windows(1))
+
+
+def test_plan_that_tensorrt_refuses(bundle: Bundle, gpu: Calls) -> None:
+    engine = write_engine(bundle, "clip_image")
+    replace_file(engine, "clip_image.plan", b"not a plan")
+    with pytest.raises(BackendError, match=r"tensorrt 10\.16\.0 refuses .*Magic tag does not match.*build it again"):
+        open_engine_stage(engine, bundle.stages["clip_image"].spec)
+
+
+def test_plan_of_another_stage(bundle: Bundle, gpu: Calls) -> None:
+    engine = write_engine(bundle, "clip_image")
+    other = write_engine(bundle, "clip_text")
+    replace_file(engine, "clip_image.plan", other.path.read_bytes())
+    with pytest.raises(BackendError, match=r"has \{'tokens': 'int64'\}, expected \{'windows': 'float32'\}"):
+        open_engine_stage(engine, bundle.stages["clip_image"].spec)
+
+
+def test_engine_that_fails(bundle: Bundle, gpu: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = opened(bundle, "clip_image")
+    stage.run(windows(1))
+    engine = stage._engine
+    assert engine is not None
+
+    def fail(self: Any, stream: int) -> bool:
+        engine.log.log(engine.trt.ILogger.Severity.ERROR, "Cuda Runtime (an illegal memory access was encountered)")
+        return False
+
+    context = type(stage._states[next(iter(stage._states))].context)
+    monkeypatch.setattr(context, "execute_async_v3", fail)
+    with pytest.raises(BackendError, match=r"the engine failed: Cuda Runtime \(an illegal memory access"):
+        stage.run(windows(2))
+
+
+def engine_and_spec(bundle: Bundle) -> tuple[Engine, StageSpec]:
+    return write_engine(bundle, "clip_image"), bundle.stages["clip_image"].spec
+
+
+def test_missing_package_says_how_to_install_it(bundle: Bundle, gpu: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    engine, spec = engine_and_spec(bundle)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(ImportError, match=r"pip install 'odise_rt\[tensorrt\]'"):
+        open_engine_stage(engine, spec)
