@@ -122,6 +122,14 @@ def test_times_are_rows_with_floor_and_baseline(kernels: EmulatedKernels) -> Non
     assert rows[1].values["floor_us"] == pytest.approx(26 * pixels * 2 / 1e10 * 1e6)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a CUDA build of PyTorch")
+def test_kernels_on_this_gpu() -> None:
+    rows: list[Row] = []
+    gpu_kernels.check_kernels(rows.append, quick=True)
+    assert [row for row in rows if row.status not in ("pass", "measured")] == []
+
+
 def test_the_baseline_is_the_same_attention() -> None:
     gpu, shapes = Cpu(), [(3, 4), (6, 8)]
     tensors = gpu_kernels.attention_inputs(gpu, (2, 20, 2, 16, 4, shapes), torch.float32)
