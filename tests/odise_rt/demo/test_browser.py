@@ -329,7 +329,8 @@ def test_two_vocabularies_side_by_side(open_page: Callable[..., Any], demo: Demo
     page.fill("#words-a textarea", WORDS)
     upload(page)
     runs = demo.network_runs
-    page.check("#compare input")
+    after(page, lambda: page.check("#compare input"))
+    assert not page.is_visible(".banner"), "no complaint before there was a chance to type"
     page.wait_for_selector("#words-b textarea")
     type_words(page, "bird\nstuff: wall\nstuff: heaven, sky", "#words-b")
     assert page.locator(".stage .view").count() == 2
