@@ -119,7 +119,6 @@ def _engines(emit: Emit, bundle: Any) -> Iterator[tuple[str, Callable[[str], Any
     engines: Any = importlib.import_module("odise_rt.engines")
     machine = importlib.import_module("odise_rt.backends.machine").this_machine()
     opener = importlib.import_module("odise_rt.backends.engine_stage").open_engine_stage
-    session_type = importlib.import_module("odise_rt.backends.device").CudaSession
     found = engines.find_engines(bundle)
     for kind in engines.ENGINE_KINDS:
         fitting = {stage: found.fitting(bundle, machine, stage, kind) for stage in bundle.stages}
@@ -129,10 +128,9 @@ def _engines(emit: Emit, bundle: Any) -> Iterator[tuple[str, Callable[[str], Any
                 emit(Row("engines", f"{kind} {stage}", "missing", detail=str(why)))
         usable = {stage: engine for stage, engine in fitting.items() if engine is not None}
         if usable:
-            session = None if kind == "ort-cuda" else session_type()
 
-            def load(stage: str, usable: Any = usable, session: Any = session) -> Any:
-                return opener(usable[stage], bundle.stages[stage].spec, session, None) if stage in usable else None
+            def load(stage: str, usable: Any = usable) -> Any:
+                return opener(usable[stage], bundle.stages[stage].spec) if stage in usable else None
 
             yield kind, load
 

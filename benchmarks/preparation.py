@@ -20,6 +20,9 @@ from odise_rt.bundle import Bundle
 
 TINY_CHECKPOINT = REPOSITORY / "training" / "pretrained" / "odise-tiny"
 KEPT = REPOSITORY / "out" / "bench"
+_MODEL_CODE = ("training/models", "training/config.py", "training/initialization.py", "training/torch_stages.py")
+_EXPORT_CODE = (*_MODEL_CODE, "export", "odise_rt/specs.py")
+"""What decides the files that are kept."""
 SCENES_SEED = 2
 """Held-out scenes: odise-tiny was trained on other seeds."""
 
@@ -91,7 +94,7 @@ def prepare_bundle(prepared: Preparation, precision: str, given: Path | None = N
 
 def prepare_official(prepared: Preparation, height: int, width: int) -> None:
     """Graphs of the official structure for one image size."""
-    key = _key(prepared.source, "training", "benchmarks/official_graphs.py")
+    key = _key(prepared.source, *_MODEL_CODE, "benchmarks/official_graphs.py")
     out = KEPT / f"{prepared.config}-official-{key}" / f"{height}x{width}"
     if not out.is_dir():
         command = ["benchmarks.official_graphs", "--size", str(height), str(width), "--out", str(out)]
