@@ -153,6 +153,8 @@ def _export(stage: nn.Module, spec: StageSpec, dims: dict[str, int], path: Path)
             dynamo=True,
             opset_version=OPSET,
             external_data=True,
+            # The exporter's optimiser takes the 1e-8 of a mean's denominator for zero, and empty masks become NaN.
+            optimize=False,
             verbose=False,
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=names,
