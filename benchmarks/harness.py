@@ -70,6 +70,11 @@ class Summary:
             raise ValueError(f"a summary came as {dict(data)!r}: {exc}") from exc
 
 
+SETTLE_SECONDS = 0.25
+"""Pause before every measured call. Threads of a pool that has just finished spin for up to 0.2 s in the hope of more
+work (OpenMP's do), and would be counted against the variant whose turn is next."""
+
+
 def interleave(
     variants: dict[str, Callable[[], float]],
     repeats: int,
@@ -93,6 +98,7 @@ def interleave(
     samples: dict[str, list[float]] = {name: [] for name in variants}
     for round_index in range(-warmup, repeats):
         for name in list(samples):
+            time.sleep(SETTLE_SECONDS)
             try:
                 seconds = variants[name]()
             except Exception as exc:
