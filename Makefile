@@ -7,8 +7,10 @@ BUNDLE := out/odise-tiny
 EXAMPLE := training/pretrained/odise-tiny/example.jpg
 # Words of the demo: the model was never trained to segment the first class of this list (see the model card).
 DEMO_WORDS := training/pretrained/odise-tiny/example_vocabulary.txt
+EXTRAS := demo,browser,serve,ray,video,supervision,completion
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
-.PHONY: help demo test test-slow lint format types docs wheel bench audit kernels clean
+.PHONY: help demo test test-slow extras lint format types docs wheel bench readme engines audit kernels clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "odise_rt needs Python 3.10 or newer; set PYTHON=/path/to/python3.x" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,export,bench,dev]'
+	$(INSTALL) '.[cpu,export,bench,dev]'
 	@touch $@
 
 $(BUNDLE)/bundle.json: $(STAMP)
@@ -28,10 +30,13 @@ demo: $(BUNDLE)/bundle.json  ## install, export odise-tiny, segment the example 
 	$(BIN)/odise-rt segment $(EXAMPLE) --bundle $(BUNDLE) --vocab $(DEMO_WORDS) --out out/demo
 
 test: $(STAMP)  ## the fast tests
-	$(BIN)/python -m pytest -q -m 'not slow and not gpu and not tensorrt'
+	$(BIN)/python -m pytest -q -m 'not slow and not gpu and not tensorrt and not tensorrt_rtx and not browser and not triton'
 
 test-slow: $(STAMP)  ## every test that this machine can run
 	$(BIN)/python -m pytest -q
+
+extras: $(STAMP)  ## install what the web page, the server, videos and the like need, so that their tests run too
+	$(INSTALL) '.[$(EXTRAS)]'
 
 lint: $(STAMP)  ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -45,7 +50,7 @@ types: $(STAMP)  ## mypy over every package
 	$(BIN)/mypy odise_rt training export benchmarks
 
 docs: $(STAMP)  ## build the documentation with the API reference; a warning is an error
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(INSTALL) '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "open build/docs/index.html"
 
@@ -57,6 +62,13 @@ wheel: $(STAMP)  ## build the wheel of the runtime and list it
 bench: $(BUNDLE)/bundle.json  ## measure odise-tiny on this machine's CPU and report it as a page
 	$(BIN)/python -m benchmarks.run --bundle $(BUNDLE) --out out/bench/run.json
 	$(BIN)/python -m benchmarks.report out/bench/run.json --out out/bench/report
+
+readme: $(STAMP)  ## write the tables of README and docs from the committed results
+	$(BIN)/python -m benchmarks.readme
+
+engines: $(BUNDLE)/bundle.json  ## build odise-tiny's engines with TensorRT-RTX; needs no GPU
+	$(INSTALL) '.[tensorrt-rtx]'
+	$(BIN)/python -m pytest -q -m tensorrt_rtx
 
 audit: $(STAMP)  ## check that every installed package is pinned, and for advisories where a database is reached
 	$(BIN)/python .ci/audit.py

@@ -106,22 +106,19 @@ def stage_inputs(bundle: Any, reference: Any, side: int) -> dict[str, dict[str, 
 
 def _engines(emit: Emit, bundle: Any) -> Iterator[tuple[str, Callable[[str], Any]]]:
     """Engines that work here, by name, with what loads a stage; a row for each that does not."""
+    from odise_rt.backends.engine_stage import open_engine_stage
+    from odise_rt.backends.machine import this_machine
     from odise_rt.backends.ort import OrtBackend
+    from odise_rt.engine_facts import ENGINE_KINDS
+    from odise_rt.engines import find_engines
 
     try:
         backend = OrtBackend("cuda")
         yield "ort-cuda, portable graph", lambda stage: backend.load(bundle, stage)
     except OdiseError as exc:
         emit(Row("engines", "ort-cuda, portable graph", "missing", detail=str(exc)))
-    if importlib.util.find_spec("odise_rt.engines") is None:
-        emit(Row("engines", "compiled engines", "missing", detail="this version of odise_rt has none"))
-        return
-    engines: Any = importlib.import_module("odise_rt.engines")
-    machine = importlib.import_module("odise_rt.backends.machine").this_machine()
-    opener = importlib.import_module("odise_rt.backends.engine_stage").open_engine_stage
-    session_type = importlib.import_module("odise_rt.backends.device").CudaSession
-    found = engines.find_engines(bundle)
-    for kind in engines.ENGINE_KINDS:
+    machine, found = this_machine(), find_engines(bundle)
+    for kind in ENGINE_KINDS:
         fitting = {stage: found.fitting(bundle, machine, stage, kind) for stage in bundle.stages}
         for stage, engine in fitting.items():
             if engine is None:
@@ -129,10 +126,9 @@ def _engines(emit: Emit, bundle: Any) -> Iterator[tuple[str, Callable[[str], Any
                 emit(Row("engines", f"{kind} {stage}", "missing", detail=str(why)))
         usable = {stage: engine for stage, engine in fitting.items() if engine is not None}
         if usable:
-            session = None if kind == "ort-cuda" else session_type()
 
-            def load(stage: str, usable: Any = usable, session: Any = session) -> Any:
-                return opener(usable[stage], bundle.stages[stage].spec, session, None) if stage in usable else None
+            def load(stage: str, usable: Any = usable) -> Any:
+                return open_engine_stage(usable[stage], bundle.stages[stage].spec) if stage in usable else None
 
             yield kind, load
 

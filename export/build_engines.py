@@ -25,14 +25,15 @@ from typing import get_args
 from rich.console import Console
 
 from export.bundle_writer import BundleWriter
-from export.engine_builds import RTX_TARGETS, EngineOptions, add_engines, check_engine_options
+from export.engine_builds import add_engines
+from export.engine_options import RTX_TARGETS, EngineOptions, check_engine_options
 from export.engine_profiles import WINDOW_COUNTS
 from export.exporter import ExportOptions, build_bundle
 from export.precision import Precision
 from export.sources import Source, from_checkpoint, from_random, from_released
 from odise_rt.backends.machine import this_machine
 from odise_rt.bundle import Bundle
-from odise_rt.engines import ENGINE_KINDS
+from odise_rt.engine_facts import ENGINE_KINDS
 from odise_rt.engines import FOLDER as ENGINES_FOLDER
 from odise_rt.errors import InputError, OdiseError
 from odise_rt.preprocessing import load_image
@@ -41,6 +42,19 @@ from training.config import PRESETS
 
 _TABLE_WIDTH = 110
 """Columns of the table in a log file."""
+_EXPORT_ONLY = (
+    "checkpoint",
+    "odise",
+    "stable_diffusion",
+    "clip",
+    "init",
+    "out",
+    "precision",
+    "image",
+    "force",
+    "keep_going",
+)
+"""Arguments that mean nothing where only engines are built."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.out is None:
             raise InputError("an export needs --out: the folder of the new bundle")
         options = ExportOptions(
-            precision=args.precision,
+            precision=args.precision or "fp32",
             stages=tuple(name for name in STAGES if name in args.stages),
             force=args.force,
             keep_going=args.keep_going,
@@ -72,8 +86,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OdiseError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
+    except OSError as exc:
+        name = f" {exc.filename}" if exc.filename else f" {args.out}"
+        reason = f"{exc.strerror or exc}: free space or choose another folder; nothing was put in place"
+        print(f"error: the file system refused{name}: {reason}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("stopped: nothing was put in place", file=sys.stderr)
+        left = "nothing" if args.bundle is None and not args.engine else "nothing but what was reported as finished"
+        print(f"stopped: {left} was put in place", file=sys.stderr)
         return 130
     if options.stages == STAGES:
         console.print(f"bundle: {args.out}", highlight=False)
@@ -104,12 +124,11 @@ def _engine_options(args: argparse.Namespace) -> EngineOptions | None:
 def _add_to_bundle(args: argparse.Namespace, engines: EngineOptions | None, console: Console) -> int:
     if engines is None:
         raise InputError(f"--bundle needs --engine: which of {', '.join(ENGINE_KINDS)} to build into it")
-    exporting = [
-        name for name in ("checkpoint", "odise", "stable_diffusion", "clip", "init", "out") if getattr(args, name)
-    ]
+    exporting = [name for name in _EXPORT_ONLY if getattr(args, name)]
     if exporting:
         flags = ", ".join("--" + name.replace("_", "-") for name in exporting)
-        raise InputError(f"--bundle adds engines to a bundle that is there: it cannot go with {flags}")
+        hint = "; the precision of engines is --engine-precision" if args.precision else ""
+        raise InputError(f"--bundle adds engines to a bundle that is there: it cannot go with {flags}{hint}")
     bundle = Bundle.open(args.bundle)
     report = add_engines(bundle, engines, console)
     console.print(
@@ -163,7 +182,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
-        default="fp32",
         help="Precision inside the graphs (default: fp32). fp16 is mixed: rules keep sensitive operations in float32.",
     )
     parser.add_argument(
@@ -231,11 +249,16 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _size(text: str) -> tuple[int, int]:
     height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: expected HEIGHTxWIDTH in pixels, e.g. 1024x1408")
     return int(height), int(width)
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(int(count) for count in text.split(","))
+    counts = text.split(",")
+    if not all(count.isdecimal() for count in counts):
+        raise argparse.ArgumentTypeError(f"{text!r} are no counts: expected numbers with commas, e.g. 1,4,6")
+    return tuple(int(count) for count in counts)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ killed process left is removed by the next export, which can tell because nobody
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import io
@@ -100,7 +101,9 @@ class BundleWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for store in self._stores.values():
-            store.close()
+            # What a full disk refused stays in the buffer, and closing tries once more; all of it is removed below.
+            with contextlib.suppress(OSError):
+                store.close()
         os.close(self._lock)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -188,9 +191,9 @@ class BundleWriter:
         Raises:
             ExportError: another export was first, or the disk is full.
         """
-        for store in self._stores.values():
-            store.close()
         try:
+            for store in self._stores.values():
+                store.close()
             for path in sorted(self.folder.rglob("*")):
                 if path.is_file():
                     with path.open("rb") as file:

@@ -15,10 +15,11 @@ from typing import Any
 from rich.console import Console
 
 from export.engine_folder import EngineFolder, existing_engine
-from export.engine_from_onnx import OPTIMIZATION_LEVEL, BuildJob, build_flags
+from export.engine_from_onnx import BuildJob, build_flags
 from export.engine_graphs import PreparedGraph, graph_blocks, prepare_graph, stage_bounds
+from export.engine_options import RTX_TARGETS, EngineOptions, check_engine_options
 from export.engine_process import build_in_process
-from export.engine_profiles import WINDOW_COUNTS, engine_shapes, stage_profiles
+from export.engine_profiles import engine_shapes, stage_profiles
 from export.engine_reference import References, references_from_bundle
 from export.precision import Precision
 from export.precision_search import search_precision
@@ -28,49 +29,12 @@ from odise_rt.backends.machine import this_machine
 from odise_rt.bundle import Bundle, file_sha256
 from odise_rt.embedding_cache import default_cache_dir
 from odise_rt.engine_check import Case, OutputCheck, check_stage
-from odise_rt.engines import (
-    REFERENCE_FILE,
-    TITLES,
-    Engine,
-    EngineFacts,
-    EngineKind,
-    Machine,
-    Profile,
-    find_engines,
-    write_engine_file,
-    write_reference,
-)
-from odise_rt.errors import ExportError, MissingPackageError
-from odise_rt.specs import STAGES
+from odise_rt.engine_facts import TITLES, EngineFacts, EngineKind, Machine, Profile
+from odise_rt.engines import REFERENCE_FILE, Engine, find_engines, write_engine_file, write_reference
+from odise_rt.errors import ExportError
 
-RTX_TARGETS = ("8.6", "8.9", "12.0")
-"""Compute capabilities that TensorRT-RTX builds for where no GPU says which: GeForce RTX 30, 40 and 50."""
 _WORKSPACE_SHARE = 0.8
 """Of the GPU memory that is free: the rest is for the engine's weights and for who else is there."""
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """Which engines to build, and how."""
-
-    kinds: tuple[EngineKind, ...]
-    precision: Precision | None = None
-    """Inside the engines; ``None``: the bundle's."""
-    stages: tuple[str, ...] = STAGES
-    sizes: tuple[tuple[int, int], ...] = ()
-    """Height and width of images that the engines are tuned for, besides the usual ones."""
-    windows: tuple[int, ...] = WINDOW_COUNTS
-    targets: tuple[str, ...] = ()
-    """Compute capabilities for TensorRT-RTX; empty: the GPU's, or :data:`RTX_TARGETS` without one."""
-    unverified: bool = False
-    """Put engines in place although there is no GPU to compare them on; the runtime does it at its first load."""
-    rebuild: bool = False
-    """Build engines that are there already, too."""
-    optimization_level: int = OPTIMIZATION_LEVEL
-    threads: int | None = None
-    """Inside an operator when graphs are run on the CPU; ``None``: all."""
-    timing_cache: bool = True
-    """Keep what TensorRT learned of this GPU for the next build."""
 
 
 @dataclass
@@ -80,30 +44,6 @@ class EngineReport:
     built: list[Engine] = field(default_factory=list)
     kept: list[Engine] = field(default_factory=list)
     """Were there already."""
-
-
-def check_engine_options(options: EngineOptions, machine: Machine) -> None:
-    """Refuse what cannot be built here before minutes of work.
-
-    Raises:
-        MissingPackageError: the package of an engine is not installed.
-        ExportError: an engine needs a GPU, or cannot be compared without one.
-    """
-    for kind in options.kinds:
-        if kind != "ort-cuda" and kind not in machine.versions:
-            raise MissingPackageError(
-                f"{TITLES[kind]} is not installed: pip install 'odise_rt[{kind}]' (from NVIDIA, under its own licence)"
-            )
-        if machine.gpu is not None:
-            continue
-        if kind == "tensorrt":
-            raise ExportError(f"TensorRT builds engines only on the GPU that will run them: {machine.no_gpu}")
-        if not options.unverified:
-            raise ExportError(
-                f"a {TITLES[kind]} engine cannot be compared with its reference here: {machine.no_gpu}; build it where "
-                "it will run, or pass --unverified: then the runtime compares it at its first load, and refuses it if "
-                "it is wrong"
-            )
 
 
 def add_engines(

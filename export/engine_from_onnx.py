@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from odise_rt.backends.trt_package import import_package, make_logger
-from odise_rt.engines import EngineFacts, EngineKind, Profile
+from odise_rt.engine_facts import EngineFacts, EngineKind, Profile
 from odise_rt.errors import ExportError, OdiseError
 
 RESULT_NAME = "result.json"

@@ -19,23 +19,19 @@ from typing import Any
 
 import onnx_ir as ir
 
-from export.cuda_fusion import fuse_for_ort_cuda, write_out_fusions
+from export.cuda_fusion import fuse_for_ort_cuda
+from export.fused_operators import write_out_fusions
 from export.gather_sampling import replace_grid_sample
 from export.group_norm import apply_precise_group_norm, restore_group_norm
-from export.precision import (
-    Precision,
-    make_rounding_explicit,
-    node_blocks,
-    to_mixed_precision,
-    to_single_precision,
-)
+from export.precision import Precision, node_blocks, to_mixed_precision
 from export.precision_search import search_precision
+from export.rounding import make_rounding_explicit, to_single_precision
 from export.tolerances import STAGE_TOLERANCES
 from export.weight_store import WeightStore, save_graph
 from odise_rt.backends.ort import import_onnxruntime
 from odise_rt.bundle import StageFile, file_sha256
 from odise_rt.engine_check import Arrays, Bounds, Case, OutputCheck, check_stage
-from odise_rt.engines import EngineKind
+from odise_rt.engine_facts import EngineKind
 from odise_rt.errors import ExportError
 from odise_rt.specs import StageSpec
 
@@ -204,7 +200,7 @@ def check_on_cpu(
 
     Operators that only the CUDA provider has are written out in standard ones: what is compared is everything but those
     kernels. GroupNorms of float32 graphs are summed precisely (:mod:`export.group_norm`), and fp16 values are really
-    rounded (:func:`export.precision.make_rounding_explicit`).
+    rounded (:func:`export.rounding.make_rounding_explicit`).
     """
     ort = import_onnxruntime()
     candidate = model.clone()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from export.engine_from_onnx import RESULT_NAME, BuildJob, BuildResult
-from odise_rt.engines import TITLES
+from odise_rt.engine_facts import TITLES
 from odise_rt.errors import ExportError
 
 _JOB_NAME = "job.json"

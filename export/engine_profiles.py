@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from odise_rt.engines import Profile, ShapeRange
+from odise_rt.engine_facts import Profile, ShapeRange
 from odise_rt.errors import OptionsError
 from odise_rt.specs import ModelFacts, StageSpec
 from odise_rt.text_embeddings import BATCH as PROMPT_BATCH

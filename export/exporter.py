@@ -24,8 +24,9 @@ import torch
 from rich.console import Console
 
 from export.bundle_writer import BundleWriter, StageFiles
-from export.engine_builds import EngineOptions, add_engines
+from export.engine_builds import add_engines
 from export.engine_graphs import blocks_to_keep, stage_bounds
+from export.engine_options import EngineOptions
 from export.flops import StageFlops, count_flops
 from export.fusion import VARIANT, fuse_for_ort_cpu
 from export.graph_editing import remove_unread

@@ -24,16 +24,16 @@ Precision = Literal["fp32", "fp16"]
 
 HEAVY = frozenset({"MatMul", "Gemm", "Conv", "MultiHeadAttention"})
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Min", "Max", "Clip", "Where"})
-_LAYOUT = frozenset(
+LAYOUT = frozenset(
     {"Reshape", "Transpose", "Concat", "Split", "Slice", "Gather", "Expand", "Unsqueeze", "Squeeze", "Identity", "Pad"}
 )
 _FUSED = frozenset({"GroupNorm", "SkipLayerNormalization", "BiasGelu", "QuickGelu"})
 """Operators of ONNX Runtime (:mod:`export.cuda_fusion`), whose kernels keep statistics in float32 themselves."""
-LIGHT = _ARITHMETIC | _LAYOUT | _FUSED | {"Relu", "Sigmoid", "Tanh", "Gelu", "MaxPool", "Resize"}
+LIGHT = _ARITHMETIC | LAYOUT | _FUSED | {"Relu", "Sigmoid", "Tanh", "Gelu", "MaxPool", "Resize"}
 _COMPARISONS = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"})
-_LOGIC = frozenset({"Not", "Or", "And", "Xor", "Cast", "ReduceMax", "ReduceMin"}) | _LAYOUT
+_LOGIC = frozenset({"Not", "Or", "And", "Xor", "Cast", "ReduceMax", "ReduceMin"}) | LAYOUT
 _FP16_MAX = float(np.finfo(np.float16).max)
-_CAST_SUFFIX = "/precision"
+CAST_SUFFIX = "/precision"
 """Ends the names of the casts that are added here."""
 
 
@@ -211,85 +211,6 @@ def to_mixed_precision(model: ir.Model, keep: Collection[str] = ()) -> Precision
     return PrecisionReport(Counter(node.op_type for node in graph if id(node) in half), kept, casts)
 
 
-def to_single_precision(model: ir.Model) -> int:
-    """Undo :func:`to_mixed_precision` but for the rounding of weights. In place.
-
-    Returns:
-        How many casts went away; 0 for a float32 graph.
-    """
-    graph = model.graph
-    removed = 0
-    for node in list(graph):
-        if node.op_type != "Cast" or not (node.name or "").endswith(_CAST_SUFFIX):
-            continue
-        source, output = node.inputs[0], node.outputs[0]
-        assert source is not None
-        name = output.name
-        leaves = output.is_graph_output()
-        if leaves:
-            source.shape = output.shape
-            graph.outputs[next(i for i, value in enumerate(graph.outputs) if value is output)] = source
-        ir.convenience.replace_all_uses_with(output, source)
-        graph.remove(node, safe=True)
-        if leaves:
-            source.name = name
-        removed += 1
-    for value in graph.initializers.values():
-        tensor = value.const_value
-        if tensor is not None and tensor.dtype == ir.DataType.FLOAT16:
-            value.const_value = ir.tensor(tensor.numpy().astype(np.float32), name=value.name)
-            value.type = ir.TensorType(ir.DataType.FLOAT)
-    for node in graph:
-        for output in node.outputs:
-            if output.dtype == ir.DataType.FLOAT16:
-                output.type = ir.TensorType(ir.DataType.FLOAT)
-    remove_unread(graph)
-    return removed
-
-
-def make_rounding_explicit(model: ir.Model) -> int:
-    """Let every fp16 node compute in float32 and round its result by an explicit cast. In place; for comparisons.
-
-    ONNX Runtime has few fp16 kernels on CPU. Where it has none it computes in float32 and leaves out the rounding
-    between neighbours, so an fp16 graph that overflows on a GPU agrees on the CPU (measured, version 1.32, whatever the
-    optimisation level). Casts that are in the graph it keeps.
-
-    Returns:
-        How many nodes round now.
-    """
-    graph = model.graph
-    wide: dict[int, ir.Value] = {}  # fp16 value to its float32 form
-    rounded = 0
-    for node in list(graph):
-        half = [output for output in node.outputs if output.dtype == ir.DataType.FLOAT16]
-        if not half or node.op_type == "Cast" or node.op_type in _LAYOUT:
-            continue
-        for index in _convertible(node):
-            value = node.inputs[index]
-            if value is None or value.dtype != ir.DataType.FLOAT16:
-                continue
-            if id(value) not in wide:
-                cast = _named_cast(value, ir.DataType.FLOAT, f"{value.name}.wide")
-                graph.insert_before(node, cast)
-                wide[id(value)] = cast.outputs[0]
-            node.replace_input_with(index, wide[id(value)])
-        for output in half:
-            cast = _named_cast(output, ir.DataType.FLOAT16, f"{output.name}.rounded")
-            output.type = ir.TensorType(ir.DataType.FLOAT)
-            readers = [use for use in output.uses() if use.node is not cast]
-            for use in readers:
-                use.node.replace_input_with(use.idx, cast.outputs[0])
-            graph.insert_after(node, cast)
-        rounded += 1
-    return rounded
-
-
-def _named_cast(value: ir.Value, to: ir.DataType, name: str) -> ir.Node:
-    node = ir.node("Cast", [value], {"to": int(to)}, name=name)
-    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = name, ir.TensorType(to), value.shape
-    return node
-
-
 def _choose(graph: ir.Graph, claims: dict[int, Rule]) -> set[int]:
     """Ids of the nodes that work in fp16."""
     half: set[int] = set()
@@ -318,7 +239,7 @@ def _convert(graph: ir.Graph, half: set[int]) -> int:
         for index, value in enumerate(node.inputs):
             if value is None or value.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
                 continue
-            if id(node) in half and index not in _convertible(node):
+            if id(node) in half and index not in convertible(node):
                 continue
             have = produced.get(id(value), ir.DataType.FLOAT)
             if have is wanted:
@@ -339,7 +260,7 @@ def _convert(graph: ir.Graph, half: set[int]) -> int:
             inner.shape = output.shape
             graph.outputs[index] = inner
     remove_unread(graph)
-    return sum(1 for node in graph if node.op_type == "Cast" and (node.name or "").endswith(_CAST_SUFFIX))
+    return sum(1 for node in graph if node.op_type == "Cast" and (node.name or "").endswith(CAST_SUFFIX))
 
 
 def _cast(graph: ir.Graph, value: ir.Value, to: ir.DataType) -> ir.Value:
@@ -348,7 +269,7 @@ def _cast(graph: ir.Graph, value: ir.Value, to: ir.DataType) -> ir.Value:
         name = f"{value.name}.{'fp16' if to is ir.DataType.FLOAT16 else 'fp32'}"
         tensor = ir.tensor(value.const_value.numpy().astype(to.numpy()), name=name)
         return add_constant(graph, name, tensor)
-    node = ir.node("Cast", [value], {"to": int(to)}, name=f"{value.name}{_CAST_SUFFIX}")
+    node = ir.node("Cast", [value], {"to": int(to)}, name=f"{value.name}{CAST_SUFFIX}")
     node.outputs[0].name = f"{value.name}.{'fp16' if to is ir.DataType.FLOAT16 else 'fp32'}"
     node.outputs[0].type, node.outputs[0].shape = ir.TensorType(to), value.shape
     producer = value.producer()
@@ -374,7 +295,7 @@ def _back_to_heavy(value: ir.Value | None) -> list[ir.Node]:
 
 
 def _float_inputs(node: ir.Node) -> list[ir.Value]:
-    allowed = _convertible(node)
+    allowed = convertible(node)
     return [
         value
         for index, value in enumerate(node.inputs)
@@ -382,7 +303,7 @@ def _float_inputs(node: ir.Node) -> list[ir.Value]:
     ]
 
 
-def _convertible(node: ir.Node) -> range:
+def convertible(node: ir.Node) -> range:
     """Inputs that share the node's dtype; Resize reads its scales, and GroupNorm its weights, in float32 always."""
     return range(1) if node.op_type in ("Resize", "GroupNorm") else range(len(node.inputs))
 

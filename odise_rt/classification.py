@@ -189,6 +189,7 @@ def name_queries(
                 scores[start + row] = found.probabilities[row, ranked]
                 mask_scores[start + row] = np.exp(found.mask_log_probabilities[row, ranked])
                 clip_scores[start + row] = np.exp(found.clip_log_probabilities[row, ranked])
+        del found  # before the next block's are made
     if unknown is not None:
         likeliest = probabilities[:, :count].max(axis=1)
         unnamed = likeliest < unknown

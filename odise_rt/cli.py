@@ -20,6 +20,7 @@ by Ctrl-C, 143 by SIGTERM.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         exc.parser.print_usage(sys.stderr)
         _fail(str(exc), "UsageError", "--json" in arguments)
         raise SystemExit(2) from None
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names that are no text can be printed too
+        sys.stdout.reconfigure(errors="backslashreplace")
     level = logging.ERROR if args.quiet else logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True)
     try:

@@ -31,7 +31,11 @@ DEFAULT_MAX_BYTES = 1 << 30
 MAX_FILES_SEARCHED = 512
 """Lists of the same model in which single words are looked for: five lexicons of 100,000 words."""
 
-_READ_ERRORS = (OSError, ValueError, KeyError, EOFError, SyntaxError, MemoryError, zipfile.BadZipFile, zlib.error)
+# RuntimeError covers what zipfile does not implement, and encryption.
+_READ_ERRORS = (
+    *(OSError, ValueError, KeyError, EOFError, SyntaxError, MemoryError, RuntimeError, TypeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 def default_cache_dir() -> Path | None:

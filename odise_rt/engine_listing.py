@@ -6,7 +6,8 @@ from typing import Any
 
 from odise_rt.backends.machine import this_machine
 from odise_rt.bundle import Bundle
-from odise_rt.engines import TITLES, find_engines
+from odise_rt.engine_facts import TITLES
+from odise_rt.engines import find_engines
 
 
 def list_engines(bundle: Bundle) -> list[dict[str, Any]]:

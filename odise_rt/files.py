@@ -31,7 +31,16 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise
 
 
+def json_bytes(data: Any, indent: int | None = None) -> bytes:
+    """JSON as UTF-8; file names that are no text (bytes outside their encoding) are escaped."""
+    text = json.dumps(data, indent=indent, ensure_ascii=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(data, indent=indent).encode()
+
+
 def write_json(path: str | os.PathLike[str], data: Any) -> None:
     """Write JSON with indentation, atomically."""
     with atomic_writer(path) as file:
-        file.write((json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
+        file.write(json_bytes(data, indent=1) + b"\n")

@@ -42,7 +42,7 @@ class SegmentActor:
             given = json.loads(text)
             item = Input(Path(given["path"]), given["name"])
             for record in segment_input(self._segmenter, self._job, item, given["key"]):
-                yield {"record": [json.dumps(record, ensure_ascii=False)]}
+                yield {"record": [json.dumps(record)]}
 
 
 def segment_on_ray(

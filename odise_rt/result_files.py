@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
 from odise_rt.errors import OptionsError
-from odise_rt.files import atomic_writer, write_json
+from odise_rt.files import atomic_writer, json_bytes, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -131,8 +130,7 @@ def write_coco(folder: Path, entries: Callable[[], Iterable[dict[str, Any]]], vo
         _write_items(file, map(image, entries()))
         file.write(b'],\n"annotations": [')
         _write_items(file, map(annotation, entries()))
-        categories = json.dumps(coco_categories(vocabulary), ensure_ascii=False)
-        file.write(f'],\n"categories": {categories}}}\n'.encode())
+        file.write(b'],\n"categories": ' + json_bytes(coco_categories(vocabulary)) + b"}\n")
 
 
 def write_cvat(folder: Path, entries: Iterable[str], vocabulary: Vocabulary) -> None:
@@ -146,7 +144,7 @@ def write_cvat(folder: Path, entries: Iterable[str], vocabulary: Vocabulary) -> 
 
 def _write_items(file: IO[bytes], items: Iterable[dict[str, Any]]) -> None:
     for number, item in enumerate(items):
-        file.write((",\n" if number else "\n").encode() + json.dumps(item, ensure_ascii=False).encode())
+        file.write((b",\n" if number else b"\n") + json_bytes(item))
 
 
 def _from(target: Path, image: Path) -> str:

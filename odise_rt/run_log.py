@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from odise_rt.errors import OptionsError
-from odise_rt.files import atomic_writer
+from odise_rt.files import atomic_writer, json_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class RunLog:
     def append(self, record: dict[str, Any]) -> None:
         """Write a record; it is with the operating system when this returns."""
         place = self._file.seek(0, 2)
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self._file.write(json_bytes(record) + b"\n")
         self._file.flush()
         self._lines[record["name"]] = (place, record["key"])
 

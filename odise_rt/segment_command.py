@@ -121,11 +121,14 @@ def _add_batch(group: Any) -> None:
     )
     group.add_argument(
         "--ray",
-        nargs="?",
-        const="local",
+        action="store_true",
+        help="Run on Ray, on this machine unless --ray-address says otherwise.",
+    )
+    group.add_argument(
+        "--ray-address",
         metavar="ADDRESS",
-        help="Run on a Ray cluster: 'auto' for the one of this machine, ray://HOST:PORT, or without a value a new one "
-        "here. --out must be on a file system that all nodes share.",
+        help="Run on this Ray cluster: 'auto' for the one that this machine belongs to, HOST:PORT, or ray://HOST:PORT. "
+        "--out must be on a file system that all nodes share.",
     )
     group.add_argument("--actors", type=int, metavar="N", help="With --ray: processes. Default: one a GPU, else one.")
 
@@ -163,7 +166,7 @@ def _job(args: argparse.Namespace) -> Job:
         raise OptionsError(f"--every is {args.every}: expected a whole number of at least 1")
     if not 0 <= args.polygon_tolerance <= 100:
         raise OptionsError(f"--polygon-tolerance is {args.polygon_tolerance}: expected 0 to 100 pixels")
-    if args.actors is not None and (not args.ray or args.actors < 1):
+    if args.actors is not None and (not (args.ray or args.ray_address) or args.actors < 1):
         raise OptionsError(f"--actors is {args.actors}: expected at least 1, together with --ray")
     given = {name: getattr(args, name) for name in MODEL_OPTIONS if getattr(args, name) is not None}
     options = SegmentOptions(outputs=("semantic",) if "semantic" in formats else ("panoptic",), **given)
@@ -220,10 +223,11 @@ def _records(
         verify=not args.no_verify,
         low_memory=args.low_memory,
     )
-    if args.ray:
+    if args.ray or args.ray_address:
         from odise_rt.ray_batch import segment_on_ray
 
-        yield from segment_on_ray(load, job, pending, keys, address=args.ray, actors=args.actors, device=args.device)
+        address = args.ray_address or "local"
+        yield from segment_on_ray(load, job, pending, keys, address=address, actors=args.actors, device=args.device)
         return
     with load() as segmenter:
         _prepare_words(segmenter, job.vocabulary, quiet=args.quiet)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
     from odise_rt.preprocessing import ImageLike
-    from odise_rt.results import PanopticResult
+    from odise_rt.results import PanopticResult, Segment
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ OPACITY = 0.5
 MIN_LONG_EDGE = 640
 """Smaller pictures are enlarged by a whole factor, so that labels can be read."""
 _GOLDEN_ANGLE = 0.381966
+_BAND_PIXELS = 1 << 16
 _PLACING_CELLS = 160
 """Cells along the longer edge on which places for labels are looked for."""
 # Tried in turn for labels with letters that Pillow's own font lacks.
@@ -104,15 +105,20 @@ def overlay(
 
 def _blend(pixels: np.ndarray, segment_map: np.ndarray, colours: list[Colour]) -> np.ndarray:
     table = np.array([(0, 0, 0), *colours], np.float32)
-    blended = pixels.astype(np.float32)
-    inside = segment_map > 0
-    blended[inside] *= 1 - OPACITY
-    blended += table[segment_map] * np.float32(OPACITY)
     inner, outer = _outlines(segment_map, width=max(1, round(max(segment_map.shape) / 500)))
-    blended[outer] = blended[outer] * 0.25 + 255 * 0.75
-    blended[inner] = table[segment_map[inner]] * 0.6
-    rounded: np.ndarray = np.clip(blended + 0.5, 0, 255).astype(np.uint8)
-    return rounded
+    picture = np.empty(pixels.shape, np.uint8)
+    # By bands of rows that stay in a core's cache: many times faster on a camera's pictures than all at once.
+    step = max(1, _BAND_PIXELS // segment_map.shape[1])
+    for start in range(0, len(pixels), step):
+        rows = slice(start, start + step)
+        owners = segment_map[rows]
+        blended = pixels[rows].astype(np.float32)
+        blended[owners > 0] *= 1 - OPACITY
+        blended += table[owners] * np.float32(OPACITY)
+        blended[outer[rows]] = blended[outer[rows]] * 0.25 + 255 * 0.75
+        blended[inner[rows]] = table[owners[inner[rows]]] * 0.6
+        picture[rows] = np.clip(blended + 0.5, 0, 255)
+    return picture
 
 
 def _outlines(segment_map: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +217,7 @@ def _with_legend(picture: Image.Image, result: PanopticResult, colours: list[Col
     rows += [
         (
             colour,
-            segment.label,
+            _legend_name(segment),
             ("" if math.isnan(segment.score) else f"{segment.score:.2f}", f"{100 * segment.area / total:.1f} %"),
         )
         for segment, colour in shown
@@ -243,6 +249,13 @@ def _with_legend(picture: Image.Image, result: PanopticResult, colours: list[Col
             right = page.width - margin - (1 - place) * figure_width
             draw.text((right, middle), figure, font=small, fill=(110, 110, 110), anchor="rm")
     return page
+
+
+def _legend_name(segment: Segment) -> str:
+    """The label; of an unknown segment also the word that came nearest, to whose probability the score belongs."""
+    if segment.unknown and segment.candidates:
+        return f"{segment.label} ({segment.candidates[0].label}?)"
+    return segment.label
 
 
 def _fit(draw: ImageDraw.ImageDraw, label: str, width: float, font_size: int) -> tuple[str, Any]:

@@ -14,7 +14,8 @@ from odise_rt.backends.engine_stage import open_engine_stage, verify_engine
 from odise_rt.backends.machine import this_machine
 from odise_rt.backends.ort import OrtBackend, working_provider
 from odise_rt.bundle import Bundle
-from odise_rt.engines import ENGINE_KINDS, TITLES, Engine, EngineKind, Engines, Machine, find_engines
+from odise_rt.engine_facts import ENGINE_KINDS, TITLES, EngineKind, Machine
+from odise_rt.engines import Engine, Engines, find_engines
 from odise_rt.errors import BackendError, MissingPackageError
 from odise_rt.specs import STAGES
 
@@ -107,6 +108,8 @@ class CudaBackend:
             engine = self._engines.fitting(bundle, self._machine, stage, kind)
             if engine is not None:
                 return engine
+            if self._engines.of(stage, kind) or _is_broken(self._engines, stage, kind):
+                logger.warning("engine not used: %s", self._engines.why_not(bundle, self._machine, stage, kind))
         if self._no_ort is None:
             return None
         raise BackendError(why_no_cuda(bundle, self._machine, self._engines, self._no_ort, stage))

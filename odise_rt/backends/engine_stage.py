@@ -9,7 +9,8 @@ from odise_rt.backends.base import Stage, StageFacts
 from odise_rt.backends.device import CudaSession
 from odise_rt.backends.trt import TrtEngine, TrtStage
 from odise_rt.engine_check import check_stage
-from odise_rt.engines import TITLES, Engine
+from odise_rt.engine_facts import TITLES
+from odise_rt.engines import Engine
 from odise_rt.errors import BackendError
 from odise_rt.specs import StageSpec
 

@@ -8,7 +8,7 @@ import platform
 import sys
 
 from odise_rt.backends.trt_package import MODULES, package_cuda, package_version
-from odise_rt.engines import EngineKind, Machine
+from odise_rt.engine_facts import EngineKind, Machine
 
 _NO_CUDA_CORE = "cuda-core is not installed: pip install 'odise_rt[gpu]'"
 

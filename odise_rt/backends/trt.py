@@ -28,7 +28,8 @@ from odise_rt.backends.device import (
     memory_error,
 )
 from odise_rt.backends.trt_package import import_package, make_logger
-from odise_rt.engines import Engine, EngineKind, Profile
+from odise_rt.engine_facts import EngineKind, Profile
+from odise_rt.engines import Engine
 from odise_rt.errors import BackendError
 from odise_rt.specs import StageSpec
 

@@ -10,7 +10,7 @@ import logging
 import re
 from typing import Any
 
-from odise_rt.engines import TITLES, EngineKind
+from odise_rt.engine_facts import TITLES, EngineKind
 from odise_rt.errors import BackendError, MissingPackageError
 
 logger = logging.getLogger(__name__)

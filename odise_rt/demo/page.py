@@ -183,9 +183,10 @@ def _controls(
 ) -> Controls:
     """The values of the page's controls, in their order on the page."""
     object_mask, overlap, clip_seen, clip_unseen, unknown, least_score = map(float, thresholds)
+    second = Words(other_words or "", tuple(other_lists or ()))
     return Controls(
         words=Words(words or "", tuple(lists or ())),
-        other=Words(other_words or "", tuple(other_lists or ())) if compare else None,
+        other=second if compare and (second.text.strip() or second.lists) else None,  # not before there are words
         mode=mode,
         object_mask_threshold=object_mask,
         overlap_threshold=overlap,

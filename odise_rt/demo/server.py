@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
 import tempfile
 import urllib.parse
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 MAX_UPLOAD_BYTES = 48 << 20
 """Largest file that may be sent."""
-GRACE_SECONDS = 3
+GRACE_SECONDS = 2
 """How long running requests may take to finish when the server stops."""
 _NAME_HEADER = "x-odise-picture"
 # Gradio compiles its templates in the browser ('unsafe-eval') and starts from inline scripts; all else is ours alone.
@@ -211,6 +212,12 @@ def _comes_from_elsewhere(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return urllib.parse.urlsplit(origin).netloc not in hosts - {None}
 
 
+def _is_no_goodbye(record: logging.LogRecord) -> bool:
+    """Leave out of the log that streams of open pages were cut when the server stopped."""
+    cut = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cut and not str(record.msg).startswith("Cancel ")
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A socket that the server will take connections from.
 
@@ -265,7 +272,15 @@ def serve(bench: Workbench, listener: socket.socket, ready: Callable[[str], None
                 if self.started:
                     ready(address)
 
+        logging.getLogger("uvicorn.error").addFilter(_is_no_goodbye)
+        # uvicorn stops at either signal, then sends it again; SIGTERM alone would end the process without tidying up.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         server = Announcing(config)
-        server.run(sockets=[listener])
+        try:
+            server.run(sockets=[listener])
+        except KeyboardInterrupt:
+            logger.info("stopped")
+        finally:
+            signal.signal(signal.SIGTERM, before)
         if not server.started:
             raise OdiseError("the web server could not start: run it with -v to see why")

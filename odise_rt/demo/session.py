@@ -244,7 +244,7 @@ class Workbench:
             shown = shown_as(self._name(picture, controls), controls.mode, controls.least_score)
             chosen = colours(shown, beside.vocabulary() if beside else None)
             buffer = io.BytesIO()
-            overlay(picture.pixels, shown, colours=chosen).save(buffer, format="PNG")
+            overlay(picture.pixels, shown, colours=chosen).save(buffer, format="PNG", compress_level=1)
         return buffer.getvalue()
 
     def result_json(self, picture: Picture, key: str) -> bytes:

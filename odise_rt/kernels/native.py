@@ -2,8 +2,8 @@
 
 ``make kernels`` compiles the sources to fatbins, which cuda-core loads; nothing of that happens on import. Arrays are
 anything that offers ``__cuda_array_interface__`` or DLPack (torch, CuPy, pycuda, cuda-core's own), contiguous;
-bfloat16 comes as its bits, uint16 (``tensor.view(torch.uint16)``). Work is put on the stream that is given and not
-waited for; nothing is allocated: results and workspace are the caller's.
+bfloat16 comes as its bits, uint16 (``tensor.view(torch.uint16)``), or however the library names it. Work is put on the
+stream that is given and not waited for; nothing is allocated: results and workspace are the caller's.
 
 This module was written to cuda-core's documented interface. Its checks and errors are tested; a launch has not been
 run where it was written, for want of a GPU: ``python -m benchmarks.gpu_check`` does that.
@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from odise_rt.errors import BackendError, MissingPackageError
+from odise_rt.backends.device import DeviceArray, as_device_array, import_cuda_core
+from odise_rt.errors import BackendError
 from odise_rt.kernels.launch_plans import (
     ATTENTION_LEVELS,
     BFLOAT16,
@@ -37,7 +37,7 @@ from odise_rt.kernels.reference import MASK_STRIDE
 MODULES = ("mask_pooling", "panoptic_merge", "deformable_attention")
 FOLDER_VARIABLE = "ODISE_RT_KERNELS_DIR"
 _PREFIXES = {"odise_pool": "mask_pooling", "odise_merge": "panoptic_merge", "odise_attention": "deformable_attention"}
-_DTYPES = {"float32": FLOAT32, "float16": FLOAT16, "uint16": BFLOAT16, "bfloat16": BFLOAT16}
+_DTYPES = {"float32": FLOAT32, "float16": FLOAT16, "uint16": BFLOAT16, "bfloat16": BFLOAT16, "void16": BFLOAT16}
 _HERE = Path(__file__).resolve().parent
 
 
@@ -61,72 +61,36 @@ def kernel_file(name: str) -> Path:
     )
 
 
-@dataclass(frozen=True)
-class GpuArray:
-    """A contiguous array on a GPU."""
-
-    pointer: int
-    shape: tuple[int, ...]
-    dtype: str
-    """numpy's name of it, or ``"bfloat16"``."""
-    owner: object
-    """Kept alive while the array is used."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements."""
-        return int(np.prod(self.shape, dtype=np.int64)) * (
-            2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize
-        )
-
-
-def gpu_array(value: object, name: str) -> GpuArray:
+def gpu_array(value: object, name: str) -> DeviceArray:
     """View an array without a copy. The producer's work is not waited for: order streams before.
 
     Raises:
         BackendError: it is no array on a GPU, or not contiguous.
     """
-    if isinstance(value, GpuArray):
+    if isinstance(value, DeviceArray):
         return value
     try:
         interface = getattr(value, "__cuda_array_interface__", None)
     except (AttributeError, RuntimeError, TypeError) as exc:  # torch: on the CPU, or with a gradient
         raise BackendError(f"{name} cannot be read on a GPU: {exc}") from exc
-    if interface is not None:
-        shape = tuple(int(n) for n in interface["shape"])
-        dtype = np.dtype(interface["typestr"])
-        strides = interface.get("strides")
-        if strides is not None:
-            strides = tuple(int(s) // dtype.itemsize for s in strides)
-        pointer = int(interface["data"][0])
-        kind = dtype.name
-    elif hasattr(value, "__dlpack__"):
-        _import_cuda_core()
-        from cuda.core.utils import StridedMemoryView
-
-        try:
-            view = StridedMemoryView.from_any_interface(value, stream_ptr=-1)
-            if not view.is_device_accessible:
-                raise BackendError(f"{name} is not on a GPU: copy it there first")
-            shape, pointer = tuple(int(n) for n in view.shape), int(view.ptr)
-            strides = None if view.strides is None else tuple(int(s) for s in view.strides)
-            kind = np.dtype(view.dtype).name
-            value = (value, view)
-        except (BufferError, RuntimeError, TypeError, ValueError, NotImplementedError) as exc:
-            raise BackendError(f"{name} cannot be read on a GPU: {exc}") from exc
-    else:
+    if interface is None:
+        array = as_device_array(value, stream=-1)
+        if array is None:
+            raise BackendError(
+                f"{name} came as {type(value).__name__}: expected an array on a GPU, with __cuda_array_interface__ or "
+                "DLPack"
+            )
+        return array
+    shape, dtype = tuple(int(n) for n in interface["shape"]), np.dtype(interface["typestr"])
+    strides = interface.get("strides")
+    if strides is not None and not _is_dense(shape, [int(s) // dtype.itemsize for s in strides]):
         raise BackendError(
-            f"{name} came as {type(value).__name__}: expected an array on a GPU, "
-            "with __cuda_array_interface__ or DLPack"
+            f"{name} of shape {shape} has strides {strides} in bytes: expected a C-contiguous array; copy it first"
         )
-    if strides is not None and not _is_dense(shape, strides):
-        raise BackendError(
-            f"{name} of shape {shape} has strides {strides}: expected a C-contiguous array; copy it first"
-        )
-    return GpuArray(pointer, shape, kind, value)
+    return DeviceArray(int(interface["data"][0]), shape, dtype, value)
 
 
-def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
     step = 1
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if size > 1 and stride != step:
@@ -145,7 +109,7 @@ class Kernels:
             MissingPackageError: cuda-core is not installed.
             BackendError: there is no GPU that works, or the kernels are not built or do not fit it.
         """
-        self._core = _import_cuda_core()
+        self._core = import_cuda_core()
         try:
             self._device = self._core.Device(device_id)
             self._device.set_current()
@@ -209,7 +173,7 @@ class Kernels:
         few = (queries, channels, plan.splits)
         self._launch(plan.finish, stream, work.pointer, counts, *map(np.int32, few), out.pointer, count.pointer)
 
-    def _pool_plan(self, logits: GpuArray, features: GpuArray) -> tuple[MaskPoolPlan, int]:
+    def _pool_plan(self, logits: DeviceArray, features: DeviceArray) -> tuple[MaskPoolPlan, int]:
         dtype = _dtype(features, "features")
         if len(logits.shape) != 4 or len(features.shape) != 4 or _dtype(logits, "logits") != dtype:
             raise BackendError(
@@ -362,33 +326,24 @@ def _allow_shared_memory(kernel: Any, size: int, device_id: int) -> None:
         raise RuntimeError(f"{size} bytes of shared memory were refused ({status})")
 
 
-def _import_cuda_core() -> Any:
-    try:
-        import cuda.core
-    except ImportError as exc:
-        raise MissingPackageError(
-            "the CUDA kernels need cuda-core, which is not installed: pip install 'odise_rt[gpu]'"
-        ) from exc
-    return cuda.core
-
-
-def _dtype(array: GpuArray, name: str) -> int:
-    if array.dtype not in _DTYPES:
+def _dtype(array: DeviceArray, name: str) -> int:
+    """Element type by its number. numpy knows bfloat16 as its bits, as two bytes of anything, or by ml_dtypes."""
+    if array.dtype.name not in _DTYPES:
         raise BackendError(
             f"{name} has dtype {array.dtype}, expected float32, float16 or bfloat16 (as its bits, uint16)"
         )
-    return _DTYPES[array.dtype]
+    return _DTYPES[array.dtype.name]
 
 
-def _expect(array: GpuArray, name: str, shape: tuple[int, ...], dtype: int) -> GpuArray:
+def _expect(array: DeviceArray, name: str, shape: tuple[int, ...], dtype: int) -> DeviceArray:
     if array.shape != shape or _dtype(array, name) != dtype:
         wanted = next(n for n, d in _DTYPES.items() if d == dtype)
         raise BackendError(f"{name} is {array.dtype} {array.shape}, expected {wanted} {shape}")
     return array
 
 
-def _expect_named(array: GpuArray, name: str, shape: tuple[int, ...], dtype: str) -> GpuArray:
-    if array.shape != shape or array.dtype != dtype:
+def _expect_named(array: DeviceArray, name: str, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+    if array.shape != shape or array.dtype.name != dtype:
         raise BackendError(f"{name} is {array.dtype} {array.shape}, expected {dtype} {shape}")
     return array
 

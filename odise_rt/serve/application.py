@@ -194,6 +194,7 @@ class RayDispatcher:
         import ray
         from ray import serve
 
+        logging.getLogger("ray.serve").setLevel(max(logging.WARNING, logging.getLogger().level))
         local = self._replicas.ray_address is None
         options: dict[str, Any] = {"address": self._replicas.ray_address}
         if local:

@@ -87,6 +87,7 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
         from fastapi import FastAPI, Request
         from fastapi.responses import HTMLResponse, JSONResponse, Response
         from starlette.exceptions import HTTPException
+        from starlette.requests import ClientDisconnect
     except ImportError as exc:
         raise MissingPackageError("serving needs more packages: pip install 'odise_rt[serve]'") from exc
 
@@ -112,6 +113,7 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
     @app.post(
         "/v1/segment",
         summary="Segment an image by words",
+        tags=["segmentation"],
         response_class=Response,
         responses=openapi.segment_responses(),
         openapi_extra=openapi.segment_operation(context.limits),
@@ -127,9 +129,7 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
                 image, form = await read_upload(
                     request.stream(), headers.get("content-type", ""), headers.get("content-length"), context.limits
                 )
-            except RequestRefused:
-                raise
-            except Exception:  # the client left in the middle of its upload
+            except ClientDisconnect:  # in the middle of its upload
                 return Response(status_code=STATUS_CLIENT_GONE)
             fields = parse_fields([*request.query_params.multi_items(), *form])
             answer = await _dispatch(context, SegmentRequest(image, fields), request.receive)
@@ -140,7 +140,7 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
             return _problem_response(answer.problem, request.scope, context.metrics)
         return Response(answer.content, media_type=answer.media_type)
 
-    @app.get("/v1/vocabularies", summary="Vocabularies that requests may name")
+    @app.get("/v1/vocabularies", summary="Vocabularies that requests may name", tags=["segmentation"])
     async def vocabularies() -> dict[str, Any]:
         return {
             name: {"classes": len(v), "words": len(v.words), "things": int(v.isthing.sum())}
@@ -150,6 +150,7 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
     @app.get(
         "/v1/vocabularies/{name}",
         summary="The classes of one vocabulary",
+        tags=["segmentation"],
         responses=openapi.problem_responses("not_found"),
     )
     async def vocabulary(name: str) -> dict[str, Any]:
@@ -158,7 +159,9 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
             raise RequestRefused("not_found", "there is no such vocabulary: see /v1/vocabularies")
         return found.to_dict()
 
-    @app.get("/v1/bundle", summary="The model that is served, its defaults and this server's limits")
+    @app.get(
+        "/v1/bundle", summary="The model that is served, its defaults and this server's limits", tags=["segmentation"]
+    )
     async def bundle() -> dict[str, Any]:
         limits, opened = context.limits, context.bundle
         return {
@@ -178,13 +181,14 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
             },
         }
 
-    @app.get("/healthz", summary="Whether the server lives")
+    @app.get("/healthz", summary="Whether the server lives", tags=["operation"])
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.get(
         "/readyz",
         summary="Whether requests are served now",
+        tags=["operation"],
         responses=openapi.problem_responses("not_ready", "shutting_down"),
     )
     async def readyz() -> dict[str, Any]:
@@ -195,7 +199,7 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
             raise RequestRefused("not_ready", state.reason or "no replica is running", 2.0)
         return {"status": "ready", "replicas": state.replicas}
 
-    @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    @app.get("/metrics", summary="Prometheus metrics", tags=["operation"], response_class=Response)
     async def metrics() -> Response:
         content, media_type = context.metrics.exposition()
         return Response(content, media_type=media_type)
@@ -220,7 +224,7 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
     def schema() -> dict[str, Any]:
         if app.openapi_schema is None:
             generated = generate()
-            generated.setdefault("components", {}).setdefault("schemas", {}).update(openapi.components())
+            openapi.complete(generated)
             app.openapi_schema = generated
         return app.openapi_schema
 

@@ -37,8 +37,19 @@ _SEGMENT_EXAMPLE = {
 }
 
 
-def components() -> dict[str, Any]:
-    """Schemas that the routes refer to."""
+def complete(generated: dict[str, Any]) -> None:
+    """Add the form of problems to what FastAPI generated, and take out its own, which this server never sends."""
+    schemas = generated.setdefault("components", {}).setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    for path in generated["paths"].values():
+        for operation in path.values():
+            if "HTTPValidationError" in str(operation["responses"].get("422", "")):
+                del operation["responses"]["422"]
+    schemas["Error"] = _error_schema()
+
+
+def _error_schema() -> dict[str, Any]:
     error = {
         "type": "object",
         "required": ["type", "status", "message", "retryable"],
@@ -50,7 +61,7 @@ def components() -> dict[str, Any]:
             "request_id": {"type": "string", "description": "Also in the header X-Request-Id and in the log."},
         },
     }
-    return {"Error": {"type": "object", "required": ["error"], "properties": {"error": error}}}
+    return {"type": "object", "required": ["error"], "properties": {"error": error}}
 
 
 def problem_responses(*types: str) -> dict[int | str, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -108,8 +107,3 @@ def problem_from(exc: BaseException) -> Problem:
         return Problem("engine_failed", "the engine failed on this request; the server's log says why")
     logger.error("unexpected error", exc_info=exc)
     return Problem("internal", "an unexpected error; the server's log has the details under this request's time")
-
-
-def describe() -> list[dict[str, Any]]:
-    """Every problem as data, for the documentation."""
-    return [dataclasses.asdict(Problem(t, "")) | {"status": s, "retryable": t in RETRYABLE} for t, s in STATUS.items()]

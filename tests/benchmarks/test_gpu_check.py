@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import gpu_check
+from benchmarks import gpu_check, gpu_network
 from benchmarks.gpu_network import compare_outputs, network_values
 from benchmarks.gpu_rows import (
     Clock,
@@ -30,6 +31,11 @@ from benchmarks.gpu_rows import (
     run_part,
 )
 from benchmarks.harness import REPOSITORY, Summary
+from odise_rt.backends.ort import OrtBackend
+from odise_rt.bundle import Bundle
+from odise_rt.engine_facts import ENGINE_KINDS
+from odise_rt.specs import STAGES
+from tests.odise_rt.fake_bundle import write_bundle
 
 PART = Part("kernels", 5, "kernels against float64")
 
@@ -195,6 +201,45 @@ def test_compare_outputs() -> None:
     values = network_values(Summary.of([0.1]), (1024, 1024), 400e12, 3 << 30)
     assert math.isclose(float(values["of_matmul_rate"]), 0.31)
     assert values["peak_gib"] == 3
+
+
+def test_engines_that_are_not_here_are_rows(tmp_path: Path) -> None:
+    bundle = Bundle.open(write_bundle(tmp_path / "bundle"))
+    rows: list[Row] = []
+    names = [name for name, _ in gpu_network._engines(rows.append, bundle)]
+    if names:
+        pytest.skip("this machine has a GPU that ONNX Runtime can use")
+    assert {row.status for row in rows} == {"missing"}
+    assert {f"{kind} {stage}" for kind in ENGINE_KINDS for stage in STAGES} <= {row.name for row in rows}
+    assert all(row.detail for row in rows)
+
+
+def test_stages_are_compared_and_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ONNX Runtime on the CPU as engine and as reference: right results pass, a wrong one fails."""
+    folder = write_bundle(tmp_path / "bundle")
+    backend = OrtBackend("cpu", 1)
+
+    class Wrong:
+        def __init__(self, stage: Any) -> None:
+            self.stage = stage
+
+        def run(self, inputs: Any) -> Any:
+            return {name: -array for name, array in self.stage.run(inputs).items()}
+
+        def close(self) -> None:
+            self.stage.close()
+
+    def engines(_emit: Any, bundle: Any) -> Any:
+        yield "right", lambda stage: backend.load(bundle, stage)
+        yield "wrong", lambda stage: Wrong(backend.load(bundle, stage))
+
+    monkeypatch.setattr(gpu_network, "_engines", engines)
+    monkeypatch.setattr(gpu_network, "_reference_backend", lambda checkpoint: (backend, "the CPU"))
+    rows: list[Row] = []
+    gpu_network.check_engines(rows.append, folder, tmp_path, quick=True)
+    assert [(row.name, row.status) for row in rows] == [
+        (f"{engine} {stage}", status) for engine, status in (("right", "pass"), ("wrong", "fail")) for stage in STAGES
+    ]
 
 
 def test_without_a_gpu_it_is_one_error(tmp_path: Path) -> None:

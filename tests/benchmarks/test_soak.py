@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.soak import essence, requests, slope
+from benchmarks.soak import envelope, essence, requests, slope
 
 
 def test_slope_is_found_under_noise_and_jumps() -> None:
@@ -14,6 +14,17 @@ def test_slope_is_found_under_noise_and_jumps() -> None:
     values[::23] += 5e6  # a sample in the middle of a large request
     assert 900 < slope(times, values) < 1100
     assert abs(slope(times, np.full(200, 1e8))) == 0
+
+
+def test_what_comes_and_goes_with_requests_does_not_count() -> None:
+    rng = np.random.default_rng(0)
+    times = np.linspace(0, 600, 300)
+    values = 1e8 + rng.exponential(3e7, 300)  # up to a request's worth above what stays
+    values[rng.random(300) < 0.5] = 1e8
+    at, least = envelope(times, values)
+    assert len(at) == 60
+    assert (np.diff(at) > 0).all()
+    assert abs(slope(at, least)) < 1
 
 
 def test_requests_are_the_same_every_time_and_some_are_broken() -> None:

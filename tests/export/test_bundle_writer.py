@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from export.bundle_writer import BundleWriter
+from export.weight_store import WeightStore
 from odise_rt.bundle import MANIFEST_NAME
 from odise_rt.errors import ExportError
 
@@ -168,3 +170,24 @@ def test_an_unwritable_place_is_an_export_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(ExportError, match="cannot write beside"), BundleWriter(tmp_path / "file" / "bundle"):
         pass
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was refused stays in the file's buffer, so that closing it fails once more."""
+    out = tmp_path / "bundle"
+    _export(out, "one")
+
+    def full(store: WeightStore) -> None:
+        store._file.close()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(WeightStore, "close", full)
+    with pytest.raises(OSError, match="the first error"), BundleWriter(out, force=True) as writer:
+        writer.weights("a")
+        raise OSError(errno.ENOSPC, "the first error")
+    with pytest.raises(ExportError, match="free space"), BundleWriter(out, force=True) as writer:
+        _fill(writer, "two")
+        writer.weights("a")
+        writer.publish()
+    assert _found(out) == "one"
+    assert list(tmp_path.iterdir()) == [out]

@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from export.cuda_fusion import SPLIT_GELU_WIDTHS, fuse_for_ort_cuda, write_out_fusions
+from export.cuda_fusion import SPLIT_GELU_WIDTHS, fuse_for_ort_cuda
+from export.fused_operators import write_out_fusions
 from export.precision import to_mixed_precision
 from tests.export.conftest import graph_from_text, operators, run
 from tests.export.test_fusion import _attention, _inputs

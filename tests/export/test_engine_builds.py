@@ -20,14 +20,16 @@ from rich.console import Console
 
 from export import engine_builds
 from export.build_engines import main
-from export.engine_builds import EngineOptions, add_engines
+from export.engine_builds import add_engines
 from export.engine_from_onnx import BuildJob
 from export.engine_graphs import load_single_precision
+from export.engine_options import EngineOptions
 from export.engine_process import build_in_process
 from export.weight_store import WeightStore, save_graph
 from odise_rt.backends import device, machine
 from odise_rt.bundle import Bundle
-from odise_rt.engines import ShapeRange, find_engines
+from odise_rt.engine_facts import ShapeRange
+from odise_rt.engines import find_engines
 from odise_rt.errors import ExportError, MissingPackageError, OptionsError
 from odise_rt.segmenter import Segmenter
 from odise_rt.specs import STAGES
@@ -93,9 +95,14 @@ def test_what_is_up_to_date_is_kept_and_what_changed_is_built(bundle: Bundle, gp
     again = add_engines(bundle, ONE, QUIET)
     assert (len(again.built), len(again.kept)) == (0, 1)
     assert first.path.stat().st_mtime_ns == stamp
-    for change in ({"sizes": ((96, 128),)}, {"windows": (1, 3)}, {"optimization_level": 5}, {"precision": "fp16"}):
-        options = EngineOptions(**{**vars(ONE), "stages": ("mask_decoder", "clip_image"), **change})  # type: ignore[arg-type]
-        assert add_engines(bundle, options, QUIET).built
+    changes: dict[str, dict[str, Any]] = {
+        "mask_decoder": {"sizes": ((96, 128),)},
+        "clip_image": {"windows": (1, 3), "optimization_level": 5, "precision": "fp16"},
+    }
+    for stage, facts in changes.items():
+        for name, value in facts.items():
+            options = EngineOptions(**{**vars(ONE), "stages": (stage,), name: value})
+            assert add_engines(bundle, options, QUIET).built
     rebuilt = add_engines(bundle, EngineOptions(**{**vars(ONE), "rebuild": True}), QUIET)
     assert [engine.folder for engine in rebuilt.built] == [first.folder]
     assert first.path.stat().st_mtime_ns > stamp
@@ -292,6 +299,11 @@ def test_command_adds_engines(bundle: Bundle, gpu: Calls, capsys: pytest.Capture
         (["--bundle", "B"], "--bundle needs --engine"),
         (["--bundle", "B", "--engine", "ort-cuda", "--out", "o"], "it cannot go with --out"),
         (["--bundle", "B", "--engine", "ort-cuda", "--checkpoint", "c"], "it cannot go with --checkpoint"),
+        (
+            ["--bundle", "B", "--engine", "ort-cuda", "--precision", "fp16"],
+            "cannot go with --precision; the precision of",
+        ),
+        (["--bundle", "B", "--engine", "ort-cuda", "--force", "--keep-going"], "cannot go with --force, --keep-going"),
         (["--checkpoint", "c"], "an export needs --out"),
         (["--bundle", "nowhere", "--engine", "ort-cuda", "--unverified"], "no bundle at nowhere"),
         (["--bundle", "B", "--engine", "tensorrt-rtx", "--unverified"], "is not installed"),
@@ -301,6 +313,21 @@ def test_command_refuses(
     bundle: Bundle, gpu: Calls, capsys: pytest.CaptureFixture[str], args: list[str], message: str
 ) -> None:
     assert main([str(bundle.root) if arg == "B" else arg for arg in args]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--size", "1024"], "'1024' is no size: expected HEIGHTxWIDTH"),
+        (["--size", "-1x5"], "is no size"),
+        (["--windows", "1,,2"], "are no counts"),
+        (["--engine", "tensorflow"], "invalid choice: 'tensorflow'"),
+    ],
+)
+def test_command_refuses_what_it_cannot_read(capsys: pytest.CaptureFixture[str], args: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--bundle", "B", *[f"{args[0]}={args[1]}"]])
     assert message in capsys.readouterr().err
 
 

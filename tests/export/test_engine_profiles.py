@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.engine_profiles import EngineShapes, engine_shapes, stage_profiles
-from odise_rt.engines import Profile
+from odise_rt.engine_facts import Profile
 from odise_rt.errors import OptionsError
 from odise_rt.preprocessing import network_size
 from odise_rt.specs import ModelFacts, stage_specs

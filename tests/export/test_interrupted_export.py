@@ -6,6 +6,7 @@ The checkpoint is the small one of these tests; the commands, files and renames 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -18,9 +19,12 @@ import pytest
 
 from export.bundle_writer import _ABANDONED_SECONDS
 from odise_rt.bundle import MANIFEST_NAME, Bundle
-from tests.export.conftest import small_checkpoint
+from tests.export.conftest import small_config
 from tests.odise_rt.fake_bundle import write_bundle
 from training.checkpoints import save_checkpoint
+from training.checkpoints.own_format import uninitialised_model
+from training.config import ODISE_TINY
+from training.initialization import initialise, tokenizer_for
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -28,11 +32,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    small = small_checkpoint()
+    """The small model with odise-tiny's windows: a whole export needs them."""
+    changes = {"window": ODISE_TINY.window, "test_short_edge": ODISE_TINY.test_short_edge}
+    config = dataclasses.replace(small_config(), **changes)
+    model = uninitialised_model(config)
+    initialise(model, seed=3)
     folder = tmp_path_factory.mktemp("checkpoint") / "small"
-    save_checkpoint(
-        folder, small.model, tokenizer_json=small.tokenizer_json, training_vocabulary=list(small.training_vocabulary)
-    )
+    save_checkpoint(folder, model.eval(), tokenizer_json=tokenizer_for(config), training_vocabulary=["sky", "tree"])
     return folder
 
 

@@ -12,14 +12,16 @@ import pytest
 from onnx import TensorProto, helper
 from rich.console import Console
 
-from export.engine_builds import EngineOptions, add_engines
+from export.engine_builds import add_engines
 from export.engine_from_onnx import BuildJob
+from export.engine_options import EngineOptions
 from export.engine_process import build_in_process
 from export.exporter import ExportOptions, build_bundle
 from export.precision import Precision
 from export.sources import from_checkpoint
 from odise_rt.bundle import Bundle
-from odise_rt.engines import ShapeRange, find_engines
+from odise_rt.engine_facts import ShapeRange
+from odise_rt.engines import find_engines
 from odise_rt.errors import ExportError
 from odise_rt.specs import STAGES
 

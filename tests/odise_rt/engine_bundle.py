@@ -11,15 +11,8 @@ import numpy as np
 from odise_rt.backends.ort import OrtBackend
 from odise_rt.bundle import Bundle, file_sha256
 from odise_rt.engine_check import Bounds, Case
-from odise_rt.engines import (
-    REFERENCE_FILE,
-    Engine,
-    EngineFacts,
-    EngineKind,
-    ShapeRange,
-    write_engine_file,
-    write_reference,
-)
+from odise_rt.engine_facts import EngineFacts, EngineKind, ShapeRange
+from odise_rt.engines import REFERENCE_FILE, Engine, write_engine_file, write_reference
 from odise_rt.specs import STAGES, StageSpec
 from tests.odise_rt.fake_gpu import CAPABILITY, GPU, VERSION, plan_of
 

@@ -20,6 +20,7 @@ from odise_rt import OptionsError, Segmenter, cli, rle
 from odise_rt.batch import Job
 from odise_rt.inputs import Input, find_inputs
 from odise_rt.options import SegmentOptions
+from odise_rt.result_files import FORMATS
 from odise_rt.run_log import FILE_NAME, RunLog
 from odise_rt.vocabulary import Vocabulary
 from tests.odise_rt.fake_bundle import colour_image
@@ -301,17 +302,37 @@ def test_folder_that_holds_only_folders_says_how(tmp_path: Path) -> None:
 
 def test_results_are_not_taken_for_images(label_bundle: Path, photos: Path) -> None:
     """With the results inside the folder, or among its images, a second run finds the same inputs as the first."""
+    for i in range(2, 6):
+        (photos / f"p{i}.png").unlink()
     for out, recursive in ((photos / "results", ["--recursive"]), (photos, []), (photos, ["--recursive"])):
         shutil.rmtree(photos / "results", ignore_errors=True)
         for formats in ("overlay,png,semantic,json,coco", "overlay,json"):
             run = command(label_bundle, photos, *recursive, "--out", out, "--format", formats)
             assert cli.main(run) == 0
-            assert len(list(out.glob("p?.json"))) == 6
+            assert len(list(out.glob("p?.json"))) == 2
             assert not list(out.rglob("*.overlay.overlay.png"))
     pattern = [i.name for i in find_inputs([str(photos / "**/p?.png")], results=photos)]
-    assert pattern == [f"p{i}" for i in range(6)]
+    assert pattern == [f"p{i}" for i in range(2)]
     named = find_inputs([str(photos / "panoptic/*.png")], results=photos)
-    assert len(named) == 6, "results that are named by the pattern are meant"
+    assert len(named) == 2, "results that are named by the pattern are meant"
+
+
+def test_unusual_file_names(label_bundle: Path, tmp_path: Path) -> None:
+    names = ["ü 日本 😀.png", "new\nline.png", "-q.png", "a&<b>'\"c.png", "bytes \udcff.png", "x.y.z.png"]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        Image.fromarray(colour_image()).save(tmp_path / "plain.png")
+        (tmp_path / "plain.png").replace(tmp_path / "in" / name)
+    arguments = command(label_bundle, tmp_path / "in", "--out", tmp_path / "o", "--format", ",".join(FORMATS))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+    for done_before in (0, 6):
+        run = [sys.executable, "-m", "odise_rt", *arguments, "--json"]
+        done = subprocess.run(run, capture_output=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        document = json.loads(done.stdout)
+        assert document["done_before"] == done_before
+        assert {Path(i["image"]).name for i in document["images"]} == set(names)
+    assert len(json.loads((tmp_path / "o/panoptic.json").read_text())["images"]) == 6
 
 
 def test_links_that_lead_in_circles(tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def test_incomplete_manifest_is_refused(
         Bundle.open(edited(new_bundle(), edit), verify=False)
 
 
-@pytest.mark.parametrize("damage", ["absent", "shape", "nan", "not a zip", "pickle"])
+@pytest.mark.parametrize("damage", ["absent", "shape", "nan", "not a zip", "pickle", "encrypted", "method", "bomb"])
 def test_broken_constants_are_refused(new_bundle: NewBundle, damage: str) -> None:
     root = new_bundle()
     arrays: dict[str, Any] = Bundle.open(root).constants()
@@ -215,8 +215,18 @@ def test_broken_constants_are_refused(new_bundle: NewBundle, damage: str) -> Non
     np.savez(root / "constants.npz", **arrays)
     if damage == "not a zip":
         (root / "constants.npz").write_bytes(b"PK\x03\x04 but not more")
+    if damage in ("encrypted", "method"):  # flags and compression method of the first entry of the directory
+        content = bytearray((root / "constants.npz").read_bytes())
+        entry = content.index(b"PK\x01\x02")
+        offset, value = (8, 1) if damage == "encrypted" else (10, 77)
+        content[entry + offset] = value
+        (root / "constants.npz").write_bytes(content)
+    if damage == "bomb":
+        arrays["noise"] = np.zeros((1, 4, 4000, 4000), np.float32)
+        np.savez_compressed(root / "constants.npz", **arrays)
+        assert (root / "constants.npz").stat().st_size < 1 << 20
     bundle = Bundle.open(root, verify=False)
-    with pytest.raises(BundleError, match="export the bundle again"):
+    with pytest.raises(BundleError, match="unpacks to 256" if damage == "bomb" else "export the bundle again"):
         bundle.constants()
 
 

@@ -176,7 +176,10 @@ def test_errors_are_one_line(
     assert "\n" not in error
 
 
-def test_missing_bundle(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_bundle(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(cli.BUNDLE_VARIABLE, raising=False)
     assert segment(tmp_path / "nothing", photo, "--vocab", "red") == 1
     assert "no bundle at" in capsys.readouterr().err
     assert cli.main(["segment", str(photo), "--vocab", "red"]) == 1

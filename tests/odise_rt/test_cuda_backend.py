@@ -161,6 +161,16 @@ def test_words_of_fp16_engines_are_cached_apart(bundle: Bundle, gpu: Calls) -> N
     assert facts.precision == "fp16+fp32"
 
 
+def test_an_engine_that_is_passed_over_is_told(
+    bundle: Bundle, gpu: Calls, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cuda, "working_provider", lambda device: None)
+    write_engine(bundle, "unet_tap", engine_version="10.9.0")
+    cuda.CudaBackend(bundle, 1)
+    assert "engine not used: no TensorRT engine of unet_tap fits" in caplog.text
+    assert "was 10.9.0 when it was built and is 10.16.0 here" in caplog.text
+
+
 def test_order_of_preference(bundle: Bundle, gpu: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "working_provider", lambda device: None)
     write_engine(bundle, "clip_image", "ort-cuda", engine_version="any", platform="any")

@@ -14,7 +14,8 @@ import pytest
 from odise_rt import Bundle, BundleError, engines
 from odise_rt.backends.machine import engine_platform
 from odise_rt.engine_check import Bounds, Case, check_output, check_stage
-from odise_rt.engines import EngineFacts, Machine, ShapeRange, find_engines, open_engine, read_reference
+from odise_rt.engine_facts import EngineFacts, Machine, ShapeRange
+from odise_rt.engines import find_engines, open_engine, read_reference
 from odise_rt.errors import BackendError
 from tests.odise_rt.engine_bundle import replace_file, write_engine, write_engines
 from tests.odise_rt.fake_gpu import GPU, VERSION

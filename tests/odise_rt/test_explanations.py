@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,23 @@ def test_blocks_agree_with_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(blocks.probabilities, whole.probabilities, atol=1e-6)
     assert np.array_equal(blocks.classes, whole.classes)
     np.testing.assert_allclose(blocks.mask_scores, whole.mask_scores, atol=1e-6)
+
+
+def test_memory_beside_the_probabilities_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 masks and 20,000 words: one array of all pairs (16 MB) is the result, and there is no second one."""
+    rng = np.random.default_rng(0)
+    queries, count = 200, 20_000
+    masks = MaskEmbeddings(
+        rng.standard_normal((queries, 5), np.float32), rng.standard_normal((queries, 8), np.float32), None
+    )
+    words = EmbeddedVocabulary(*(normalise(rng.standard_normal((count, c), np.float32)) for c in (5, 8)))
+    monkeypatch.setattr(classification, "BLOCK_BYTES", 1 << 20)
+    first_word, seen, void = np.arange(count), np.zeros(count, bool), np.eye(5, dtype=np.float32)[-1]
+    tracemalloc.start()
+    names = name_queries(masks, words, first_word, seen, make_facts(), void, 0.3, 0.7, unknown=0.1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < names.probabilities.nbytes + 10 * classification.BLOCK_BYTES
 
 
 def test_equal_scores_keep_the_order_of_the_words(segmenter: Segmenter, colours: np.ndarray) -> None:

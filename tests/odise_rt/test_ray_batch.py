@@ -53,7 +53,7 @@ def test_cluster_that_is_not_there(label_bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray.data", reason="Requires: the packages ray and pyarrow (extra 'ray')")
     Image.fromarray(colour_image()).save(tmp_path / "a.png")
     common = [tmp_path / "a.png", "--bundle", label_bundle, "--vocab", "red", "--out", tmp_path / "o", "-q"]
-    done = odise_rt(*common, "--ray", "127.0.0.1:1", "--json")
+    done = odise_rt(*common, "--ray-address", "127.0.0.1:1", "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout)["error"]["type"] == "BackendError"
     assert "127.0.0.1:1" in done.stderr

@@ -361,6 +361,14 @@ function makeView(content, state, index, count) {
       for (const [key, row] of rows) row.setAttribute("aria-selected", String(key === pinned));
       draw();
     },
+    focused() {
+      const row = Array.from(rows.values()).find((candidate) => candidate === document.activeElement);
+      return row ? regions.get(Number(row.dataset.id)).label : null;
+    },
+    focus(name) {
+      const same = content.regions.find((region) => region.label === name);
+      (same ? rows.get(same.id) : rows.values().next().value)?.focus();
+    },
     pinned: () => (pinned ? regions.get(pinned).label : null),
     pinByName(name) {
       const same = content.regions.find((region) => region.label === name);
@@ -473,11 +481,24 @@ new ResizeObserver(() => {
 
 // ---- what the server says --------------------------------------------------------------------------------------
 
+let shown = "";
+
 function show(state) {
   busy("");
   complain(state.error || "");
   if (state.error) return;
+  const { network, ran, words, names } = state.times;
+  find(".times").replaceChildren(
+    make("span", ran ? "time ran" : "time kept", ran ? `network ${duration(network)}` : "network not run again"),
+    make("span", "time", `words ${duration(words)}`),
+    make("span", "time", `naming ${duration(names)}`),
+  );
+  // Leaving the field for words asks again, often for what is there: pointer, focus and scrolling stay as they are.
+  const identity = [state.picture.token, ...state.views.map((content) => content.key)].join(" ");
+  if (identity === shown) return;
+  shown = identity;
   const kept = views.map((view) => view.pinned());
+  const focused = views.map((view) => view.focused());
   const place = find(".views");
   find(".work").hidden = false;
   root.dataset.phase = "shown";
@@ -489,12 +510,7 @@ function show(state) {
   views = state.views.map((content, index) => makeView(content, state, index, state.views.length));
   place.replaceChildren(...views.map((view) => view.section));
   views.forEach((view, index) => view.pinByName(kept[index]));
-  const { network, ran, words, names } = state.times;
-  find(".times").replaceChildren(
-    make("span", ran ? "time ran" : "time kept", ran ? `network ${duration(network)}` : "network not run again"),
-    make("span", "time", `words ${duration(words)}`),
-    make("span", "time", `naming ${duration(names)}`),
-  );
+  views.forEach((view, index) => focused[index] && view.focus(focused[index]));
   spread();
 }
 

@@ -28,6 +28,11 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> argparse.Argum
         "orchestrator itself. Default: triton.",
     )
     parser.add_argument("--variant", metavar="KEY", help="Graphs or engines of this key where the bundle has them.")
+    parser.add_argument(
+        "--plans",
+        metavar="GPU",
+        help="Take the TensorRT plans for this GPU where the bundle has them; any: the only ones.",
+    )
     parser.add_argument("--kind", choices=["cpu", "gpu"], default="cpu", help="Device of the stages. Default: cpu.")
     parser.add_argument("--instances", type=int, default=1, help="Copies of each stage on each device. Default: 1.")
     parser.add_argument("--orchestrators", type=int, default=1, help="Images in work at a time. Default: 1.")
@@ -50,6 +55,7 @@ def run(args: argparse.Namespace, write: Callable[[str], object]) -> int:
         name=args.name,
         stages=args.stages,
         variant=args.variant,
+        plans=args.plans,
         kind=args.kind,
         instances=args.instances,
         orchestrators=args.orchestrators,

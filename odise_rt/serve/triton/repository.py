@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from odise_rt.bundle import CONSTANTS_NAME, MANIFEST_NAME, TOKENIZER_NAME, Bundle, StageFile
+from odise_rt.engines import find_engines, rebuild_command
 from odise_rt.errors import BundleError, OptionsError
 from odise_rt.options import DEFAULT_MAX_PIXELS
 from odise_rt.serve.triton.model_config import Kind, ModelConfig, orchestrator_config, stage_config
@@ -49,6 +50,8 @@ class RepositoryOptions:
     stages: Stages = "triton"
     variant: str | None = None
     """Graphs or engines of this key of the bundle where it has them, e.g. a TensorRT plan; else the portable graphs."""
+    plans: str | None = None
+    """Name of a GPU: its TensorRT plans are taken where the bundle has them, ``"any"`` if there is no choice."""
     kind: Kind = "cpu"
     """Device of the stages."""
     instances: int = 1
@@ -66,6 +69,8 @@ class RepositoryOptions:
             raise OptionsError(f"the model's name {self.name[:40]!r} is no name: expected letters, digits, '_' and '-'")
         if self.stages not in get_args(Stages):
             raise OptionsError(f"stages is {self.stages!r}: expected one of {', '.join(get_args(Stages))}")
+        if self.plans is not None and (self.stages != "triton" or self.kind != "gpu"):
+            raise OptionsError("TensorRT plans need Triton's TensorRT backend on a GPU: --stages triton --kind gpu")
         if self.kind not in get_args(Kind):
             raise OptionsError(f"kind is {self.kind!r}: expected one of {', '.join(get_args(Kind))}")
         for field in ("instances", "orchestrators", "max_pixels"):
@@ -122,8 +127,9 @@ def _write(bundle: Bundle, root: Path, options: RepositoryOptions) -> list[str]:
     _copy_bundle(bundle, folder / "bundle", graphs=options.stages == "inside")
     if options.stages == "inside":
         return models
+    plans = _plans(bundle, options.plans) if options.plans is not None else {}
     for stage in STAGES:
-        file = bundle.stage_file(stage, options.variant)
+        file = plans.get(stage) or bundle.stage_file(stage, options.variant)
         backend = _BACKENDS.get(file.path.suffix)
         if backend is None:
             raise BundleError(f"stage {stage} is in {file.path.name}: expected a file ending in {', '.join(_BACKENDS)}")
@@ -145,6 +151,33 @@ def _write(bundle: Bundle, root: Path, options: RepositoryOptions) -> list[str]:
             _script(folder, _STAGE_MODEL)
         models.append(config.name)
     return models
+
+
+def _plans(bundle: Bundle, gpu: str) -> dict[str, StageFile]:
+    """The plan of each stage that has one for the GPU, its files compared with their hashes.
+
+    Raises:
+        OptionsError: there is none, or more than one for a stage.
+    """
+    engines = find_engines(bundle)
+    plans = {}
+    for stage in STAGES:
+        graph = bundle.stages[stage].file.digest
+        made = [e for e in engines.of(stage, "tensorrt") if e.facts.graph == graph]
+        fitting = [e for e in made if gpu in ("any", e.facts.gpu)]
+        if len(fitting) > 1:
+            found = ", ".join(sorted(f"{e.facts.gpu} ({e.folder.name})" for e in fitting))
+            raise OptionsError(f"the bundle has several plans of {stage}: {found}; name the GPU, or remove all but one")
+        for engine in fitting:
+            engine.verify_files()
+            plans[stage] = StageFile(engine.path, engine.files[engine.path.name], {})
+    if not plans:
+        names = sorted({str(e.facts.gpu) for e in engines.found if e.facts.engine == "tensorrt"})
+        raise OptionsError(
+            f"the bundle has no TensorRT plan for {gpu!r}: it has some for {', '.join(names) or 'no GPU'}; build them "
+            f"with `{rebuild_command(bundle, 'tensorrt')}`"
+        )
+    return plans
 
 
 def _start(root: Path, config: ModelConfig) -> Path:

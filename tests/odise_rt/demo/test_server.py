@@ -245,6 +245,15 @@ def test_events_answer_errors_in_words(
     assert "ZeroDivisionError" in caplog.text
 
 
+def test_comparison_waits_for_words(bench: Workbench, colours: np.ndarray, encode: Encode) -> None:
+    token = bench.add(encode(colours), "a.png").token
+    state = page._on_settings(bench)(token, "red", [], True, " \n", [], *SETTINGS[5:])
+    assert len(state["views"]) == 1
+    assert "error" not in state
+    state = page._on_settings(bench)(token, "red", [], True, "", ["coco"], *SETTINGS[5:])
+    assert [view["classes"] for view in state["views"]] == [1, 133]
+
+
 def test_same_answer_twice_still_differs(bench: Workbench, colours: np.ndarray, encode: Encode) -> None:
     token = bench.add(encode(colours), "a.png").token
     first, second = (page._on_settings(bench)(token, "", *SETTINGS[1:]) for _ in range(2))

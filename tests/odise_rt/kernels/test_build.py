@@ -88,7 +88,15 @@ def test_one_architecture_compiles_without_spills_and_links_its_c_functions(tmp_
     assert built.returncode == 0, output[-4000:]
     for name in NAMES:
         assert (tmp_path / f"{name}.fatbin").stat().st_size > 10_000
-    assert ".visible .entry odise_pool_sums_f16_7" in (tmp_path / "mask_pooling.ptx").read_text(encoding="utf-8")
+    ptx = (tmp_path / "mask_pooling.ptx").read_text(encoding="utf-8")
+    entries = dict(re.findall(r"\.visible \.entry (\w+)\((.*?)\)", ptx, re.DOTALL))
+    pointer, number = "u64", "u32"  # as the loader and the plugin pass them
+    for name, wanted in {
+        "odise_pool_sums_f16_7": [pointer] * 2 + [number] * 5 + [pointer] * 2,
+        "odise_pool_finish_f16": [pointer] * 2 + [number] * 3 + [pointer] * 2,
+        "odise_pool_finish_after_bf16": [pointer] * 3 + [number] * 3 + [pointer] * 2,
+    }.items():
+        assert re.findall(r"\.param \.(u\d+)", entries[name]) == wanted
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", output)
     assert len(spills) >= 23
     assert set(spills) == {("0", "0", "0")}

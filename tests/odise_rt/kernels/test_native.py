@@ -66,7 +66,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Kernels:
     for name in native.MODULES:
         (tmp_path / f"{name}.fatbin").write_bytes(b"fatbin")
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
-    monkeypatch.setattr(native, "_import_cuda_core", FakeCore)
+    monkeypatch.setattr(native, "import_cuda_core", FakeCore)
     monkeypatch.setattr(native, "_allow_shared_memory", lambda kernel, size, device: None)
     return Kernels()
 
@@ -214,7 +214,7 @@ def test_arrays_that_do_not_fit_are_typed_errors(kernels: Kernels) -> None:
         ({"pooled": FakeArray((1, 4, 15))}, "pooled"),
         ({"areas": FakeArray((1, 4), "int64")}, "areas"),
         ({"features": FakeArray((1, 16, 8, 8), strides=(2048, 2, 256, 32))}, "C-contiguous"),
-        ({"features": np.zeros((1, 16, 8, 8), np.float16)}, "not on a GPU|cannot be read on a GPU"),
+        ({"features": np.zeros((1, 16, 8, 8), np.float16)}, "came as ndarray"),
         ({"features": [1, 2]}, "came as list"),
     ]:
         with pytest.raises(BackendError, match=message):
@@ -224,7 +224,8 @@ def test_arrays_that_do_not_fit_are_typed_errors(kernels: Kernels) -> None:
 
 def test_contiguous_strides_and_bfloat16_bits_are_accepted() -> None:
     array = gpu_array(FakeArray((2, 1, 3), "uint16", strides=(6, 999, 2)), "x")
-    assert (array.shape, array.dtype, array.nbytes) == ((2, 1, 3), "uint16", 12)
+    assert (array.shape, array.dtype.name, array.nbytes) == ((2, 1, 3), "uint16", 12)
+    assert native._dtype(gpu_array(FakeArray((1,), "V2"), "x"), "x") == BFLOAT16  # what torch calls bfloat16
 
 
 # ---- what is not there -----------------------------------------------------------------------------------------------

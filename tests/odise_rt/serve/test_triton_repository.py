@@ -18,6 +18,7 @@ from odise_rt.serve.triton.model_config import ModelConfig, Tensor, stage_config
 from odise_rt.serve.triton.orchestrator import read_options
 from odise_rt.serve.triton.repository import RepositoryOptions, export_repository, parameters_of
 from odise_rt.specs import STAGES, stage_specs
+from tests.odise_rt.engine_bundle import write_engine
 from tests.odise_rt.fake_bundle import digest, make_facts, read_manifest, write_manifest
 
 
@@ -122,6 +123,31 @@ def test_variants_become_engines(new_bundle: Callable[[], Path], tmp_path: Path)
         export(bundle, tmp_path / "n", variant="other")
     with pytest.raises(OptionsError, match="runs ONNX graphs only"):
         export(bundle, tmp_path / "n", variant="trt-sm90", stages="python")
+    assert not (tmp_path / "n").exists()
+
+
+def test_plans_of_a_gpu_are_taken_where_there_are_some(new_bundle: Callable[[], Path], tmp_path: Path) -> None:
+    root = new_bundle()
+    bundle = Bundle.open(root)
+    engine = write_engine(bundle, "unet_tap")
+    gpu = str(engine.facts.gpu)
+    export(root, tmp_path / "m", plans=gpu, kind="gpu")
+    assert digest(tmp_path / "m/odise_unet_tap/1/model.plan") == digest(engine.path)
+    assert 'backend: "tensorrt"' in (tmp_path / "m/odise_unet_tap/config.pbtxt").read_text()
+    assert (tmp_path / "m/odise_clip_text/1/model.onnx").is_file()
+    export(root, tmp_path / "any", plans="any", kind="gpu")
+
+    write_engine(bundle, "unet_tap", gpu="Another GPU")
+    with pytest.raises(OptionsError, match="several plans of unet_tap"):
+        export(root, tmp_path / "n", plans="any", kind="gpu")
+    export(root, tmp_path / "other", plans="Another GPU", kind="gpu")
+    with pytest.raises(OptionsError, match="no TensorRT plan for 'A third'"):
+        export(root, tmp_path / "n", plans="A third", kind="gpu")
+    with pytest.raises(OptionsError, match="--kind gpu"):
+        export(root, tmp_path / "n", plans="any")
+    engine.path.write_bytes(b"altered")
+    with pytest.raises(BundleError, match="altered"):
+        export(root, tmp_path / "n", plans=gpu, kind="gpu")
     assert not (tmp_path / "n").exists()
 
 

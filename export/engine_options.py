@@ -1,0 +1,63 @@
+"""Which engines to build, and whether they can be built here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from export.engine_from_onnx import OPTIMIZATION_LEVEL
+from export.engine_profiles import WINDOW_COUNTS
+from export.precision import Precision
+from odise_rt.engine_facts import TITLES, EngineKind, Machine
+from odise_rt.errors import ExportError, MissingPackageError
+from odise_rt.specs import STAGES
+
+RTX_TARGETS = ("8.6", "8.9", "12.0")
+"""Compute capabilities that TensorRT-RTX builds for where no GPU says which: GeForce RTX 30, 40 and 50."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which engines to build, and how."""
+
+    kinds: tuple[EngineKind, ...]
+    precision: Precision | None = None
+    """Inside the engines; ``None``: the bundle's."""
+    stages: tuple[str, ...] = STAGES
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Height and width of images that the engines are tuned for, besides the usual ones."""
+    windows: tuple[int, ...] = WINDOW_COUNTS
+    targets: tuple[str, ...] = ()
+    """Compute capabilities for TensorRT-RTX; empty: the GPU's, or :data:`RTX_TARGETS` without one."""
+    unverified: bool = False
+    """Put engines in place although there is no GPU to compare them on; the runtime does it at its first load."""
+    rebuild: bool = False
+    """Build engines that are there already, too."""
+    optimization_level: int = OPTIMIZATION_LEVEL
+    threads: int | None = None
+    """Inside an operator when graphs are run on the CPU; ``None``: all."""
+    timing_cache: bool = True
+    """Keep what TensorRT learned of this GPU for the next build."""
+
+
+def check_engine_options(options: EngineOptions, machine: Machine) -> None:
+    """Refuse what cannot be built here before minutes of work.
+
+    Raises:
+        MissingPackageError: the package of an engine is not installed.
+        ExportError: an engine needs a GPU, or cannot be compared without one.
+    """
+    for kind in options.kinds:
+        if kind != "ort-cuda" and kind not in machine.versions:
+            raise MissingPackageError(
+                f"{TITLES[kind]} is not installed: pip install 'odise_rt[{kind}]' (from NVIDIA, under its own licence)"
+            )
+        if machine.gpu is not None:
+            continue
+        if kind == "tensorrt":
+            raise ExportError(f"TensorRT builds engines only on the GPU that will run them: {machine.no_gpu}")
+        if not options.unverified:
+            raise ExportError(
+                f"a {TITLES[kind]} engine cannot be compared with its reference here: {machine.no_gpu}; build it where "
+                "it will run, or pass --unverified: then the runtime compares it at its first load, and refuses it if "
+                "it is wrong"
+            )

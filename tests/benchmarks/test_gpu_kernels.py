@@ -1,0 +1,138 @@
+"""The kernel rows of the GPU check, with PyTorch on the CPU and the emulated kernels: the check itself is checked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import gpu_kernels
+from benchmarks.gpu_kernels import Ceilings, Gpu, grid_sample_attention, judge_kernels, measure_kernels
+from benchmarks.gpu_rows import Row
+from benchmarks.harness import Summary
+from odise_rt.kernels.reference import deformable_attention
+from tests.odise_rt.kernels.emulated import Emulation, build, compiler
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler: c++, g++ or clang++ (or $CXX)")
+
+
+class Cpu(Gpu):
+    """PyTorch on the CPU in the place of a GPU."""
+
+    device = "cpu"
+
+    def __init__(self) -> None:
+        self.torch, self.handle = torch, 0
+
+    def synchronize(self) -> None:
+        """Nothing is asynchronous here."""
+
+    def seconds(self, call: Callable[[], object], warmup: int = 0) -> Summary:
+        start = time.perf_counter()
+        call()
+        return Summary.of([time.perf_counter() - start])
+
+    def ceilings(self) -> Ceilings:
+        return Ceilings(1e10, 1e11)
+
+
+class EmulatedKernels:
+    """The methods of Kernels, on CPU tensors."""
+
+    def __init__(self, emulation: Emulation) -> None:
+        self.emulation = emulation
+
+    def mask_pool_workspace(self, logits: Any, features: Any) -> int:
+        return 16
+
+    def mask_pool(self, logits: Any, features: Any, workspace: Any, pooled: Any, areas: Any, stream: int) -> None:
+        means, counts = self.emulation.mask_pool(logits.numpy(), features.numpy())
+        pooled.copy_(torch.from_numpy(means))
+        areas.copy_(torch.from_numpy(counts))
+
+    def panoptic_merge(
+        self, logits: Any, scores: Any, test: tuple[int, int], tables: Any, owner: Any, areas: Any, stream: int
+    ) -> None:
+        who, counts = self.emulation.panoptic_merge(logits.numpy(), scores.numpy(), test, tuple(owner.shape))
+        owner.copy_(torch.from_numpy(who))
+        areas.copy_(torch.from_numpy(counts))
+
+    def deformable_attention(
+        self, value: Any, shapes: Any, references: Any, offsets: Any, logits: Any, out: Any, stream: int
+    ) -> None:
+        arrays = [t.numpy() for t in (references, offsets, logits)]
+        out.copy_(torch.from_numpy(self.emulation.deformable_attention(value.numpy(), shapes, *arrays)))
+
+
+@pytest.fixture(scope="module")
+def kernels() -> EmulatedKernels:
+    return EmulatedKernels(Emulation(build(Path(__file__).resolve().parents[2] / "build" / "emulation")))
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sizes of the check, cut to what a CPU does in a moment."""
+    monkeypatch.setattr(gpu_kernels, "POOL_SIZES", [(2, 40, 33, 9, 8), (1, 5, 8, 7, 5)])
+    monkeypatch.setattr(gpu_kernels, "MERGE_SIZES", [(9, (8, 8), (30, 25), (33, 40))])
+    monkeypatch.setattr(gpu_kernels, "ATTENTION_SIZES", [(1, 20, 2, 16, 4, [(3, 4), (6, 8)])])
+    monkeypatch.setattr(gpu_kernels, "POOL_TIMED", (10, 16, 8, 12))
+    monkeypatch.setattr(gpu_kernels, "MERGE_TIMED", (10, (8, 8), (32, 32)))
+    monkeypatch.setattr(gpu_kernels, "ATTENTION_TIMED", (2, 16, 4, [(4, 4), (8, 8)]))
+
+
+@pytest.mark.usefixtures("small")
+def test_right_kernels_pass(kernels: EmulatedKernels) -> None:
+    rows: list[Row] = []
+    judge_kernels(rows.append, Cpu(), kernels, quick=False)  # type: ignore[arg-type]
+    assert [row.name for row in rows if row.status not in ("pass", "measured")] == []
+    assert sum(row.status == "pass" for row in rows) == 3 * (2 + 2 + 1)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("broken", ["mask_pool", "panoptic_merge", "deformable_attention"])
+@pytest.mark.parametrize("how", ["one wrong value", "nothing written"])
+def test_a_wrong_kernel_fails(kernels: EmulatedKernels, monkeypatch: pytest.MonkeyPatch, broken: str, how: str) -> None:
+    right = getattr(kernels, broken)
+    position = {"mask_pool": 3, "panoptic_merge": 4, "deformable_attention": 5}[broken]
+
+    def wrong(*arguments: Any) -> None:
+        if how == "one wrong value":
+            right(*arguments)
+            out = arguments[position]
+            out.view(-1)[-1] = 12_345 if out.dtype == torch.uint16 else out.view(-1)[-1] + 1
+
+    monkeypatch.setattr(kernels, broken, wrong)
+    rows: list[Row] = []
+    judge_kernels(rows.append, Cpu(), kernels, quick=False)  # type: ignore[arg-type]
+    for row in rows[1:]:
+        assert (row.status == "fail") == row.name.startswith(broken), row
+
+
+@pytest.mark.usefixtures("small")
+def test_times_are_rows_with_floor_and_baseline(kernels: EmulatedKernels) -> None:
+    rows: list[Row] = []
+    measure_kernels(rows.append, Cpu(), kernels)  # type: ignore[arg-type]
+    assert len(rows) == 1 + 3 + 4 + 2
+    assert {"median_us", "floor_us", "of_copy_bandwidth", "times_faster"} <= set(rows[1].values)
+    pixels = 8 * 12
+    assert rows[1].values["floor_us"] == pytest.approx(26 * pixels * 2 / 1e10 * 1e6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a CUDA build of PyTorch")
+def test_kernels_on_this_gpu() -> None:
+    rows: list[Row] = []
+    gpu_kernels.check_kernels(rows.append, quick=True)
+    assert [row for row in rows if row.status not in ("pass", "measured")] == []
+
+
+def test_the_baseline_is_the_same_attention() -> None:
+    gpu, shapes = Cpu(), [(3, 4), (6, 8)]
+    tensors = gpu_kernels.attention_inputs(gpu, (2, 20, 2, 16, 4, shapes), torch.float32)
+    expected = deformable_attention(tensors[0].numpy(), shapes, *(t.numpy() for t in tensors[1:]))
+    ours = grid_sample_attention(torch, tensors[0], shapes, *tensors[1:])
+    torch.testing.assert_close(ours.double(), torch.from_numpy(expected), atol=1e-5, rtol=0)
