@@ -44,7 +44,7 @@ def measure_sizes(bench: Bench) -> None:
     """Square pictures of growing size, words cached; and the line through time over windows."""
     plan = bench.plan
     names = {str(side): {"height": side, "width": side, "own_peak": True} for side in sorted(plan.sizes)}
-    repeats = max(3, plan.repeats // 4)
+    repeats = max(3, plan.repeats // 6)
     results = _measure(bench, "sizes", names, repeats, "{0} x {0} pixels")
     ok = [r for r in results if r.status == "ok"]
     if len(ok) >= 3:

@@ -193,7 +193,7 @@ def _variants_table(run: Run, results: Sequence[Result], title: str) -> Table:
         return Table(title, header, tuple(rows))
     facts = first.facts
     base = next((r.ratio.to.rsplit("/", 1)[-1] for r in results if r.ratio is not None), "")
-    scenes = next((r.accuracy["scenes"] for r in results if "scenes" in r.accuracy), None)
+    scenes = max((r.accuracy["scenes"] for r in results if "pq" in r.accuracy), default=None)
     quality = f" PQ: panoptic quality on {scenes} held-out scenes of Sticker World." if scenes else ""
     caption = (
         f"One picture of {facts['size'][0]} × {facts['size'][1]} pixels, {facts['windows']} windows, "

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from odise_rt.products import product
 from odise_rt.specs import ModelFacts
 from odise_rt.text_embeddings import EmbeddedVocabulary, normalise
 
@@ -73,7 +74,7 @@ def class_logits(embedding: np.ndarray, text: np.ndarray, first_word: np.ndarray
     Returns:
         float32 (Q, K).
     """
-    cosines: np.ndarray = embedding @ text.T
+    cosines = product(embedding, text.T)
     cosines *= np.float32(scale)
     if len(first_word) == len(text):
         return cosines
