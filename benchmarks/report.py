@@ -242,7 +242,7 @@ td { text-align: right; }
 th, td { padding: 0.32rem 0.7rem; border-bottom: 1px solid #e3e7eb; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: normal; min-width: 11rem; }
 .machine td { text-align: left; white-space: normal; } .machine td:first-child { color: #56616c; }
-tr.bad td { color: #a3271b; white-space: normal; text-align: left; }
+tr.bad td { color: #a3271b; } td.reason { white-space: normal; text-align: left; }
 figure { margin: 1rem 0 1.4rem; } figure img { width: 100%; min-width: 34rem; display: block; }
 figure .scroll { overflow-x: auto; }
 ul { padding-left: 1.2rem; } li { margin: 0.25rem 0; max-width: 46rem; }

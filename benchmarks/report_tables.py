@@ -48,9 +48,11 @@ class Table:
         head = "".join(f"<th>{html.escape(c)}</th>" for c in self.header)
         rows = []
         for row in self.rows:
-            bad = any(c.startswith(("FAILED", "OOM", "ABSENT", "missed")) for c in row)
-            cells = "".join(f"<td>{html.escape(c)}</td>" for c in row)
-            rows.append(f"<tr{' class=bad' if bad else ''}>{cells}</tr>")
+            reason = next((i for i, c in enumerate(row) if c.startswith(("FAILED", "OOM", "ABSENT"))), len(row))
+            cells = "".join(f"<td>{html.escape(c)}</td>" for c in row[:reason])
+            if reason < len(row):  # a reason may be long: it takes the place of the numbers that are not there
+                cells += f"<td class=reason colspan={len(row) - reason}>{html.escape(row[reason])}</td>"
+            rows.append(f"<tr{' class=bad' if reason < len(row) or 'missed' in row else ''}>{cells}</tr>")
         body = "\n".join(rows)
         return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n'
 
