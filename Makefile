@@ -46,7 +46,7 @@ format: $(STAMP)  ## apply ruff's fixes and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(STAMP)  ## mypy over every package
+types: extras  ## mypy over every package, with the extras that it follows
 	$(BIN)/mypy odise_rt training export benchmarks
 
 docs: $(STAMP)  ## build the documentation with the API reference; a warning is an error
