@@ -125,15 +125,9 @@ def _match(norm: ir.Node) -> _GroupNorm | None:
 
 
 def _rewrite(graph: ir.Graph, norm: _GroupNorm) -> None:
-    added: list[ir.Node] = []
     prefix = f"{norm.result.name}{_PRECISE}"
+    emit = NodeEmitter(graph, prefix)
     per_group = norm.channels // norm.groups
-
-    def emit(op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
-        node = ir.node(op_type, list(inputs), attributes, name=f"{prefix}/{len(added)}_{op_type}")
-        node.outputs[0].name = str(node.name)
-        added.append(node)
-        return node.outputs[0]
 
     def constant(kind: str, array: np.ndarray) -> ir.Value:
         return add_constant(graph, unused_name(graph, f"{prefix}/{kind}"), ir.tensor(array))
@@ -160,7 +154,7 @@ def _rewrite(graph: ir.Graph, norm: _GroupNorm) -> None:
     factors = constant("weight", weight.numpy().reshape(norm.groups, per_group).astype(np.float32))
     scale = emit("Reshape", emit("Div", factors, deviation), by_channel)
     result = emit("Add", emit("Mul", centred, scale), norm.bias)
-    replace_node(graph, norm.result, added, result)
+    replace_node(graph, norm.result, emit.nodes, result)
 
 
 def _is_constant(value: ir.Value | None, number: float) -> bool:
