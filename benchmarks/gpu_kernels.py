@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.gpu_rows import Emit, Row
-from benchmarks.harness import Summary
+from benchmarks.harness import Summary, time_cuda_calls
 from odise_rt.errors import OdiseError
 from odise_rt.kernels import reference
 from odise_rt.kernels.native import Kernels
@@ -89,19 +89,7 @@ class Gpu:
 
     def seconds(self, call: Callable[[], object], warmup: int = 3) -> Summary:
         """Time of a call that only launches, each with a cold L2."""
-        torch = self.torch
-        for _ in range(warmup):
-            call()
-        pairs = []
-        for _ in range(self.repeats):
-            self.flush.zero_()
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            call()
-            end.record()
-            pairs.append((start, end))
-        torch.cuda.synchronize()
-        return Summary.of([start.elapsed_time(end) / 1e3 for start, end in pairs])
+        return Summary.of(time_cuda_calls(call, self.repeats, warmup, before=self.flush.zero_))
 
     def synchronize(self) -> None:
         """Wait for everything that was put on the GPU."""

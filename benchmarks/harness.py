@@ -131,9 +131,17 @@ def time_calls(call: Callable[[], object], repeats: int, warmup: int = 1) -> lis
     return samples
 
 
-def time_cuda_calls(call: Callable[[], object], repeats: int, warmup: int = 3) -> list[float]:
+def time_cuda_calls(
+    call: Callable[[], object], repeats: int, warmup: int = 3, before: Callable[[], object] | None = None
+) -> list[float]:
     """Seconds on the device of each call, by CUDA events on PyTorch's current stream: for kernels, whose launch returns
     before they ran. What a caller waits for is what :func:`time_calls` gives of a call that ends in a copy to the host.
+
+    Args:
+        call: what is timed.
+        repeats: measured calls.
+        warmup: calls before them.
+        before: queued before every measured call and not timed, e.g. to empty the cache.
 
     Raises:
         ImportError: PyTorch is not installed.
@@ -147,6 +155,8 @@ def time_cuda_calls(call: Callable[[], object], repeats: int, warmup: int = 3) -
         call()
     pairs = []
     for _ in range(repeats):
+        if before is not None:
+            before()
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         call()
