@@ -30,10 +30,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from odise_rt import segment_command
+from odise_rt.bundle_argument import BUNDLE_VARIABLE as BUNDLE_VARIABLE
+from odise_rt.bundle_argument import default_bundle
 from odise_rt.completion import SHELLS
 from odise_rt.demo import command as demo_command
 from odise_rt.errors import OdiseError
-from odise_rt.segment_command import BUNDLE_VARIABLE as BUNDLE_VARIABLE
 from odise_rt.version import __version__
 
 
@@ -146,8 +147,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _serve(args: argparse.Namespace) -> int:
     from odise_rt.serve.command import run
 
-    bundle = os.environ.get(BUNDLE_VARIABLE)
-    return run(args, args.bundle or (Path(bundle) if bundle else None), lambda line: print(line, flush=True))
+    return run(args, args.bundle or default_bundle(), lambda line: print(line, flush=True))
 
 
 def _export_triton(args: argparse.Namespace) -> int:

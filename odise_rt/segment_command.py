@@ -7,7 +7,6 @@ import contextlib
 import functools
 import json
 import operator
-import os
 import signal
 import sys
 import threading
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from odise_rt.bundle_argument import BUNDLE_VARIABLE, add_bundle_argument
 from odise_rt.errors import OptionsError
 from odise_rt.result_files import FORMATS, parse_formats
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from odise_rt.segmenter import Segmenter
     from odise_rt.vocabulary import Vocabulary
 
-BUNDLE_VARIABLE = "ODISE_RT_BUNDLE"
 MODEL_OPTIONS = (
     "object_mask_threshold",
     "overlap_threshold",
@@ -45,13 +44,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command to the subparsers of ``odise-rt``."""
     parser = commands.add_parser("segment", parents=[common], help="Segment images, folders of images, or videos.")
     parser.add_argument("images", nargs="+", metavar="INPUT", help="Image or video files, folders, or quoted patterns.")
-    bundle = os.environ.get(BUNDLE_VARIABLE)
-    parser.add_argument(
-        "--bundle",
-        type=Path,
-        default=Path(bundle) if bundle else None,
-        help=f"The bundle's folder. Default: the environment variable {BUNDLE_VARIABLE}.",
-    )
+    add_bundle_argument(parser)
     parser.add_argument("--out", type=Path, default=Path("out"), help="Folder for the results. Default: out.")
     parser.add_argument(
         "--format",

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from odise_rt.bundle_argument import BUNDLE_VARIABLE, add_bundle_argument
 from odise_rt.errors import MissingPackageError, OptionsError
-from odise_rt.segment_command import BUNDLE_VARIABLE
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 7860
@@ -19,13 +18,7 @@ DEFAULT_PORT = 7860
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command to the command line."""
     parser = commands.add_parser("demo", parents=[common], help="Open a web page to try a bundle with your pictures.")
-    bundle = os.environ.get(BUNDLE_VARIABLE)
-    parser.add_argument(
-        "--bundle",
-        type=Path,
-        default=Path(bundle) if bundle else None,
-        help=f"The bundle's folder. Default: the environment variable {BUNDLE_VARIABLE}.",
-    )
+    add_bundle_argument(parser)
     parser.add_argument(
         "--host",
         default=DEFAULT_HOST,
