@@ -61,7 +61,15 @@ def worker_settings(bundle: Path, **changes: Any) -> WorkerSettings:
 
 
 @pytest.fixture(scope="session")
-def served(label_bundle: Path) -> Iterator[Context]:
+def testclient() -> Any:
+    """Starlette's module of that name; without the packages of the extra the test is skipped."""
+    for package in ("fastapi", "prometheus_client", "python_multipart"):
+        pytest.importorskip(package, reason="needs the extra 'serve'")
+    return pytest.importorskip("starlette.testclient", reason="needs the extra 'serve'")
+
+
+@pytest.fixture(scope="session")
+def served(label_bundle: Path, testclient: Any) -> Iterator[Context]:
     """A context whose dispatcher really segments."""
     settings = worker_settings(label_bundle)
     dispatcher = LocalDispatcher(settings)
@@ -71,17 +79,14 @@ def served(label_bundle: Path) -> Iterator[Context]:
 
 
 @pytest.fixture(scope="session")
-def client(served: Context) -> Iterator[Any]:
-    testclient = pytest.importorskip("starlette.testclient", reason="needs the extra 'serve'")
-    pytest.importorskip("fastapi", reason="needs the extra 'serve'")
+def client(served: Context, testclient: Any) -> Iterator[Any]:
     with testclient.TestClient(create_app(served)) as opened:
         yield opened
 
 
 @pytest.fixture
-def client_of(label_bundle: Path) -> Iterator[Callable[..., Any]]:
+def client_of(label_bundle: Path, testclient: Any) -> Iterator[Callable[..., Any]]:
     """Makes clients of applications over a dispatcher of the test's own."""
-    testclient = pytest.importorskip("starlette.testclient", reason="needs the extra 'serve'")
     opened = []
 
     def make(dispatcher: Any, **changes: Any) -> Any:
