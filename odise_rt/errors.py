@@ -78,3 +78,9 @@ class ExportError(OdiseError):
 
 class MissingPackageError(OdiseError, ImportError):
     """An optional package is not installed; the message holds the command that installs it."""
+
+
+def first_line(exc: BaseException) -> str:
+    """What another library's exception says first, at most 300 characters; its type's name if it says nothing."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(exc).__name__

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from odise_rt.errors import BackendError, MissingPackageError, OutOfMemoryError
+from odise_rt.errors import BackendError, MissingPackageError, OutOfMemoryError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def cuda_errors(what: str) -> Iterator[None]:
         raise (
             memory_error(what, str(exc))
             if is_out_of_memory(exc)
-            else BackendError(f"{what}: {_first_line(exc)}; run `odise-rt doctor`")
+            else BackendError(f"{what}: {first_line(exc)}; run `odise-rt doctor`")
         ) from exc
 
 
@@ -273,8 +273,3 @@ class CudaSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _first_line(exc: BaseException) -> str:
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(exc).__name__

@@ -20,7 +20,7 @@ import numpy as np
 from odise_rt.backends.base import Device, StageFacts
 from odise_rt.backends.ort_binding import BoundRuns
 from odise_rt.bundle import Bundle
-from odise_rt.errors import BackendError, MissingPackageError, OutOfMemoryError
+from odise_rt.errors import BackendError, MissingPackageError, OutOfMemoryError, first_line
 from odise_rt.specs import StageSpec
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def working_provider(device: Device) -> str | None:
         session = ort.InferenceSession(_PROBE_MODEL, options, providers=[provider])
         session.run(None, {"x": np.zeros(1, np.float32)})
     except Exception as exc:  # the bindings raise many unrelated types
-        return f"{provider} failed: {_first_line(exc)}"
+        return f"{provider} failed: {first_line(exc)}"
     if session.get_providers()[0] != provider:
         return f"{provider} did not start, onnxruntime fell back to {session.get_providers()[0]}"
     return None
@@ -286,14 +286,9 @@ def _translate(exc: Exception, what: str) -> BackendError:
     if isinstance(exc, MemoryError) or any(s in text for s in _OUT_OF_MEMORY):
         return OutOfMemoryError(
             f"{what}: out of memory; use a smaller short_edge or windows_per_batch=1 in SegmentOptions, or "
-            f"low_memory=True in Segmenter.load ({_first_line(exc)})"
+            f"low_memory=True in Segmenter.load ({first_line(exc)})"
         )
-    return BackendError(f"{what}: {_first_line(exc)}; check the bundle with `odise-rt inspect`")
-
-
-def _first_line(exc: BaseException) -> str:
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(exc).__name__
+    return BackendError(f"{what}: {first_line(exc)}; check the bundle with `odise-rt inspect`")
 
 
 def _usable_cores() -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from odise_rt.backends.device import DeviceArray, as_device_array, import_cuda_core
-from odise_rt.errors import BackendError
+from odise_rt.errors import BackendError, first_line
 from odise_rt.kernels.launch_plans import (
     ATTENTION_LEVELS,
     BFLOAT16,
@@ -121,7 +121,7 @@ class Kernels:
             )
         except Exception as exc:  # cuda-core raises many types, from the driver's and its own
             raise BackendError(
-                f"GPU {device_id} cannot be used ({_first_line(exc)}): check the NVIDIA driver with nvidia-smi, or run "
+                f"GPU {device_id} cannot be used ({first_line(exc)}): check the NVIDIA driver with nvidia-smi, or run "
                 "`odise-rt doctor`"
             ) from exc
         if self.gpu.compute_capability < 75:
@@ -303,7 +303,7 @@ class Kernels:
                 core.Stream.from_handle(stream) if isinstance(stream, int) else stream, config, kernel, *arguments
             )
         except Exception as exc:  # cuda-core raises many types, from the driver's and its own
-            raise BackendError(f"kernel {plan.kernel} could not be launched: {_first_line(exc)}") from exc
+            raise BackendError(f"kernel {plan.kernel} could not be launched: {first_line(exc)}") from exc
 
     def _kernel(self, plan: Launch) -> Any:
         kernel = self._kernels.get(plan.kernel)
@@ -346,8 +346,3 @@ def _expect_named(array: DeviceArray, name: str, shape: tuple[int, ...], dtype: 
     if array.shape != shape or array.dtype.name != dtype:
         raise BackendError(f"{name} is {array.dtype} {array.shape}, expected {dtype} {shape}")
     return array
-
-
-def _first_line(exc: BaseException) -> str:
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(exc).__name__
