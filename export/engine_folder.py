@@ -69,9 +69,16 @@ class EngineFolder:
                     os.fsync(file.fileno())
             if place.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{self._name}.", suffix=PARTIAL_SUFFIX, dir=self._root))
-                place.rename(old / "replaced")
-                self.path.rename(place)
-                shutil.rmtree(old, ignore_errors=True)
+                # Not the name of what remove_abandoned brings back: it would bring it to another place than its key.
+                place.rename(old / key)
+                try:
+                    self.path.rename(place)
+                except OSError:
+                    if not place.exists():
+                        (old / key).rename(place)
+                    raise
+                finally:
+                    shutil.rmtree(old, ignore_errors=True)
             else:
                 self.path.rename(place)
         except OSError as exc:
