@@ -208,7 +208,7 @@ class Exporter:
         Args:
             model: the portable graph; rewritten in place.
         """
-        counts = fuse_for_ort_cpu(model, winograd=False)
+        counts = fuse_for_ort_cpu(model)
         path = self.writer.graphs / files.graph(VARIANT)
         if counts:
             save_graph(model, path, files.weights)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from export.graph_editing import only_reader, producer_of, remove_unread, replace_node
-from export.winograd import apply_winograd
 
 VARIANT = "ort-cpu"
 """Key of the variant in the bundle; :mod:`odise_rt.backends.ort` looks for it."""
@@ -42,14 +41,13 @@ class FusionCounts:
         return f"{self.attention} attentions fused, {self.winograd} convolutions as Winograd products"
 
 
-def fuse_for_ort_cpu(model: ir.Model, winograd: bool = True) -> FusionCounts:
+def fuse_for_ort_cpu(model: ir.Model) -> FusionCounts:
     """Rewrite a portable float32 graph for ONNX Runtime's CPU provider. In place.
 
     Args:
         model: as :func:`export.onnx_from_stage.onnx_from_stage` makes it, static shapes still attached.
-        winograd: whether convolutions are rewritten too.
     """
-    counts = FusionCounts(attention=fuse_attention(model), winograd=apply_winograd(model) if winograd else 0)
+    counts = FusionCounts(attention=fuse_attention(model), winograd=0)
     remove_unread(model.graph)
     return counts
 

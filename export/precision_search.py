@@ -32,7 +32,7 @@ class PrecisionSearch:
 def search_precision(
     blocks: Iterable[str], agrees: Callable[[Collection[str]], bool], stage: str, problem: str = ""
 ) -> PrecisionSearch:
-    """Find the blocks to keep in float32.
+    """Find the blocks to keep in float32, of a graph that does not agree with all of them in fp16.
 
     Args:
         blocks: of the graph's nodes (:func:`export.precision.node_blocks`) in topological order.
@@ -55,7 +55,7 @@ def search_precision(
 
     if not try_first(0):
         raise ExportError(f"stage {stage}: the graph does not agree in float32 either: {problem}")
-    while not try_first(len(blocks)):
+    while True:  # all of it in fp16 is known not to agree: that is why callers search
         if len(kept) == MAX_KEPT:
             raise ExportError(
                 f"stage {stage}: {MAX_KEPT} blocks do not bear fp16 ({', '.join(kept)}) and it still does not agree "
@@ -76,4 +76,5 @@ def search_precision(
             )
         kept.append(block)
         logger.warning("stage %s: block %r does not bear fp16 and stays in float32", stage, block)
-    return PrecisionSearch(tuple(kept), trials)
+        if try_first(len(blocks)):
+            return PrecisionSearch(tuple(kept), trials)
