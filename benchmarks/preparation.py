@@ -21,8 +21,9 @@ from odise_rt.bundle import Bundle
 TINY_CHECKPOINT = REPOSITORY / "training" / "pretrained" / "odise-tiny"
 KEPT = REPOSITORY / "out" / "bench"
 _MODEL_CODE = ("training/models", "training/config.py", "training/initialization.py", "training/torch_stages.py")
-_EXPORT_CODE = (*_MODEL_CODE, "export", "odise_rt/specs.py")
-"""What decides the files that are kept."""
+"""What decides the numbers of the official structure."""
+_RUNTIME_CODE = ("odise_rt/specs.py", "odise_rt/windows.py")
+"""What exports read of the runtime."""
 SCENES_SEED = 2
 """Held-out scenes: odise-tiny was trained on other seeds."""
 
@@ -82,7 +83,7 @@ def prepare_bundle(prepared: Preparation, precision: str, given: Path | None = N
     if given is not None:
         prepared.bundles[precision] = given
         return
-    out = KEPT / f"{prepared.config}-{_key(prepared.source, 'export', 'training')}" / precision
+    out = KEPT / f"{prepared.config}-{_key(prepared.source, 'export', 'training', *_RUNTIME_CODE)}" / precision
     if not (out / "bundle.json").is_file():
         command = ["export.build_engines", "--out", str(out), "--precision", precision, *_source_arguments(prepared)]
         problem = _make(command, f"export {prepared.config} ({precision})")
@@ -94,7 +95,7 @@ def prepare_bundle(prepared: Preparation, precision: str, given: Path | None = N
 
 def prepare_official(prepared: Preparation, height: int, width: int) -> None:
     """Graphs of the official structure for one image size."""
-    key = _key(prepared.source, *_MODEL_CODE, "benchmarks/official_graphs.py")
+    key = _key(prepared.source, *_MODEL_CODE, *_RUNTIME_CODE, "benchmarks/official_graphs.py")
     out = KEPT / f"{prepared.config}-official-{key}" / f"{height}x{width}"
     if not out.is_dir():
         command = ["benchmarks.official_graphs", "--size", str(height), str(width), "--out", str(out)]
