@@ -31,7 +31,9 @@ from benchmarks.gpu_rows import (
     row_writer,
     run_part,
 )
-from benchmarks.harness import REPOSITORY, environment, write_json
+from benchmarks.harness import environment, write_json
+from benchmarks.machine import REPOSITORY
+from benchmarks.preparation import TINY_CHECKPOINT
 from odise_rt.files import atomic_writer
 
 TOTAL_SECONDS = 465.0
@@ -73,7 +75,6 @@ TARGETS = (
     ),
     Target("runtime: share of the matmul rate", 0.3, (f"runtime {_AT_1024}", "of_matmul_rate")),
 )
-TINY_CHECKPOINT = REPOSITORY / "training" / "pretrained" / "odise-tiny"
 NO_GPU = 1
 
 

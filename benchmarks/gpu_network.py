@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_rows import Emit, Row
-from benchmarks.harness import Summary
+from benchmarks.harness import Summary, time_calls
+from benchmarks.plan import WORDS
 from odise_rt.errors import OdiseError
 
 MODEL_PACKAGES = ("torch", "diffusers", "open_clip", "transformers", "safetensors")
@@ -27,7 +28,6 @@ NEEDED_TFLOP = {(512, 512): 3.4, (1024, 1024): 12.4, (1024, 1408): 18.0}
 """What the pruned network must compute (odise.md section 10)."""
 # Relative to the largest value of an output, as the export has them for half precision.
 MAX_ERROR, MEAN_ERROR = 5e-2, 5e-3
-WORDS = "person; dog, puppy; red car, automobile; stuff: sky; stuff: grass, lawn; wooden chair; stuff: road"
 
 
 def missing_packages(names: Sequence[str]) -> list[str]:
@@ -55,9 +55,10 @@ def check_engines(emit: Emit, bundle_dir: Path, checkpoint: Path, quick: bool) -
         return
     side = 256 if quick else 512
     inputs = stage_inputs(bundle, reference, side)
+    expected = {stage: reference.load(bundle, stage).run(arrays) for stage, arrays in inputs.items()}
     for engine, load in _engines(emit, bundle):
         for stage, arrays in inputs.items():
-            _check_stage(emit, engine, stage, load, arrays, reference.load(bundle, stage).run(arrays), name)
+            _check_stage(emit, engine, stage, load, arrays, expected[stage], name)
 
 
 def _reference_backend(checkpoint: Path) -> tuple[Any, str]:
@@ -143,11 +144,7 @@ def _check_stage(
             return
         with contextlib.closing(loaded):
             outputs = loaded.run(inputs)
-            samples = []
-            for _ in range(5):
-                start = time.perf_counter()
-                loaded.run(inputs)
-                samples.append(time.perf_counter() - start)
+            samples = time_calls(lambda: loaded.run(inputs), repeats=5, warmup=0)
     except Exception as exc:  # an engine may fail in any way; the others must still be checked
         emit(Row("engines", name, "fail", "correctness", detail=f"{type(exc).__name__}: {exc}"[:300]))
         return
@@ -200,6 +197,8 @@ def time_pytorch(emit: Emit, structure: str, config: str, quick: bool) -> None:
     ceilings = gpu.ceilings()
     model = random_model(config, "cuda")
     model.structure = structure
+    if structure == "pruned":
+        model.drop_sd_text()  # only the official structure runs it
     run = network_call(model, "cuda", torch.float16, compiled=structure == "pruned")
     for height, width in SIZES[: 1 if quick else None]:
         name = f"{structure} {'compiled' if structure == 'pruned' else 'eager'} fp16 {height}x{width}"
@@ -218,7 +217,7 @@ def time_pytorch(emit: Emit, structure: str, config: str, quick: bool) -> None:
 
 
 def random_model(config: str, device: str) -> Any:
-    """A preset with random weights, made on the device; without the text encoder that only the official one runs."""
+    """A preset with random weights, made on the device."""
     import torch
 
     from training.checkpoints.own_format import uninitialised_model

@@ -16,15 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import PACKAGES, REPOSITORY, environment, matmul_gflops
+from benchmarks.machine import REPOSITORY, environment
 
 __all__ = [
-    "PACKAGES",
     "REPOSITORY",
     "Summary",
     "environment",
     "interleave",
-    "matmul_gflops",
     "paired_ratio",
     "time_calls",
     "time_cuda_calls",

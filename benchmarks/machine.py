@@ -177,11 +177,6 @@ def measure_gpu_rates() -> Rates:
     return Rates(**json.loads(done.stdout))
 
 
-def matmul_gflops(threads: int, size: int = 2048, repeats: int = 5) -> float:
-    """float32 matmul rate of the fastest library here, right now."""
-    return measure_rates(threads, size, repeats).peak_gflops
-
-
 def available_bytes() -> int | None:
     """Memory that a new process could use without swapping, the container's limit included; ``None`` if unknown."""
     found = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,6 @@ SCORED = (*PEERS, "ort-portable", "runtime-fp16")
 STEP_SCENES = 10
 SCORED_AS = {"runtime-again": "runtime"}
 """Variants that need no evaluation of their own."""
-PAUSE_SECONDS = 0.05
-"""Between two variants: threads of the one that just ran stop spinning meanwhile."""
 
 
 def measure_peers(bench: Bench) -> None:
@@ -58,7 +55,6 @@ def measure_peers(bench: Bench) -> None:
                     first[name] = _first_picture(pool, name)
                 elif pool.starts[name] != starts:
                     worker.run()  # a process that was just started is not warm
-                time.sleep(PAUSE_SECONDS)
                 answer = worker.run()
                 pool.learn(name, int(answer["peak_bytes"]))
                 answers[name].append(answer)

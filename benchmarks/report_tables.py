@@ -6,6 +6,7 @@ import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from benchmarks.harness import paired_ratio
 from benchmarks.noise import SIGMAS, Difference, floor_of
 from benchmarks.results import Result, Run
 from benchmarks.targets import targets_of
@@ -252,9 +253,7 @@ def steps_table(run: Run) -> Table:
 
 
 def _median_ratio(result: Result, base: Result) -> float:
-    ratios = sorted(a / b for a, b in zip(result.samples, base.samples, strict=True))
-    middle = len(ratios) // 2
-    return ratios[middle] if len(ratios) % 2 else (ratios[middle - 1] + ratios[middle]) / 2
+    return paired_ratio(result.samples, base.samples).median
 
 
 def stages_table(run: Run) -> Table:

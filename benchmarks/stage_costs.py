@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from odise_rt.specs import ModelFacts
     from training.models.odise import Odise
 
-OUTSIDE_GRAPHS = ("preprocess", "stitch", "words", "classify", "panoptic", "semantic", "instance")
-"""Steps of a segmentation that no engine runs: what odise_rt adds to its graphs."""
-
 
 def stage_costs(model: Odise, facts: ModelFacts, height: int, width: int) -> dict[str, Any]:
     """Work of every stage for one image of a size inside the network, by structure; needs PyTorch."""

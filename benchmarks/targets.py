@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.harness import paired_ratio
 from benchmarks.results import Run
 
 
@@ -16,7 +17,6 @@ class Target:
     at_most: bool
     value: float | None
     """``None``: the run did not measure it."""
-    unit: str = ""
 
     @property
     def met(self) -> bool | None:
@@ -29,22 +29,19 @@ class Target:
 def targets_of(run: Run) -> list[Target]:
     """The targets that apply to the run's model."""
     tiny = run.model.get("config") == "odise-tiny"
-    ratio = "× its time"
     found = []
     if tiny:
         found += [
-            Target("odise_rt over our pruned PyTorch eager", 0.6, True, _over(run, "runtime", "pruned"), ratio),
-            Target("odise_rt over torch.compile", 0.8, True, _over(run, "runtime", "compile"), ratio),
+            Target("odise_rt over our pruned PyTorch eager", 0.6, True, _over(run, "runtime", "pruned")),
+            Target("odise_rt over torch.compile", 0.8, True, _over(run, "runtime", "compile")),
         ]
     else:
         found.append(
-            Target("odise_rt over the official structure, eager", 0.5, True, _over(run, "runtime", "official"), ratio)
+            Target("odise_rt over the official structure, eager", 0.5, True, _over(run, "runtime", "official"))
         )
-    found.append(
-        Target("share of a picture outside the graphs", 0.15 if tiny else 0.08, True, _outside(run), "of its time")
-    )
+    found.append(Target("share of a picture outside the graphs", 0.15 if tiny else 0.08, True, _outside(run)))
     if run.group("words"):
-        found.append(Target("10,000 cached words over 100", 1.2, True, _words(run), ratio))
+        found.append(Target("10,000 cached words over 100", 1.2, True, _words(run)))
     if run.group("sizes"):
         found.append(Target("R² of time as a line in windows", 0.99, False, run.fits.get("sizes", {}).get("r2")))
     return found
@@ -55,10 +52,7 @@ def _over(run: Run, first: str, second: str) -> float | None:
     results = {r.variant: r for r in run.group("peers") if r.status == "ok"}
     if first not in results or second not in results:
         return None
-    pairs = zip(results[first].samples, results[second].samples, strict=True)
-    ratios = sorted(a / b for a, b in pairs)
-    middle = len(ratios) // 2
-    return ratios[middle] if len(ratios) % 2 else (ratios[middle - 1] + ratios[middle]) / 2
+    return paired_ratio(results[first].samples, results[second].samples).median
 
 
 def _outside(run: Run) -> float | None:
