@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +126,8 @@ def prepare_run(
         key = {**facts, "jitter": dataclasses.asdict(phase.jitter), "views": phase.cached_views, "seed": seed}
         build = functools.partial(open_or_build, cache, key, model, views, phase.cached_views, progress=_progress)
         if rank() == 0:
-            found = build()
+            with threads_of_all_processes(device):
+                found = build()
         if world_size() > 1:
             dist.barrier()
         if rank() != 0:
@@ -133,6 +136,18 @@ def prepare_run(
 
     sources = tuple(functools.partial(source, index, phase) for index, phase in enumerate(experiment.phases))
     return RunParts(step, sources, tuple(words), tokenizer_json)
+
+
+@contextlib.contextmanager
+def threads_of_all_processes(device: str) -> Iterator[None]:
+    """While one process computes the feature cache, the others of this machine wait: it may use their CPU threads."""
+    own = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(own * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
 
 
 def annotation_fingerprint(root: Path, split: str) -> str:

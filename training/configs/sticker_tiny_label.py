@@ -24,20 +24,20 @@ def experiment() -> Experiment:
         model=preset("odise-tiny"),
         phases=(
             Phase(
-                iterations=680,
+                iterations=2400,
                 batch=16,
                 jitter=JitterOptions(target=256, crop=128, smallest=0.5, largest=1.2),
-                cached_views=6000,
+                cached_views=8000,
             ),
             Phase(
-                iterations=220,
+                iterations=2800,
                 batch=4,
-                jitter=JitterOptions(target=256, crop=256, smallest=0.8, largest=1.2),
-                cached_views=900,
+                jitter=JitterOptions(target=256, crop=256, smallest=0.7, largest=1.3),
+                cached_views=1600,
             ),
         ),
-        criterion=CriterionOptions(points=PointOptions(points=1024)),
+        criterion=CriterionOptions(points=PointOptions(points=3072)),
         optimizer=OptimizerOptions(learning_rate=1e-3, warmup=0.03, milestones=(0.8, 0.95)),
         save_every=100,
-        picture_every=250,
+        picture_every=1000,
     )
