@@ -240,12 +240,12 @@ class CudaSession:
     def capture(self, work: Callable[[], None]) -> Any:
         """Record what ``work`` puts on the stream as a graph, which ``launch(session.stream)`` repeats."""
         builder = self.stream.create_graph_builder()
-        builder.begin_building(mode="thread_local")
         try:
-            work()
-        finally:
-            builder.end_building()
-        try:
+            builder.begin_building(mode="thread_local")
+            try:
+                work()
+            finally:
+                builder.end_building()
             graph = builder.complete()
             graph.upload(self.stream)
         finally:

@@ -253,11 +253,11 @@ class TrtStage:
                 state.graph.close()
                 state.graph = None
             state.context.set_device_memory(int(scratch.handle), int(scratch.size))
-            state.generation = session.generation
             # Once without capture: the first run after a change of shape may set itself up.
             self._enqueue(engine, state)
             session.stream.sync()
             state.graph = session.capture(lambda: self._enqueue(engine, state))
+            state.generation = session.generation  # last: what failed above is done again by the next run
             return
         state.graph.launch(session.stream)
 

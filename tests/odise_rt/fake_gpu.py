@@ -119,7 +119,7 @@ class GraphBuilder:
         return Graph(self._calls, self._work)
 
     def close(self) -> None:
-        pass
+        self._calls.log.append("close builder")
 
 
 class Graph:

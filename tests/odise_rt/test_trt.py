@@ -18,7 +18,7 @@ from odise_rt.backends.trt import TrtStage
 from odise_rt.engines import Engine
 from odise_rt.specs import STAGES, StageSpec
 from tests.odise_rt.engine_bundle import DIMS, example, replace_file, write_engine
-from tests.odise_rt.fake_gpu import Calls, install
+from tests.odise_rt.fake_gpu import Calls, CUDAError, GraphBuilder, _Context, install
 
 
 @pytest.fixture
@@ -243,6 +243,49 @@ def test_engine_that_fails(bundle: Bundle, gpu: Calls, monkeypatch: pytest.Monke
     monkeypatch.setattr(context, "execute_async_v3", fail)
     with pytest.raises(BackendError, match=r"the engine failed: Cuda Runtime \(an illegal memory access"):
         stage.run(windows(2))
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_a_first_run_that_failed_is_done_again(
+    bundle: Bundle, gpu: Calls, monkeypatch: pytest.MonkeyPatch, attempt: int
+) -> None:
+    """The first call of the engine is direct, the second one is captured."""
+    stage = opened(bundle, "clip_image")
+    expected = OrtBackend("cpu", 1).load(bundle, "clip_image").run(windows(1))["image_embedding"]
+    calls: list[int] = []
+
+    class Context(_Context):
+        def execute_async_v3(self, stream: int) -> bool:
+            calls.append(stream)
+            if len(calls) == attempt:
+                raise CUDAError("CUDA_ERROR_OUT_OF_MEMORY: The API call failed because it was unable to allocate")
+            return super().execute_async_v3(stream)
+
+    monkeypatch.setattr("tests.odise_rt.fake_gpu._Context", Context)
+    with pytest.raises(OutOfMemoryError):
+        stage.run(windows(1))
+    for _ in range(2):
+        np.testing.assert_array_equal(stage.run(windows(1))["image_embedding"], expected)
+    assert gpu.count("context") == 1
+    assert gpu.count("launch") == 1
+
+
+@pytest.mark.parametrize("step", ["begin_building", "end_building", "complete"])
+def test_a_capture_that_fails_leaves_no_builder_open(
+    bundle: Bundle, gpu: Calls, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    stage = opened(bundle, "clip_image")
+    works = getattr(GraphBuilder, step)
+
+    def fail(self: GraphBuilder, **options: Any) -> None:
+        works(self, **options)
+        self._stream.recording = None
+        raise CUDAError("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED: The operation is not permitted")
+
+    monkeypatch.setattr(GraphBuilder, step, fail)
+    with pytest.raises(BackendError, match="CAPTURE_INVALIDATED"):
+        stage.run(windows(1))
+    assert gpu.count("close builder") == 1
 
 
 def engine_and_spec(bundle: Bundle) -> tuple[Engine, StageSpec]:
