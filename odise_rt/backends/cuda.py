@@ -7,6 +7,7 @@ is an error that says why, engine by engine.
 from __future__ import annotations
 
 import logging
+import threading
 
 from odise_rt.backends.base import Device, Stage
 from odise_rt.backends.device import CudaSession
@@ -40,6 +41,7 @@ class CudaBackend:
         self._engines = find_engines(bundle)
         self._no_ort = _why_no_ort_cuda()
         self._session: CudaSession | None = None
+        self._opening = threading.Lock()
         self._chosen: dict[str, Engine | None] = {stage: self._choose(bundle, stage) for stage in STAGES}
         text = self._chosen["clip_text"]
         self.text_precision = bundle.precision if text is None else text.facts.precision
@@ -82,7 +84,12 @@ class CudaBackend:
             return OrtBackend("cuda", self.threads).load(bundle, stage)
         if bundle.verified:
             engine.verify_files()
-        loaded = open_engine_stage(engine, spec, self._open_session(engine), self.threads)
+        session = self._open_session(engine)
+        try:
+            loaded = open_engine_stage(engine, spec, session, self.threads)
+        finally:
+            if session is not None:
+                session.release()  # the stage holds it by now, or nobody needs it
         gpu = self._machine.gpu
         if gpu is None or not engine.is_verified_on(gpu):
             try:
@@ -94,11 +101,14 @@ class CudaBackend:
         return loaded
 
     def _open_session(self, engine: Engine) -> CudaSession | None:
+        """The session of all stages, retained for the caller: the end of the last stage does not close it."""
         if engine.facts.engine == "ort-cuda":
             return None
-        if self._session is None or self._session.is_closed:
-            self._session = CudaSession()
-        return self._session
+        with self._opening:
+            if self._session is None or not self._session.retain():
+                self._session = CudaSession()
+                self._session.retain()
+            return self._session
 
     def _choose(self, bundle: Bundle, stage: str) -> Engine | None:
         """The best engine; ``None``: the bundle's graph in ONNX Runtime on CUDA."""

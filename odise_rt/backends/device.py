@@ -191,13 +191,16 @@ class CudaSession:
         """Whether it was closed; a closed one is not opened again."""
         return self.stream is None
 
-    def retain(self) -> None:
-        """Count one more stage that needs the session."""
+    def retain(self) -> bool:
+        """Count one more user: a stage, or who is about to open one. False if the session was closed meanwhile."""
         with self.lock:
+            if self.is_closed:
+                return False
             self._users += 1
+            return True
 
     def release(self) -> None:
-        """Count one stage less; the last one closes the session."""
+        """Count one user less; the last one closes the session."""
         with self.lock:
             self._users -= 1
             if self._users <= 0:

@@ -38,17 +38,22 @@ def open_engine_stage(
 
         return OrtBackend("cuda", threads).open_graph(engine.path, spec, file, engine.facts.precision)
     opened = CudaSession() if session is None else session
-    loaded = TrtEngine(engine, spec)
-    facts = StageFacts(
-        stage=spec.name,
-        engine=f"{loaded.trt.__name__} {loaded.trt.__version__}",
-        provider=f"{TITLES[engine.facts.engine]} on {opened.name}",
-        device="cuda",
-        file=file,
-        load_seconds=time.perf_counter() - started,
-        precision=engine.facts.precision,
-    )
-    return TrtStage(loaded, opened, spec, facts)
+    try:
+        loaded = TrtEngine(engine, spec)
+        facts = StageFacts(
+            stage=spec.name,
+            engine=f"{loaded.trt.__name__} {loaded.trt.__version__}",
+            provider=f"{TITLES[engine.facts.engine]} on {opened.name}",
+            device="cuda",
+            file=file,
+            load_seconds=time.perf_counter() - started,
+            precision=engine.facts.precision,
+        )
+        return TrtStage(loaded, opened, spec, facts)
+    except BaseException:
+        if session is None:
+            opened.close()
+        raise
 
 
 def verify_engine(engine: Engine, stage: Stage, spec: StageSpec, gpu: str) -> Engine:

@@ -136,14 +136,18 @@ class TrtStage:
             spec: of the stage.
             facts: for results.
             max_shapes: kept at a time.
+
+        Raises:
+            BackendError: the session is closed.
         """
+        if not session.retain():
+            raise BackendError(f"the GPU was released before stage {spec.name} was loaded: load the segmenter again")
         self._engine: TrtEngine | None = engine
         self._session = session
         self._spec = spec
         self._max_shapes = max_shapes
         self._states: OrderedDict[Shapes, _ShapeState] = OrderedDict()
         self.facts = facts
-        session.retain()
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Run the engine; see :class:`odise_rt.backends.base.Stage`.

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from odise_rt import BackendError, Bundle, BundleError, Segmenter, SegmentOptions
 from odise_rt.backends import cuda, machine, select
+from odise_rt.backends.base import Stage
+from odise_rt.backends.device import CudaSession
+from odise_rt.backends.engine_stage import open_engine_stage
 from odise_rt.backends.select import open_backend
 from odise_rt.cli import main
 from odise_rt.engine_listing import list_engines
 from odise_rt.engines import find_engines
 from odise_rt.specs import STAGES
-from tests.odise_rt.engine_bundle import replace_file, write_engine, write_engines
+from tests.odise_rt.engine_bundle import example, replace_file, write_engine, write_engines
 from tests.odise_rt.fake_bundle import colour_image
 from tests.odise_rt.fake_gpu import GPU, Calls, install
 
@@ -109,6 +116,62 @@ def test_an_altered_engine_is_refused_unless_hashes_are_not_wanted(bundle: Bundl
         Segmenter.load(bundle.root, device="cuda", threads=1)
     with Segmenter.load(bundle.root, device="cuda", threads=1, verify=False):
         pass
+
+
+def test_a_session_is_not_closed_while_a_stage_is_opened_on_it(
+    bundle: Bundle, gpu: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may release the last stage at any time."""
+    write_engines(bundle, verified_on=GPU)
+    backend = cuda.CudaBackend(bundle, 1)
+    first = backend.load(bundle, "clip_text")
+
+    def open_late(*arguments: Any) -> Stage:
+        first.close()
+        return open_engine_stage(*arguments)
+
+    monkeypatch.setattr(cuda, "open_engine_stage", open_late)
+    second = backend.load(bundle, "clip_image")
+    assert second.run(example(bundle.stages["clip_image"].spec))
+    assert gpu.count("close stream") == 0
+    second.close()
+    assert gpu.count("close stream") == 1
+    assert gpu.device_bytes == 0
+
+
+def test_stages_loaded_at_once_share_a_session(bundle: Bundle, gpu: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    class SlowSession(CudaSession):
+        def __init__(self) -> None:
+            time.sleep(0.2)
+            super().__init__()
+
+    write_engines(bundle, verified_on=GPU)
+    monkeypatch.setattr(cuda, "CudaSession", SlowSession)
+    backend = cuda.CudaBackend(bundle, 1)
+    with ThreadPoolExecutor(len(STAGES)) as threads:
+        stages = list(threads.map(lambda stage: backend.load(bundle, stage), STAGES))
+    assert len(gpu.streams) == 1
+    for stage in stages:
+        stage.close()
+    assert gpu.count("close stream") == 1
+    again = backend.load(bundle, STAGES[0])
+    assert len(gpu.streams) == 2, "a session that was closed is not used again"
+    again.close()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_engine_that_does_not_load_leaves_no_session_open(bundle: Bundle, gpu: Calls, shared: bool) -> None:
+    write_engines(bundle, verified_on=GPU)
+    backend = cuda.CudaBackend(bundle, 1)
+    engine = backend._chosen["clip_image"]
+    assert engine is not None
+    replace_file(engine, engine.path.name, b"not a plan")
+    with pytest.raises(BackendError, match="refuses"):
+        if shared:
+            backend.load(dataclasses.replace(bundle, verified=False), "clip_image")
+        else:
+            open_engine_stage(engine, bundle.stages["clip_image"].spec)
+    assert gpu.count("close stream") == len(gpu.streams) == 1
 
 
 def test_without_engines_and_onnxruntime_gpu_the_error_says_what_is_missing(bundle: Bundle, gpu: Calls) -> None:
