@@ -42,6 +42,7 @@ class CudaBackend:
         self._no_ort = _why_no_ort_cuda()
         self._session: CudaSession | None = None
         self._opening = threading.Lock()
+        self._hashed: set[str] = set()
         self._chosen: dict[str, Engine | None] = {stage: self._choose(bundle, stage) for stage in STAGES}
         text = self._chosen["clip_text"]
         self.text_precision = bundle.precision if text is None else text.facts.precision
@@ -82,8 +83,9 @@ class CudaBackend:
         spec = bundle.stages[stage].spec
         if engine is None:
             return OrtBackend("cuda", self.threads).load(bundle, stage)
-        if bundle.verified:
+        if bundle.verified and stage not in self._hashed:
             engine.verify_files()
+            self._hashed.add(stage)
         session = self._open_session(engine)
         try:
             loaded = open_engine_stage(engine, spec, session, self.threads)

@@ -22,7 +22,7 @@ from odise_rt.backends.engine_stage import open_engine_stage
 from odise_rt.backends.select import open_backend
 from odise_rt.cli import main
 from odise_rt.engine_listing import list_engines
-from odise_rt.engines import find_engines
+from odise_rt.engines import Engine, find_engines
 from odise_rt.specs import STAGES
 from tests.odise_rt.engine_bundle import example, replace_file, write_engine, write_engines
 from tests.odise_rt.fake_bundle import colour_image
@@ -172,6 +172,17 @@ def test_an_engine_that_does_not_load_leaves_no_session_open(bundle: Bundle, gpu
         else:
             open_engine_stage(engine, bundle.stages["clip_image"].spec)
     assert gpu.count("close stream") == len(gpu.streams) == 1
+
+
+def test_an_engine_is_hashed_at_its_first_load(bundle: Bundle, gpu: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_engines(bundle, verified_on=GPU)
+    hashed: list[str] = []
+    verify = Engine.verify_files
+    monkeypatch.setattr(Engine, "verify_files", lambda self: (hashed.append(self.facts.stage), verify(self))[1])
+    backend = cuda.CudaBackend(bundle, 1)
+    for stage in ("clip_text", "clip_image", "clip_text", "clip_text"):
+        backend.load(bundle, stage).close()
+    assert hashed == ["clip_text", "clip_image"]
 
 
 def test_without_engines_and_onnxruntime_gpu_the_error_says_what_is_missing(bundle: Bundle, gpu: Calls) -> None:
