@@ -12,7 +12,7 @@ from odise_rt.errors import MissingPackageError
 from odise_rt.polygons import polygons
 
 if TYPE_CHECKING:
-    from odise_rt.results import PanopticResult
+    from odise_rt.results import PanopticResult, Segment
     from odise_rt.vocabulary import Vocabulary
 
 _LABELME_VERSION = "5.5.0"
@@ -51,18 +51,18 @@ def labelme_document(result: PanopticResult, image_path: str, tolerance: float) 
     """
     shapes = []
     for segment in result.segments:
-        parts = polygons(result.mask(segment), tolerance)
+        rings = _rings(result, segment, tolerance)
         shapes += [
             {
                 "label": segment.label,
-                "points": part.as_one_ring().tolist(),
-                "group_id": segment.id if len(parts) > 1 else None,
+                "points": ring.tolist(),
+                "group_id": segment.id if len(rings) > 1 else None,
                 "description": f"score {segment.score:.3f}",
                 "shape_type": "polygon",
                 "flags": {},
                 "mask": None,
             }
-            for part in parts
+            for ring in rings
         ]
     return {
         "version": _LABELME_VERSION,
@@ -83,10 +83,10 @@ def cvat_image(result: PanopticResult, file_name: str, tolerance: float) -> str:
     height, width = result.size
     lines = [f"<image name={_attribute(file_name)} width={_attribute(str(width))} height={_attribute(str(height))}>"]
     for segment in result.segments:
-        parts = polygons(result.mask(segment), tolerance)
-        group = f' group_id="{segment.id}"' if len(parts) > 1 else ""
-        for part in parts:
-            points = ";".join(f"{x:.2f},{y:.2f}" for x, y in part.as_one_ring())
+        rings = _rings(result, segment, tolerance)
+        group = f' group_id="{segment.id}"' if len(rings) > 1 else ""
+        for ring in rings:
+            points = ";".join(f"{x:.2f},{y:.2f}" for x, y in ring)
             label = _attribute(segment.label)
             lines.append(f'<polygon label={label} source="auto" occluded="0" points="{points}" z_order="0"{group}/>')
     return "\n".join([*lines, "</image>"])
@@ -101,6 +101,14 @@ def cvat_document(images: Iterable[str], vocabulary: Vocabulary) -> Iterator[str
     for number, image in enumerate(images):
         yield f'<image id="{number}"{image.removeprefix("<image")}\n'
     yield "</annotations>\n"
+
+
+def _rings(result: PanopticResult, segment: Segment, tolerance: float) -> list[np.ndarray]:
+    """The outline of each connected part, float64 (N, 2); only the segment's box is searched."""
+    left, top, right, bottom = segment.box
+    mask = result.segment_map[top:bottom, left:right] == segment.id
+    corner = np.array([left, top])
+    return [part.as_one_ring() + corner for part in polygons(mask, tolerance)]
 
 
 def _attribute(text: str) -> str:
