@@ -101,10 +101,10 @@ def write_result(
         elif kind == "cvat":
             written.cvat = result.to_cvat(file_name, tolerance)
         elif kind == "coco":
-            entry = result.to_coco_panoptic(image_id=name, file_name=f"{name}.png")
+            entry = result.coco_annotation(image_id=name, file_name=f"{name}.png")
             save(f"panoptic/{name}.png", result.save_png)
             size = {"height": result.size[0], "width": result.size[1]}
-            written.coco = entry["annotation"] | {"image_file": file_name} | size
+            written.coco = entry | {"image_file": file_name} | size
     return written
 
 

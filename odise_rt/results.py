@@ -251,6 +251,14 @@ class PanopticResult:
         Returns:
             ``annotation`` (one entry of ``annotations``), ``categories`` of the vocabulary, and ``png``, a PIL image.
         """
+        return {
+            "annotation": self.coco_annotation(image_id, file_name),
+            "categories": coco_categories(self.vocabulary),
+            "png": self.to_png(),
+        }
+
+    def coco_annotation(self, image_id: int | str, file_name: str) -> dict[str, Any]:
+        """The ``annotation`` of :meth:`to_coco_panoptic` alone, for many images of one vocabulary."""
         ids = category_ids(self.vocabulary)
         info = [
             {
@@ -264,11 +272,7 @@ class PanopticResult:
             }
             for s in self.segments
         ]
-        return {
-            "annotation": {"image_id": image_id, "file_name": file_name, "segments_info": info},
-            "categories": coco_categories(self.vocabulary),
-            "png": self.to_png(),
-        }
+        return {"image_id": image_id, "file_name": file_name, "segments_info": info}
 
     def to_huggingface(self) -> list[dict[str, Any]]:
         """The output of Hugging Face's ``image-segmentation`` pipeline: score, label, and a 0/255 PIL mask each."""
