@@ -77,9 +77,8 @@ class Job:
         return [item for item in inputs if not self._is_done(item, keys[item.name], log)]
 
     def _is_done(self, item: Input, key: str, log: RunLog) -> bool:
-        if not log.is_done(item.name, key):
-            return False
-        return all(log.is_done(name, key) for name in frame_names(log.read(item.name)))
+        record = log.done(item.name, key)
+        return record is not None and all(log.is_done(name, key) for name in frame_names(record))
 
 
 def _identity(path: Path) -> tuple[str, int, int]:
@@ -259,8 +258,12 @@ def failures(log: RunLog, inputs: Iterable[Input], keys: dict[str, str]) -> list
     return [{k: r[k] for k in ("image", "error", "kind")} for r in records if r and "error" in r]
 
 
-def write_documents(job: Job, log: RunLog, inputs: Sequence[Input], keys: dict[str, str]) -> None:
-    """Write what is about the whole run: ``panoptic.json``, ``cvat.xml``, and ``failed.json`` if anything failed."""
+def write_documents(job: Job, log: RunLog, inputs: Sequence[Input], keys: dict[str, str]) -> list[Record]:
+    """Write what is about the whole run: ``panoptic.json``, ``cvat.xml``, and ``failed.json`` if anything failed.
+
+    Returns:
+        The :func:`failures`.
+    """
     if "coco" in job.formats:
         write_coco(job.folder, lambda: (r["coco"] for r in finished(log, inputs, keys)), job.classes)
     if "cvat" in job.formats:
@@ -270,3 +273,4 @@ def write_documents(job: Job, log: RunLog, inputs: Sequence[Input], keys: dict[s
         write_json(job.folder / FAILED_FILE, failed)
     else:
         (job.folder / FAILED_FILE).unlink(missing_ok=True)
+    return failed

@@ -56,17 +56,19 @@ class RunLog:
 
     def is_done(self, name: str, key: str) -> bool:
         """Whether the latest record of a name has this key, is no failure, and its files are there in their size."""
-        if self._lines.get(name, (0, ""))[1] != key:
-            return False
-        record = self.read(name)
-        if "error" in record:
-            return False
+        return self.done(name, key) is not None
+
+    def done(self, name: str, key: str) -> dict[str, Any] | None:
+        """The latest record of a name if :meth:`is_done` holds for it."""
+        record = self.find(name, key)
+        if record is None or "error" in record:
+            return None
         for file, size in record.get("files", {}).items():
             with contextlib.suppress(OSError):
                 if (self.folder / file).stat().st_size == size:
                     continue
-            return False
-        return True
+            return None
+        return record
 
     def find(self, name: str, key: str) -> dict[str, Any] | None:
         """The latest record of a name if it has this key."""
