@@ -53,14 +53,14 @@ def find_inputs(arguments: Iterable[str], recursive: bool = False, results: Path
         path = Path(argument)
         if path.is_dir():
             candidates = _walk(path) if recursive else (p for p in path.iterdir() if _is_image(p))
-            found = sorted(p for p in candidates if not _is_result(p, path, results))
+            found = sorted(_without_results(candidates, path, results))
             if not found:
                 raise OptionsError(_nothing_in(path, recursive))
             stems += [p.relative_to(path).with_suffix("").as_posix() for p in found]
         elif not path.exists() and glob.has_magic(argument):
             matches = sorted(Path(p) for p in glob.glob(argument, recursive=True))  # noqa: PTH207 (absolute patterns)
             found = [p for p in matches if _is_image(p) or (_is_video(p) and p.is_file())]
-            found = [p for p in found if not _is_result(p, Path(argument), results)]
+            found = _without_results(found, path, results)
             if not found:
                 raise OptionsError(f"nothing matches {argument!r}: expected files ending in {_endings()}")
             stems += [p.stem for p in found]
@@ -93,18 +93,21 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (p for p in (Path(parent) / name for name in files) if _is_image(p))
 
 
-def _is_result(path: Path, searched: Path, results: Path | None) -> bool:
-    """Whether a file that was found lies among the results of an earlier run."""
-    if results is None or not (results / RUN_LOG).exists():
-        return False
-    results, searched, path = results.resolve(), searched.resolve(), path.resolve()
-    if not path.is_relative_to(results):
-        return False
-    if not searched.is_relative_to(results):
-        return True
+def _without_results(found: Iterable[Path], searched: Path, results: Path | None) -> list[Path]:
+    """The files that do not lie among the results of an earlier run."""
+    found = list(found)
+    if not found or results is None or not (results / RUN_LOG).exists():
+        return found
+    root, start = results.resolve(), searched.resolve()
+    if not start.is_relative_to(root):
+        return [path for path in found if not path.resolve().is_relative_to(root)]
+
     # The search began in the folder of results: photos and results lie side by side, but not in these folders.
-    parts = path.relative_to(results).parts[:-1]
-    return any(p in _RESULT_FOLDERS or p.endswith(".frames") for p in parts if p not in searched.parts)
+    def is_result(path: Path) -> bool:
+        parts = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
+        return any(p in _RESULT_FOLDERS or p.endswith(".frames") for p in parts if p not in start.parts)
+
+    return [path for path in found if not is_result(path.resolve())]
 
 
 def _is_image(path: Path) -> bool:
