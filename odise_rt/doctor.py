@@ -14,7 +14,7 @@ from odise_rt.engine_listing import engine_lines, list_engines
 from odise_rt.errors import OdiseError
 from odise_rt.version import __version__
 
-REQUIRED = ("numpy", "pillow", "tokenizers", "tqdm")
+REQUIRED = ("numpy", "pillow", "threadpoolctl", "tokenizers", "tqdm")
 ENGINES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-core")
 
 
@@ -100,6 +100,7 @@ def _bundle(path: Path, devices: dict[str, str]) -> dict[str, Any]:
 
     try:
         bundle = Bundle.open(path)
+        engines = list_engines(bundle)
     except OdiseError as exc:
         return {"problem": str(exc), "summary": None, "engines": []}
     working = [name for name, state in devices.items() if state == "works"]
@@ -107,4 +108,4 @@ def _bundle(path: Path, devices: dict[str, str]) -> dict[str, Any]:
     variants = sorted({variant for entry in bundle.stages.values() for variant in entry.variants})
     extra = f"; graphs of its own for {', '.join(variants)}" if variants else ""
     summary = f"{bundle.name}, {bundle.facts.variant}, {bundle.precision}: all files match, {where}{extra}"
-    return {"problem": None, "summary": summary, "engines": list_engines(bundle)}
+    return {"problem": None, "summary": summary, "engines": engines}

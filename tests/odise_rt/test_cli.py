@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 
 from odise_rt import Segmenter, cli
+from odise_rt.doctor import REQUIRED
 from odise_rt.inputs import find_inputs, output_names
 from odise_rt.result_files import FORMATS
 from tests.odise_rt.fake_bundle import colour_image
@@ -252,6 +255,29 @@ def test_doctor(label_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not findings["ready"]
     assert "not a bundle" in findings["bundles"][str(tmp_path)]["problem"]
     assert findings["devices"]["cpu (CPUExecutionProvider)"] == "works"
+
+
+def test_doctor_looks_for_every_package_that_is_required() -> None:
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    listed = re.search(r"^dependencies = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)
+    assert listed is not None
+    assert tuple(re.findall(r'"([\w.-]+)', listed[1])) == REQUIRED
+
+
+def test_doctor_goes_on_after_a_bundle_whose_engines_cannot_be_listed(
+    new_bundle: Callable[[], Path],
+    label_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    crowded = new_bundle()
+    (crowded / "engines/one").mkdir(parents=True)
+    monkeypatch.setattr("odise_rt.engines.MAX_ENGINES", 0)
+    assert cli.main(["doctor", "--json", str(crowded), str(label_bundle)]) == 1
+    findings = json.loads(capsys.readouterr().out)
+    assert not findings["ready"]
+    assert "holds 1 folders, at most 0 are looked at" in findings["bundles"][str(crowded)]["problem"]
+    assert findings["bundles"][str(label_bundle)]["problem"] is None
 
 
 def test_labels(capsys: pytest.CaptureFixture[str]) -> None:
