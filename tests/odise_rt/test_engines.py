@@ -185,6 +185,25 @@ def test_reference_of_another_stage_or_damaged(bundle: Bundle, monkeypatch: pyte
         read_reference(path, specs["clip_image"])
 
 
+def test_reference_that_is_no_archive_of_numbers(bundle: Bundle) -> None:
+    engine, spec = write_engine(bundle, "clip_image"), bundle.stages["clip_image"].spec
+    path = engine.folder / "reference.npz"
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK")  # of the archive's directory
+    content[entry + 10 : entry + 12] = (99).to_bytes(2, "little")  # a compression that does not exist
+    replace_file(engine, path.name, bytes(content))
+    with pytest.raises(BundleError, match="damaged or of another stage"):
+        read_reference(path, spec)
+    for array in (np.array(["a"]), np.array([b"a"])):
+        np.savez(path, **{f"0.outputs.{t.name}": array for t in spec.outputs})
+        with pytest.raises(BundleError, match="damaged or of another stage"):
+            read_reference(path, spec)
+    with path.open("wb") as file:
+        np.save(file, np.ones(3, np.float32))
+    with pytest.raises(BundleError, match="damaged or of another stage"):
+        read_reference(path, spec)
+
+
 def test_a_verification_is_written_down_once_for_each_device(bundle: Bundle) -> None:
     engine = write_engine(bundle, "clip_image")
     check = check_output(np.ones(2, np.float32), np.ones(2, np.float32), engine.bounds, "image_embedding")
