@@ -136,23 +136,11 @@ class OrtBackend:
     def load(self, bundle: Bundle, stage: str) -> OrtStage:
         """Load the graph of a stage, the device's variant if the bundle has one."""
         file = bundle.stage_file(stage, VARIANTS[self.device])
-        large = self._is_large(bundle)
-        run_options = None
-        if large:
-            run_options = self._ort.RunOptions()
-            run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         relative = file.path.relative_to(bundle.root).as_posix()
-        return self.open_graph(file.path, bundle.stages[stage].spec, relative, bundle.precision, run_options, large)
+        large = self._is_large(bundle)
+        return self.open_graph(file.path, bundle.stages[stage].spec, relative, bundle.precision, large)
 
-    def open_graph(
-        self,
-        path: Path,
-        spec: StageSpec,
-        file: str,
-        precision: str = "",
-        run_options: Any = None,
-        large: bool = False,
-    ) -> OrtStage:
+    def open_graph(self, path: Path, spec: StageSpec, file: str, precision: str = "", large: bool = False) -> OrtStage:
         """Load a graph file.
 
         Args:
@@ -160,8 +148,8 @@ class OrtBackend:
             spec: what it must take and give.
             file: its name relative to the bundle, for results.
             precision: inside the graph, for results.
-            run_options: ONNX Runtime's, for every run.
-            large: read matrices where they lie in the file; see :data:`LARGE_BUNDLE_BYTES`.
+            large: read matrices where they lie in the file, and give working memory back after each run; see
+                :data:`LARGE_BUNDLE_BYTES`.
 
         Raises:
             BackendError: ONNX Runtime refuses the graph, runs it elsewhere, or it has other inputs or outputs.
@@ -188,11 +176,13 @@ class OrtBackend:
             precision=precision,
         )
         logger.info("stage %s: %s on %s, loaded in %.2f s", spec.name, facts.engine, provider, facts.load_seconds)
-        if self.device == "cuda":
-            return OrtStage(
-                session, spec, facts, run_options, BoundRuns(self._ort, session, spec, "cuda", self.cuda_graph)
-            )
-        return OrtStage(session, spec, facts, run_options)
+        run_options = None
+        if large:
+            run_options = self._ort.RunOptions()
+            run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        on_gpu = self.device == "cuda"
+        bound = BoundRuns(self._ort, session, spec, "cuda", self.cuda_graph) if on_gpu else None
+        return OrtStage(session, spec, facts, run_options, bound)
 
     def _providers(self) -> list[Any]:
         if self.device == "cpu":
