@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from odise_rt.backends.machine import this_machine
+from odise_rt.backends.trt_package import package_version
 from odise_rt.engine_listing import engine_lines, list_engines
 from odise_rt.errors import OdiseError
 from odise_rt.version import __version__
@@ -29,7 +29,7 @@ def examine(bundles: Iterable[Path] = ()) -> dict[str, Any]:
     """
     devices = _devices()
     checked = {str(path): _bundle(path, devices) for path in bundles}
-    packages = {name: _version(name) for name in REQUIRED}
+    packages = {name: package_version(name) for name in REQUIRED}
     ready = (
         all(packages.values())
         and any(state == "works" for state in devices.values())
@@ -41,7 +41,7 @@ def examine(bundles: Iterable[Path] = ()) -> dict[str, Any]:
         "platform": platform.platform(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "packages": packages,
-        "engines": {name: _version(name) for name in ENGINES},
+        "engines": {name: package_version(name) for name in ENGINES},
         "devices": devices,
         "gpu": _gpu(),
         "bundles": checked,
@@ -68,13 +68,6 @@ def report(findings: dict[str, Any]) -> str:
         lines += [f"    {line}" for line in engine_lines(entry["engines"])]
     lines.append("ready" if findings["ready"] else "not ready: see above")
     return "\n".join(lines)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _gpu() -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import platform
 import sys
 
 from odise_rt.backends.trt_package import MODULES, package_cuda, package_version
-from odise_rt.engine_facts import EngineKind, Machine
+from odise_rt.engine_facts import Machine
 
 _NO_CUDA_CORE = "cuda-core is not installed: pip install 'odise_rt[gpu]'"
 
@@ -24,7 +23,7 @@ def this_machine() -> Machine:
         version = package_version(kind)
         if version is not None:
             versions[kind], cuda[kind] = version, package_cuda(kind)
-    onnxruntime = _onnxruntime_gpu()
+    onnxruntime = package_version("onnxruntime-gpu")
     if onnxruntime is not None:
         versions["ort-cuda"] = onnxruntime
     return Machine(engine_platform(), gpu, capability, problem, versions, cuda)
@@ -53,15 +52,3 @@ def _first_gpu() -> tuple[str | None, str | None, str | None]:
         if "driver library" in reason:
             return None, None, "there is no NVIDIA driver here"
         return None, None, f"no GPU can be used ({reason[:200]})"
-
-
-def _onnxruntime_gpu() -> str | None:
-    try:
-        return importlib.metadata.version("onnxruntime-gpu")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def installed(kind: EngineKind) -> bool:
-    """Whether the package of an engine is installed."""
-    return kind in this_machine().versions

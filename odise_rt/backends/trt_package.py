@@ -37,10 +37,11 @@ def import_package(kind: EngineKind) -> Any:
 
 
 @functools.cache
-def package_version(kind: EngineKind) -> str | None:
-    """The installed version, without importing it; ``None`` if it is not installed."""
+def package_version(name: str) -> str | None:
+    """The installed version of a package, without importing it; ``None`` if it is not installed. An engine's package is
+    named as its kind."""
     try:
-        return importlib.metadata.version(kind)
+        return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
