@@ -209,6 +209,13 @@ class Engines:
         """Engines of one kind for one stage."""
         return [e for e in self.found if e.facts.stage == stage and e.facts.engine == kind]
 
+    def knows(self, stage: str, kind: EngineKind) -> bool:
+        """Whether there is an engine of one kind for one stage, be it broken."""
+        return bool(self.of(stage, kind) or self._problems(stage, kind))
+
+    def _problems(self, stage: str, kind: EngineKind) -> list[str]:
+        return [text for name, text in self.broken.items() if name.startswith(f"{stage}.{kind}.")]
+
     def fitting(self, bundle: Bundle, machine: Machine, stage: str, kind: EngineKind) -> Engine | None:
         """An engine that may be used here: of several, the one that needs no verification, else the first by name."""
         fit = [e for e in self.of(stage, kind) if not e.mismatches(bundle, machine)]
@@ -218,7 +225,7 @@ class Engines:
         """Why no engine of a kind can serve a stage here, and what to do."""
         candidates = self.of(stage, kind)
         command = rebuild_command(bundle, kind)
-        broken = [text for name, text in self.broken.items() if name.startswith(f"{stage}.{kind}.")]
+        broken = self._problems(stage, kind)
         if not candidates:
             return (
                 broken[0]

@@ -15,7 +15,7 @@ from odise_rt.backends.engine_stage import open_engine_stage, verify_engine
 from odise_rt.backends.machine import this_machine
 from odise_rt.backends.ort import OrtBackend, working_provider
 from odise_rt.bundle import Bundle
-from odise_rt.engine_facts import ENGINE_KINDS, TITLES, EngineKind, Machine
+from odise_rt.engine_facts import ENGINE_KINDS, TITLES, Machine
 from odise_rt.engines import Engine, Engines, find_engines
 from odise_rt.errors import BackendError, MissingPackageError
 from odise_rt.specs import STAGES
@@ -120,7 +120,7 @@ class CudaBackend:
             engine = self._engines.fitting(bundle, self._machine, stage, kind)
             if engine is not None:
                 return engine
-            if self._engines.of(stage, kind) or _is_broken(self._engines, stage, kind):
+            if self._engines.knows(stage, kind):
                 logger.warning("engine not used: %s", self._engines.why_not(bundle, self._machine, stage, kind))
         if self._no_ort is None:
             return None
@@ -130,7 +130,7 @@ class CudaBackend:
 def why_no_cuda(bundle: Bundle, machine: Machine, engines: Engines, no_ort: str, stage: str) -> str:
     """Everything that keeps a stage from running on a GPU here."""
     reasons = [machine.no_gpu] if machine.no_gpu else []
-    present = [kind for kind in ENGINE_KINDS if engines.of(stage, kind) or _is_broken(engines, stage, kind)]
+    present = [kind for kind in ENGINE_KINDS if engines.knows(stage, kind)]
     reasons += [engines.why_not(bundle, machine, stage, kind) for kind in present if kind != "ort-cuda"]
     if not present:
         reasons.append(
@@ -138,10 +138,6 @@ def why_no_cuda(bundle: Bundle, machine: Machine, engines: Engines, no_ort: str,
         )
     reasons.append(no_ort)
     return f"device 'cuda' cannot be used: {'; '.join(reasons)}; run `odise-rt doctor`, or use device='cpu'"
-
-
-def _is_broken(engines: Engines, stage: str, kind: EngineKind) -> bool:
-    return any(name.startswith(f"{stage}.{kind}.") for name in engines.broken)
 
 
 def _why_no_ort_cuda() -> str | None:
