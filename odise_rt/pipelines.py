@@ -14,12 +14,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from odise_rt.errors import OptionsError
-from odise_rt.options import SegmentOptions
+from odise_rt.options import OUTPUTS, Output, SegmentOptions
 
 if TYPE_CHECKING:
     from odise_rt.backends.select import DeviceRequest
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from odise_rt.segmenter import Segmenter
     from odise_rt.vocabulary import Vocabulary
 
-Subtask = Literal["panoptic", "semantic", "instance"]
 Annotation = dict[str, Any]
 """``score`` (``None`` for semantic), ``label``, and ``mask``, a PIL image of mode L with 0 and 255."""
 
@@ -83,7 +82,7 @@ class SegmentationPipeline:
         inputs: ImageLike | list[ImageLike] | Iterable[ImageLike],
         words: Vocabulary | str | None = None,
         *,
-        subtask: Subtask = "panoptic",
+        subtask: Output = "panoptic",
         threshold: float | None = None,
         overlap_mask_area_threshold: float | None = None,
         unknown: float | None = None,
@@ -106,8 +105,8 @@ class SegmentationPipeline:
         Raises:
             InputError: an image, the words or an option cannot be used.
         """
-        if subtask not in get_args(Subtask):
-            raise OptionsError(f"subtask is {subtask!r}: expected {', '.join(map(repr, get_args(Subtask)))}")
+        if subtask not in OUTPUTS:
+            raise OptionsError(f"subtask is {subtask!r}: expected {', '.join(map(repr, OUTPUTS))}")
         vocabulary = self._words if words is None else _vocabulary(words)
         if vocabulary is None:
             raise OptionsError("no words were given: pass them to the call, or words='auto' to the pipeline")
@@ -148,7 +147,7 @@ def _is_iterable_of_images(inputs: Any) -> bool:
 
 def _options(
     options: SegmentOptions | None,
-    subtask: Subtask,
+    subtask: Output,
     threshold: float | None,
     overlap: float | None,
     unknown: float | None,
@@ -161,7 +160,7 @@ def _options(
     return dataclasses.replace(options or SegmentOptions(), **changes)
 
 
-def _annotations(result: PanopticResult, subtask: Subtask) -> list[Annotation]:
+def _annotations(result: PanopticResult, subtask: Output) -> list[Annotation]:
     if subtask == "panoptic":
         return result.to_huggingface()
     if subtask == "instance":
