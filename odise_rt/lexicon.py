@@ -58,9 +58,17 @@ _OF_THEIR_OWN = frozenset(
 """Plurals that mean something else than several of their singular."""
 
 
+@functools.cache
 def builtin_lexicon() -> Vocabulary:
     """COCO, ADE20K and LVIS as one vocabulary; see :data:`odise_rt.vocabulary.BUILTIN`."""
-    return _builtin_lexicon()
+    merged: list[list[Draft]] = []
+    for name in BUILTIN:
+        if name != "auto":
+            entries = Vocabulary.builtin(name)
+            _merge_list(merged, [Draft(c.words, "thing" if c.isthing else "stuff") for c in entries])
+    return Vocabulary(
+        tuple(Draft([w for d in group for w in d.words], _joint_kind(group)).finish() for group in merged)
+    )
 
 
 def load_lexicon(path: str | os.PathLike[str]) -> Vocabulary:
@@ -117,20 +125,8 @@ def _singular(noun: str) -> str:
 
 
 @functools.cache
-def _builtin_lexicon() -> Vocabulary:
-    merged: list[list[Draft]] = []
-    for name in BUILTIN:
-        if name != "auto":
-            entries = Vocabulary.builtin(name)
-            _merge_list(merged, [Draft(c.words, "thing" if c.isthing else "stuff") for c in entries])
-    return Vocabulary(
-        tuple(Draft([w for d in group for w in d.words], _joint_kind(group)).finish() for group in merged)
-    )
-
-
-@functools.cache
 def _stuff_names() -> frozenset[str]:
-    return frozenset(noun_key(word) for entry in _builtin_lexicon() if not entry.isthing for word in entry.words)
+    return frozenset(noun_key(word) for entry in builtin_lexicon() if not entry.isthing for word in entry.words)
 
 
 def _merge_list(merged: list[list[Draft]], drafts: Sequence[Draft]) -> None:

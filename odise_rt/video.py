@@ -23,10 +23,10 @@ from odise_rt.options import DEFAULT_MAX_PIXELS, SegmentOptions
 from odise_rt.results import PanopticResult
 from odise_rt.tracking import SegmentTracker
 from odise_rt.visualize import Colour
+from odise_rt.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from odise_rt.segmenter import Segmenter
-    from odise_rt.vocabulary import Vocabulary
 
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,asf,ogg,flv"
 _TICKS = 60_000
@@ -178,8 +178,9 @@ def segment_video(
         tracker: one for each video; ``None``: with its default settings.
     """
     tracker = tracker or SegmentTracker()
+    words = Vocabulary.parse(vocabulary) if isinstance(vocabulary, str) else vocabulary
     for frame in reader:
-        result = tracker.update(segmenter.segment(frame.pixels, vocabulary, options))
+        result = tracker.update(segmenter.segment(frame.pixels, words, options))
         yield FrameResult(frame, result, tracker.colours(result))
 
 
