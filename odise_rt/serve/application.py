@@ -20,7 +20,6 @@ import os
 import secrets
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from odise_rt.errors import BackendError, MissingPackageError, OptionsError
 from odise_rt.serve.dispatch import State
 from odise_rt.serve.problems import RequestRefused
 from odise_rt.serve.worker import Answer, SegmentRequest, Worker, WorkerSettings
+from odise_rt.serve.worker_threads import WorkerThreads
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +74,11 @@ class Replica:
     def __init__(self, settings: WorkerSettings) -> None:
         """Load the model."""
         self._worker = Worker(settings)
-        self._pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="segment")
+        self._threads = WorkerThreads(settings.concurrency)
 
     async def segment(self, request: SegmentRequest) -> Answer:
         """Serve a request. When it is cancelled while it waits for a thread, it never runs."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._worker.run, request)
+        return await self._threads.run(self._worker.run, request)
 
     async def process_id(self) -> int:
         """Of this replica; for tests and operators."""

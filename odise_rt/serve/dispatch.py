@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
 from odise_rt.bundle import Bundle
 from odise_rt.serve.problems import RequestRefused
 from odise_rt.serve.worker import Answer, SegmentRequest, Worker, WorkerSettings
+from odise_rt.serve.worker_threads import WorkerThreads
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +63,12 @@ class LocalDispatcher:
     def __init__(self, settings: WorkerSettings) -> None:
         """Serve ``settings.concurrency`` requests at a time."""
         self._settings = settings
-        self._pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="segment")
+        self._threads = WorkerThreads(settings.concurrency)
         self._worker: Worker | None = None
 
     async def start(self) -> None:
         """Load the model in a thread."""
-        self._worker = await asyncio.get_running_loop().run_in_executor(self._pool, Worker, self._settings)
+        self._worker = await asyncio.get_running_loop().run_in_executor(self._threads.pool, Worker, self._settings)
 
     def state(self) -> State:
         """Ready once the model is loaded."""
@@ -81,11 +81,11 @@ class LocalDispatcher:
         worker = self._worker
         if worker is None:
             raise RequestRefused("not_ready", "the model is being loaded: try again in a moment", 2.0)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, worker.run, request)
+        return await self._threads.run(worker.run, request)
 
     async def stop(self) -> None:
         """Wait for threads at work and release the model."""
-        await asyncio.to_thread(self._pool.shutdown, True, cancel_futures=True)
+        await asyncio.to_thread(self._threads.pool.shutdown, True, cancel_futures=True)
         if self._worker is not None:
             self._worker.close()
             self._worker = None
