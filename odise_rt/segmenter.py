@@ -327,6 +327,8 @@ class Segmenter:
             watch.lap("semantic")
         if "instance" in settings.outputs:
             found = find_instances(masks, probabilities, isthing, resizer, settings.instances_per_image)
+            # Many instances share a mask, under another name each.
+            best = {query: _candidates(names, query, words) for query in {i.query for i in found}}
             size = proposals.original_size
             instances = tuple(
                 Instance(
@@ -337,7 +339,7 @@ class Segmenter:
                     i.box,
                     size,
                     i.bits,
-                    _candidates(names, i.query, words),
+                    best[i.query],
                 )
                 for i in found
                 if i.area

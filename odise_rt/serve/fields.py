@@ -105,7 +105,10 @@ FIELDS: dict[str, Field] = {
         option=True,
     ),
     "instances_per_image": Field(
-        _whole, {"type": "integer", "minimum": 1}, "Instances that are kept, best first.", option=True
+        _whole,
+        {"type": "integer", "minimum": 1},
+        "Instances that are kept, best first; the model's own number is the upper bound.",
+        option=True,
     ),
     "short_edge": _pixels("Pixels of the image's shorter edge inside the network; the server has an upper bound."),
     "long_edge": _pixels("Bound on the longer edge; the server has an upper bound."),

@@ -54,15 +54,16 @@ class Limits:
         if self.queue < 0:
             raise OptionsError(f"queue is {self.queue}: expected 0 or more")
 
-    def check_edges(self, options: SegmentOptions, facts: ModelFacts) -> None:
-        """Refuse network sizes that would take the machine for one request.
+    def check_costs(self, options: SegmentOptions, facts: ModelFacts) -> None:
+        """Refuse network sizes and numbers of instances that would take the machine for one request.
 
         Raises:
-            OptionsError: an edge is above its bound.
+            OptionsError: an option is above its bound.
         """
         for name, most in (
             ("short_edge", self.max_short_edge or facts.test_short_edge),
             ("long_edge", self.max_long_edge or facts.test_long_edge),
+            ("instances_per_image", facts.instances_per_image),
         ):
             value = getattr(options, name)
             if value is not None and value > most:

@@ -107,7 +107,7 @@ class Worker:
         values = request.fields
         limits = self.settings.limits
         options = SegmentOptions(max_pixels=limits.max_pixels, **{n: v for n, v in values.items() if FIELDS[n].option})
-        limits.check_edges(options, self.segmenter.facts)
+        limits.check_costs(options, self.segmenter.facts)
         vocabulary = self._vocabulary(values)
         started = time.perf_counter()
         pixels = load_image(request.image, limits.max_pixels)

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from odise_rt import OptionsError, PanopticResult, Segmenter, SegmentOptions, Vocabulary, classification, cli
+from odise_rt import segmenter as segmenter_module
 from odise_rt.classification import MaskEmbeddings, classify, name_queries
-from odise_rt.results import category_ids
+from odise_rt.results import Candidate, category_ids
 from odise_rt.text_embeddings import EmbeddedVocabulary, normalise
 from odise_rt.visualize import segment_colours
 from tests.odise_rt.fake_bundle import make_facts
@@ -230,3 +231,23 @@ def test_command_line(
 def test_a_result_without_candidates_still_serialises(segmenter: Segmenter, colours: np.ndarray) -> None:
     result: PanopticResult = segmenter.segment(colours, "red", SegmentOptions(explain=0))
     assert all(s["candidates"] == [] for s in result.to_dict(explain=True)["segments"])
+
+
+def test_instances_of_one_mask_share_its_best_names(
+    segmenter: Segmenter, colours: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be as many instances as masks times words, each with up to a hundred names."""
+    made: list[int] = []
+    candidates = segmenter_module._candidates
+
+    def counted(names: classification.MaskNames, query: int, words: Vocabulary) -> tuple[Candidate, ...]:
+        made.append(query)
+        return candidates(names, query, words)
+
+    monkeypatch.setattr(segmenter_module, "_candidates", counted)
+    result = segmenter.segment(colours, WORDS, SegmentOptions(explain=3, outputs=("instance",)))
+    queries = set(made)
+    assert result.instances
+    assert len(result.instances) > 2 * len(queries), "nothing was shared: the test tested nothing"
+    assert max(map(made.count, queries)) <= 2, "once for its segment, once for its instances"
+    assert all(len(i.candidates) == 3 for i in result.instances)

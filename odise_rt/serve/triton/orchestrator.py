@@ -76,7 +76,7 @@ class TritonPythonModel:
         choice = given("OPTIONS")
         options = read_options(choice, self._limits.max_pixels)
         explain = choice is not None and "explain" in json.loads(_text(choice))
-        self._limits.check_edges(options, self._segmenter.facts)
+        self._limits.check_costs(options, self._segmenter.facts)
         source = image.tobytes() if image is not None else pixels
         assert source is not None, "one of them was given"
         result = self._segmenter.segment(source, read_words(_text(words)), options)

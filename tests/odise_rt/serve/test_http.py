@@ -188,6 +188,7 @@ def test_too_many_bytes_by_declaration_and_in_fact(client: Any) -> None:
         (COLOURS | {"short_edge": "65"}, "bad_options", "at most 64"),
         (COLOURS | {"long_edge": "9999999999999"}, "bad_options", "whole number"),
         (COLOURS | {"long_edge": "161"}, "bad_options", "at most 160"),
+        (COLOURS | {"instances_per_image": "99999999999"}, "bad_options", "at most 100"),
         (COLOURS | {"explain": "101"}, "bad_options", "from 0 to 100"),
         (COLOURS | {"unknown": "1.5"}, "bad_options", "in [0, 1]"),
         (COLOURS | {"format": "gif"}, "bad_options", "json, png"),

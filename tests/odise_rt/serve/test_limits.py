@@ -54,7 +54,15 @@ def test_bounds_must_make_sense(values: dict[str, Any]) -> None:
 
 def test_edges_are_bounded_by_the_model_unless_the_operator_says_more() -> None:
     facts = make_facts()
-    Limits().check_edges(SegmentOptions(short_edge=64, long_edge=160), facts)
+    Limits().check_costs(SegmentOptions(short_edge=64, long_edge=160), facts)
     with pytest.raises(OptionsError, match="at most 64"):
-        Limits().check_edges(SegmentOptions(short_edge=65), facts)
-    Limits(max_short_edge=128).check_edges(SegmentOptions(short_edge=128), facts)
+        Limits().check_costs(SegmentOptions(short_edge=65), facts)
+    Limits(max_short_edge=128).check_costs(SegmentOptions(short_edge=128), facts)
+
+
+def test_instances_are_bounded_by_the_model() -> None:
+    facts = make_facts()
+    most = facts.instances_per_image
+    Limits().check_costs(SegmentOptions(instances_per_image=most), facts)
+    with pytest.raises(OptionsError, match=f"instances_per_image is {most + 1}: this server accepts at most {most}"):
+        Limits().check_costs(SegmentOptions(instances_per_image=most + 1), facts)
