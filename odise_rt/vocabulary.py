@@ -435,15 +435,17 @@ def _class_from_json(item: Any, kind: Kind | None = None) -> Draft:
 def _merge_names(drafts: Iterable[Draft], keep_first_kind: bool = False) -> tuple[VocabularyClass, ...]:
     """Join classes of one name, which nobody could tell apart in a result."""
     merged: dict[str, Draft] = {}
+    words: dict[str, list[str]] = {}  # of merged classes, each a list that grows: copies would make this quadratic
     for draft in drafts:
         key = _key(draft.words[0])
+        words.setdefault(key, []).extend(draft.words)
         earlier = merged.setdefault(key, draft)
         if earlier is draft:
             continue
         if earlier.kind and draft.kind and earlier.kind != draft.kind and not keep_first_kind:
             raise VocabularyError(f"the class {draft.words[0]!r} occurs as a thing and as stuff: keep one")
         identifier = earlier.id if earlier.id is not None else draft.id
-        merged[key] = Draft([*earlier.words, *draft.words], earlier.kind or draft.kind, identifier)
+        merged[key] = Draft(words[key], earlier.kind or draft.kind, identifier)
         logger.info("the class %r occurs more than once: merged", draft.words[0])
     return tuple(draft.finish() for draft in merged.values())
 

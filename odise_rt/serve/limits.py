@@ -17,6 +17,8 @@ from odise_rt.options import SegmentOptions
 from odise_rt.serve.problems import RequestRefused
 from odise_rt.specs import ModelFacts
 
+DEFAULT_MAX_WORDS = 1_000
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -30,7 +32,7 @@ class Limits:
     """Whole body, image and words together."""
     max_pixels: int = 25_000_000
     """Of the image as given, checked on its header."""
-    max_words: int = 1_000
+    max_words: int = DEFAULT_MAX_WORDS
     """Synonyms counted, in a vocabulary that comes with a request. Named vocabularies are the operator's."""
     max_short_edge: int | None = None
     """Upper bound on the option ``short_edge``; ``None``: the model's own value. Cost grows with its square."""

@@ -24,7 +24,7 @@ from odise_rt.serve.answers import render
 from odise_rt.serve.fields import FIELDS
 from odise_rt.serve.limits import Limits
 from odise_rt.serve.problems import Problem, RequestRefused, problem_from
-from odise_rt.vocabulary import Vocabulary
+from odise_rt.vocabulary import MAX_WORD_CHARACTERS, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,7 @@ class Worker:
                     "in the field 'vocabulary' instead",
                 )
             return known[name]
-        words = read_words(values["vocabulary"])
-        if len(words.words) > self.settings.limits.max_words:
-            raise VocabularyError(
-                f"the vocabulary has {len(words.words):,} words, this server accepts {self.settings.limits.max_words:,}"
-            )
-        return words
+        return read_words(values["vocabulary"], self.settings.limits.max_words)
 
     def _observe(self, stage: str, windows: int, callers: int) -> None:
         with self._lock:
@@ -154,12 +149,28 @@ class Worker:
         self.segmenter.close()
 
 
-def read_words(text: str) -> Vocabulary:
+def read_words(text: str, max_words: int) -> Vocabulary:
     """The vocabulary of a request: words or JSON. Unlike on the command line, never a file.
 
+    Args:
+        text: as the client sent it; one too long for so many words is refused before anything in it is read.
+        max_words: bound, synonyms counted.
+
     Raises:
-        VocabularyError: there is no word in it, or the JSON is no vocabulary.
+        VocabularyError: there is no word in it, there are too many, or the JSON is no vocabulary.
     """
+    if len(text) > max_words * MAX_WORD_CHARACTERS:
+        raise VocabularyError(
+            f"the vocabulary is {len(text):,} characters long, more than {max_words:,} words, which this server "
+            f"accepts, of {MAX_WORD_CHARACTERS:,} characters: send fewer"
+        )
+    words = _parse_words(text)
+    if len(words.words) > max_words:
+        raise VocabularyError(f"the vocabulary has {len(words.words):,} words, this server accepts {max_words:,}")
+    return words
+
+
+def _parse_words(text: str) -> Vocabulary:
     if text.lstrip()[:1] in ("{", "["):
         try:
             data = json.loads(text)

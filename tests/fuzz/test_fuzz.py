@@ -35,6 +35,7 @@ EXAMPLES = 10_000
 SECONDS = 10.0
 """No example may take longer; sound ones take milliseconds, and the machine may be busy."""
 MAX_PIXELS = 100_000
+MAX_WORDS = Limits().max_words
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 many = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -74,7 +75,7 @@ WORDY = st.text(st.one_of(st.characters(), st.sampled_from(";,:#\n\r\t{}[]\"'\\\
 )
 def test_words(text: str) -> None:
     with soon(), contextlib.suppress(VocabularyError):
-        vocabulary = read_words(text)
+        vocabulary = read_words(text, MAX_WORDS)
         assert len(vocabulary) > 0
         assert all(c.words and all(c.words) for c in vocabulary)
 
@@ -87,7 +88,7 @@ def test_vocabularies_in_json(data: Any) -> None:
     with soon(), contextlib.suppress(VocabularyError):
         assert len(Vocabulary.from_dict(data)) > 0
     with soon(), contextlib.suppress(VocabularyError):
-        read_words(json.dumps(data))
+        read_words(json.dumps(data), MAX_WORDS)
 
 
 @pytest.fixture(scope="module")

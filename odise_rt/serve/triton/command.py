@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from odise_rt.options import DEFAULT_MAX_PIXELS
+from odise_rt.serve.limits import DEFAULT_MAX_WORDS
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -41,6 +42,9 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> argparse.Argum
     )
     parser.add_argument("--max-pixels", type=int, default=DEFAULT_MAX_PIXELS, help="Refuse larger images.")
     parser.add_argument(
+        "--max-words", type=int, default=DEFAULT_MAX_WORDS, help=f"Of a request. Default: {DEFAULT_MAX_WORDS:,}."
+    )
+    parser.add_argument(
         "--environment", metavar="PATH", help="Archive with a Python environment for the Python backend (conda-pack)."
     )
     return parser
@@ -61,6 +65,7 @@ def run(args: argparse.Namespace, write: Callable[[str], object]) -> int:
         orchestrators=args.orchestrators,
         batch_delay=args.batch_delay_us,
         max_pixels=args.max_pixels,
+        max_words=args.max_words,
         environment=args.environment,
     )
     models = export_repository(Bundle.open(args.bundle), args.out, options, args.force)

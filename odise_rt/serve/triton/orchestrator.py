@@ -15,7 +15,7 @@ from odise_rt.errors import BackendError, InputError, OdiseError, OptionsError
 from odise_rt.options import SegmentOptions
 from odise_rt.segmenter import Segmenter
 from odise_rt.serve.fields import FIELDS
-from odise_rt.serve.limits import Limits
+from odise_rt.serve.limits import DEFAULT_MAX_WORDS, Limits
 from odise_rt.serve.triton.bls import TritonBackend, backend_utils
 from odise_rt.serve.triton.repository import parameters_of
 from odise_rt.serve.worker import read_words
@@ -34,7 +34,10 @@ class TritonPythonModel:
         parameters = parameters_of(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"] / "bundle"
         device = parameters["device"]
-        self._limits = Limits(max_pixels=int(parameters["max_pixels"]))
+        self._limits = Limits(
+            max_pixels=int(parameters["max_pixels"]),
+            max_words=int(parameters.get("max_words", DEFAULT_MAX_WORDS)),  # not in repositories of older versions
+        )
         if parameters["stages"] == "inside":
             self._segmenter = Segmenter.load(
                 folder, device=device, disk_cache=False, keep_text_encoder=True  # type: ignore[arg-type]
@@ -79,7 +82,8 @@ class TritonPythonModel:
         self._limits.check_costs(options, self._segmenter.facts)
         source = image.tobytes() if image is not None else pixels
         assert source is not None, "one of them was given"
-        result = self._segmenter.segment(source, read_words(_text(words)), options)
+        vocabulary = read_words(_text(words), self._limits.max_words)
+        result = self._segmenter.segment(source, vocabulary, options)
         outputs = [
             utils.Tensor("SEGMENT_MAP", np.ascontiguousarray(result.segment_map, np.int32)),
             utils.Tensor("RESULT", np.array([json.dumps(result.to_dict(explain=explain)).encode()], dtype=np.object_)),

@@ -26,6 +26,7 @@ from odise_rt.bundle import CONSTANTS_NAME, MANIFEST_NAME, TOKENIZER_NAME, Bundl
 from odise_rt.engines import find_engines, rebuild_command
 from odise_rt.errors import BundleError, OptionsError
 from odise_rt.options import DEFAULT_MAX_PIXELS
+from odise_rt.serve.limits import DEFAULT_MAX_WORDS
 from odise_rt.serve.triton.model_config import Kind, ModelConfig, orchestrator_config, stage_config
 from odise_rt.specs import STAGES
 
@@ -61,6 +62,8 @@ class RepositoryOptions:
     batch_delay: int = 500
     """Microseconds that a request may wait for others, where Triton stacks them."""
     max_pixels: int = DEFAULT_MAX_PIXELS
+    max_words: int = DEFAULT_MAX_WORDS
+    """Of a request's vocabulary, synonyms counted."""
     environment: str | None = None
     """Path, as Triton sees it, of a conda-pack archive with odise_rt for the Python backend."""
 
@@ -73,7 +76,7 @@ class RepositoryOptions:
             raise OptionsError("TensorRT plans need Triton's TensorRT backend on a GPU: --stages triton --kind gpu")
         if self.kind not in get_args(Kind):
             raise OptionsError(f"kind is {self.kind!r}: expected one of {', '.join(get_args(Kind))}")
-        for field in ("instances", "orchestrators", "max_pixels"):
+        for field in ("instances", "orchestrators", "max_pixels", "max_words"):
             if getattr(self, field) < 1:
                 raise OptionsError(f"{field} is {getattr(self, field)}: expected at least 1")
         if self.batch_delay < 0:
@@ -117,6 +120,7 @@ def _write(bundle: Bundle, root: Path, options: RepositoryOptions) -> list[str]:
         "stages": options.stages,
         "device": "cuda" if options.kind == "gpu" else "cpu",
         "max_pixels": str(options.max_pixels),
+        "max_words": str(options.max_words),
     }
     orchestrator = orchestrator_config(
         options.name, instances=options.orchestrators, parameters=parameters, environment=options.environment

@@ -195,7 +195,8 @@ def test_a_failed_export_leaves_the_old_repository(
 
 
 @pytest.mark.parametrize(
-    "options", [{"name": "a/b"}, {"name": ""}, {"instances": 0}, {"orchestrators": 0}, {"batch_delay": -1}]
+    "options",
+    [{"name": "a/b"}, {"name": ""}, {"instances": 0}, {"orchestrators": 0}, {"batch_delay": -1}, {"max_words": 0}],
 )
 def test_options_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(OptionsError):
@@ -211,11 +212,11 @@ def test_command(label_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_parameters_come_back_as_triton_gives_them(label_bundle: Path, tmp_path: Path) -> None:
-    export(label_bundle, tmp_path / "m", max_pixels=123)
+    export(label_bundle, tmp_path / "m", max_pixels=123, max_words=7)
     text = (tmp_path / "m/odise/config.pbtxt").read_text()
     written = dict(re.findall(r'key: "(\w+)" value { string_value: "(\w+)" }', text))
     triton = json.dumps({"parameters": {k: {"string_value": v} for k, v in written.items()}})
-    assert parameters_of(triton) == {"stages": "triton", "device": "cpu", "max_pixels": "123"}
+    assert parameters_of(triton) == {"stages": "triton", "device": "cpu", "max_pixels": "123", "max_words": "7"}
 
 
 @pytest.mark.parametrize(
