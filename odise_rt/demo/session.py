@@ -22,6 +22,7 @@ from odise_rt.demo.views import colours, download, shown_as, view
 from odise_rt.errors import ImageError, InputError, OptionsError, VocabularyError
 from odise_rt.options import OUTPUTS, Output, SegmentOptions
 from odise_rt.preprocessing import load_image
+from odise_rt.private_words import keep_words_out_of_the_log
 from odise_rt.results import PanopticResult
 from odise_rt.segmenter import MaskProposals, Segmenter
 from odise_rt.visualize import overlay
@@ -119,6 +120,7 @@ class Workbench:
         examples: list[Example] | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
+        keep_words_out_of_the_log()
         self.segmenter = segmenter
         self.store = PictureStore() if store is None else store
         self.examples = examples or []

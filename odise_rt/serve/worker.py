@@ -19,6 +19,7 @@ from odise_rt.backends.window_batching import WindowBatching
 from odise_rt.errors import VocabularyError
 from odise_rt.options import SegmentOptions
 from odise_rt.preprocessing import load_image
+from odise_rt.private_words import keep_words_out_of_the_log
 from odise_rt.segmenter import Segmenter
 from odise_rt.serve.answers import render
 from odise_rt.serve.fields import FIELDS
@@ -80,6 +81,7 @@ class Worker:
         Raises:
             OdiseError: the bundle or the device cannot be used.
         """
+        keep_words_out_of_the_log()
         self.settings = settings
         self._batches: list[tuple[str, int, int]] = []
         self._lock = threading.Lock()

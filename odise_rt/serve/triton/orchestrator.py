@@ -13,6 +13,7 @@ from odise_rt.backends.pool import StagePool
 from odise_rt.bundle import Bundle
 from odise_rt.errors import BackendError, InputError, OdiseError, OptionsError
 from odise_rt.options import SegmentOptions
+from odise_rt.private_words import keep_words_out_of_the_log
 from odise_rt.segmenter import Segmenter
 from odise_rt.serve.fields import FIELDS
 from odise_rt.serve.limits import DEFAULT_MAX_WORDS, Limits
@@ -31,6 +32,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load what is beside this model; called once for each instance."""
+        keep_words_out_of_the_log()
         parameters = parameters_of(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"] / "bundle"
         device = parameters["device"]

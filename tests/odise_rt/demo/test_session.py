@@ -260,10 +260,13 @@ def test_names() -> None:
 def test_nothing_of_a_visitor_is_logged(
     bench: Workbench, colours: np.ndarray, encode: Encode, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "odise_rt.demo")
+    caplog.set_level(logging.DEBUG, "odise_rt")
     picture = bench.add(encode(colours), "my diary.png")
     bench.show(picture, Controls(Words("embarrassing word")))
+    too_long = "embarrassing and more than the text encoder reads " * 5
+    bench.show(picture, Controls(Words(f"{too_long}; embarrassing word; embarrassing word, another")))
     assert "network run 1" in caplog.text
+    assert "embarrassing" not in caplog.text
     assert "diary" not in caplog.text
     assert picture.token not in caplog.text
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 import pytest
 
 from odise_rt import Vocabulary, VocabularyError
-from odise_rt.serve.worker import read_words
+from odise_rt.serve.worker import SegmentRequest, Worker, read_words
+from tests.odise_rt.serve.conftest import png, worker_settings
 
 
 def test_words_are_bounded_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,3 +27,16 @@ def test_words_are_bounded_before_they_are_read(monkeypatch: pytest.MonkeyPatch)
     for text in ("a;" * 1501, "[" + '"a",' * 1000 + '"a"]'):
         with pytest.raises(VocabularyError, match="characters long"):
             read_words(text, 3)
+
+
+def test_words_of_clients_are_not_logged(label_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "odise_rt")
+    too_long = "embarrassing and more than the text encoder reads " * 5
+    words = f"{too_long}; embarrassing word; embarrassing word, another"
+    worker = Worker(worker_settings(label_bundle))
+    try:
+        assert worker.run(SegmentRequest(png(), {"vocabulary": words})).problem is None
+    finally:
+        worker.close()
+    assert "loaded in" in caplog.text
+    assert "embarrassing" not in caplog.text
