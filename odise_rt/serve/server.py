@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from odise_rt.errors import MissingPackageError, OdiseError, OptionsError
+from odise_rt.errors import BackendError, MissingPackageError, OdiseError, OptionsError
 from odise_rt.serve.application import RayDispatcher, ReplicaSettings
 from odise_rt.serve.dispatch import Dispatcher, LocalDispatcher, open_bundle
 from odise_rt.serve.http import Context, create_app
@@ -70,7 +70,9 @@ def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:
-            if not context.admission.draining:
+            if context.admission.draining:
+                self.force_exit = True  # uvicorn would take a second SIGINT for that, but no SIGTERM
+            else:
                 say("stopping", "")
             context.admission.draining = True
             super().handle_exit(sig, frame)
@@ -123,7 +125,13 @@ def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
                 signal.signal(sig, handler)
             asyncio.run(dispatcher.stop())  # nothing left to do unless the server was forced
     if failures:
-        raise failures[0] if isinstance(failures[0], OdiseError) else OptionsError(f"cannot serve: {failures[0]}")
+        failure = failures[0]
+        if isinstance(failure, OdiseError):
+            raise failure
+        logger.error("unexpected error while the model was loaded", exc_info=failure)
+        raise BackendError(
+            f"the model was not loaded: an unexpected {type(failure).__name__} ({failure}); the log has the details"
+        ) from failure
 
 
 def listen(host: str, port: int) -> socket.socket:

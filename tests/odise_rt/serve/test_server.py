@@ -15,10 +15,11 @@ import pytest
 
 from benchmarks.running_server import ROOT, RunningServer, form, running_server
 from odise_rt import cli
-from odise_rt.errors import OptionsError
+from odise_rt.errors import BackendError, OptionsError
 from odise_rt.serve.command import named_vocabulary
-from odise_rt.serve.server import is_loopback, listen
-from tests.odise_rt.serve.conftest import WORDS, png
+from odise_rt.serve.server import ServerSettings, is_loopback, listen, serve
+from odise_rt.serve.worker import Worker, WorkerSettings
+from tests.odise_rt.serve.conftest import WORDS, png, worker_settings
 
 pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
 pytest.importorskip("fastapi", reason="needs the extra 'serve'")
@@ -67,7 +68,8 @@ def test_it_serves_this_machine_only_and_finishes_what_it_accepted(server: Runni
     assert "Traceback" not in server.log.read_text()
 
 
-def test_a_second_signal_stops_at_once(server: RunningServer) -> None:
+@pytest.mark.parametrize("again", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_stops_at_once(server: RunningServer, again: signal.Signals) -> None:
     body, headers = form(png(), FIELDS)
     connection = server.connect()
     connection.putrequest("POST", "/v1/segment")
@@ -75,9 +77,9 @@ def test_a_second_signal_stops_at_once(server: RunningServer) -> None:
         connection.putheader(name, value)
     connection.endheaders(body[:50])
     wait_until(lambda: b"odise_requests_inside 1.0" in server.get("/metrics")[1])
-    server.process.send_signal(signal.SIGINT)
+    server.process.send_signal(again)
     server.wait_for("stopping")
-    server.process.send_signal(signal.SIGINT)
+    server.process.send_signal(again)
     assert server.process.wait(10) == 0
     connection.close()
 
@@ -97,6 +99,21 @@ def refuses(server: RunningServer) -> bool:
             return False
     except OSError:
         return True
+
+
+def test_a_bug_while_loading_is_no_wrong_option(
+    label_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load(settings: WorkerSettings) -> Worker:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("odise_rt.serve.dispatch.Worker", load)
+    settings = ServerSettings(worker_settings(label_bundle), in_process=True, port=0)
+    with pytest.raises(BackendError, match="an unexpected ZeroDivisionError") as caught:
+        serve(settings, lambda event, url: None)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    logged = [r.exc_info[1] for r in caplog.records if r.name == "odise_rt.serve.server" and r.exc_info]
+    assert logged == [caught.value.__cause__]
 
 
 def test_a_port_in_use_is_named(label_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
