@@ -36,7 +36,7 @@ def open_backend(device: DeviceRequest = "auto", threads: int | None = None, bun
         raise OptionsError(f"threads is {threads!r}: expected a whole number of at least 1, or None")
     backend: Backend | None = None
     if device == "auto":
-        backend = _gpu_if_it_works(threads, bundle)
+        backend = gpu_if_it_works(threads, bundle)
     elif device == "cuda" and bundle is not None:
         backend = _cuda_backend(bundle, threads)
     if backend is None:
@@ -45,8 +45,12 @@ def open_backend(device: DeviceRequest = "auto", threads: int | None = None, bun
     return backend
 
 
-def _gpu_if_it_works(threads: int | None, bundle: Bundle | None) -> Backend | None:
-    """A backend on a GPU, or ``None`` with the reason in the log."""
+def gpu_if_it_works(threads: int | None, bundle: Bundle | None) -> Backend | None:
+    """What ``"auto"`` means: a backend on a GPU, or ``None`` with the reason in the log.
+
+    Raises:
+        MissingPackageError: no engine is installed.
+    """
     try:
         problem = working_provider("cuda")
     except MissingPackageError:

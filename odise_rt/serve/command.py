@@ -109,7 +109,6 @@ def settings_from(args: argparse.Namespace, bundle: Path | None) -> Any:
         OptionsError: an option is out of range or contradicts another one.
         VocabularyError: a vocabulary cannot be read.
     """
-    from odise_rt.backends.ort import working_provider
     from odise_rt.serve.application import ReplicaSettings
     from odise_rt.serve.server import ServerSettings
     from odise_rt.serve.worker import WorkerSettings
@@ -137,8 +136,7 @@ def settings_from(args: argparse.Namespace, bundle: Path | None) -> Any:
         object_store_bytes=args.object_store_mb << 20 if args.object_store_mb else None,
     )
     batching = None
-    gpu = args.device == "cuda" or (args.device == "auto" and working_provider("cuda") is None)
-    if args.batch_windows == "on" or (args.batch_windows == "auto" and gpu):
+    if args.batch_windows == "on" or (args.batch_windows == "auto" and _runs_on_gpu(args.device, bundle)):
         from odise_rt.backends.window_batching import WindowBatching
 
         batching = WindowBatching(args.max_batch_windows, args.batch_wait_ms / 1000)
@@ -168,6 +166,16 @@ def settings_from(args: argparse.Namespace, bundle: Path | None) -> Any:
         allowed_hosts=tuple(name.lower() for name in args.allow_host),
         drain=args.drain_seconds,
     )
+
+
+def _runs_on_gpu(device: str, bundle: Path) -> bool:
+    """Whether the model will. For ``"auto"`` a GPU is tried, which takes a while."""
+    if device != "auto":
+        return device == "cuda"
+    from odise_rt.backends.select import gpu_if_it_works
+    from odise_rt.bundle import Bundle
+
+    return gpu_if_it_works(None, Bundle.open(bundle, verify=False)) is not None
 
 
 def named_vocabulary(text: str) -> tuple[str, Any]:

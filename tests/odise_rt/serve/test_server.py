@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from benchmarks.running_server import ROOT, RunningServer, form, running_server
-from odise_rt import cli
+from odise_rt import Bundle, cli
 from odise_rt.errors import BackendError, OptionsError
-from odise_rt.serve.command import named_vocabulary
+from odise_rt.serve.command import named_vocabulary, settings_from
 from odise_rt.serve.server import ServerSettings, is_loopback, listen, serve
 from odise_rt.serve.worker import Worker, WorkerSettings
 from tests.odise_rt.serve.conftest import WORDS, png, worker_settings
@@ -160,6 +160,36 @@ def test_options_that_cannot_be_used(
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked", "batching"),
+    [
+        (["--batch-windows", "on"], False, True),
+        (["--batch-windows", "off"], False, False),
+        (["--device", "cuda"], False, True),
+        (["--device", "cpu"], False, False),
+        ([], True, True),
+    ],
+)
+def test_a_gpu_is_looked_for_only_where_it_matters(
+    label_bundle: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], asked: bool, batching: bool
+) -> None:
+    looked: list[Path] = []
+
+    def gpu_if_it_works(threads: int | None, bundle: Bundle | None) -> object:
+        assert bundle is not None
+        looked.append(bundle.root)
+        return object()
+
+    def working_provider(device: str) -> str | None:
+        raise AssertionError("a session was started")
+
+    monkeypatch.setattr("odise_rt.backends.select.gpu_if_it_works", gpu_if_it_works)
+    monkeypatch.setattr("odise_rt.backends.ort.working_provider", working_provider)
+    args = cli.make_parser().parse_args(["serve", str(label_bundle), *arguments])
+    assert (settings_from(args, args.bundle).worker.batching is not None) == batching
+    assert bool(looked) == asked
 
 
 def test_no_bundle(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
