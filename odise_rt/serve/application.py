@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from odise_rt.bundle import Bundle
 from odise_rt.errors import BackendError, MissingPackageError, OptionsError
 from odise_rt.serve.dispatch import State
 from odise_rt.serve.problems import RequestRefused
@@ -128,7 +129,8 @@ class RayDispatcher:
         """
         if importlib.util.find_spec("ray") is None:  # not imported yet: it reads its environment when it is
             raise MissingPackageError("serving with replicas needs Ray: pip install 'odise_rt[serve]'")
-        self._worker = dataclasses.replace(worker, bundle=Path(worker.bundle).resolve())
+        folder = worker.bundle.root if isinstance(worker.bundle, Bundle) else Path(worker.bundle)
+        self._worker = dataclasses.replace(worker, bundle=folder.resolve())  # to open it and compare its hashes there
         self._replicas = replicas
         self._handle: Any = None
         self._running = 0

@@ -7,7 +7,6 @@ import logging
 from dataclasses import dataclass
 from typing import Protocol
 
-from odise_rt.bundle import Bundle
 from odise_rt.serve.problems import RequestRefused
 from odise_rt.serve.worker import Answer, SegmentRequest, Worker, WorkerSettings
 from odise_rt.serve.worker_threads import WorkerThreads
@@ -89,8 +88,3 @@ class LocalDispatcher:
         if self._worker is not None:
             self._worker.close()
             self._worker = None
-
-
-def open_bundle(settings: WorkerSettings) -> Bundle:
-    """The bundle, checked: a broken one is reported before anything is started."""
-    return Bundle.open(settings.bundle, verify=settings.verify)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import ipaddress
 import logging
 import signal
@@ -12,9 +13,10 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from odise_rt.bundle import Bundle
 from odise_rt.errors import BackendError, MissingPackageError, OdiseError, OptionsError
 from odise_rt.serve.application import RayDispatcher, ReplicaSettings
-from odise_rt.serve.dispatch import Dispatcher, LocalDispatcher, open_bundle
+from odise_rt.serve.dispatch import Dispatcher, LocalDispatcher
 from odise_rt.serve.http import Context, create_app
 from odise_rt.serve.worker import WorkerSettings
 
@@ -60,9 +62,13 @@ def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
         raise MissingPackageError("serving needs more packages: pip install 'odise_rt[serve]'") from exc
 
     worker = settings.worker
-    bundle = open_bundle(worker)
+    # Here, so that a broken one is reported before anything is started. Replicas compare the hashes of what they read.
+    bundle = worker.bundle if isinstance(worker.bundle, Bundle) else Bundle.open(worker.bundle, verify=worker.verify)
     dispatcher: Dispatcher
-    dispatcher = LocalDispatcher(worker) if settings.in_process else RayDispatcher(worker, settings.replicas)
+    if settings.in_process:
+        dispatcher = LocalDispatcher(dataclasses.replace(worker, bundle=bundle))
+    else:
+        dispatcher = RayDispatcher(worker, settings.replicas)
     loopback = is_loopback(settings.host)
     hosts = (*LOOPBACK_HOSTS, settings.host, *settings.allowed_hosts) if loopback else settings.allowed_hosts
     context = Context(bundle, dispatcher, worker.limits, dict(worker.vocabularies), settings.token, hosts)

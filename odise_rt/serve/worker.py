@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from odise_rt.backends.window_batching import WindowBatching
+from odise_rt.bundle import Bundle
 from odise_rt.errors import VocabularyError
 from odise_rt.options import SegmentOptions
 from odise_rt.preprocessing import load_image
@@ -57,7 +58,8 @@ class Answer:
 class WorkerSettings:
     """How a worker loads the model."""
 
-    bundle: Path
+    bundle: Path | Bundle
+    """Its folder; or opened, if this process compared its hashes already."""
     device: str = "auto"
     threads: int | None = None
     verify: bool = True

@@ -101,6 +101,28 @@ def refuses(server: RunningServer) -> bool:
         return True
 
 
+def test_in_process_the_bundle_is_read_and_checked_once(label_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[bool] = []
+    given: list[Path | Bundle] = []
+    open_it = Bundle.open
+
+    def counted(path: Path, verify: bool = True) -> Bundle:
+        opened.append(verify)
+        return open_it(path, verify=verify)
+
+    def load(settings: WorkerSettings) -> Worker:
+        given.append(settings.bundle)
+        raise BackendError("enough")
+
+    monkeypatch.setattr(Bundle, "open", counted)
+    monkeypatch.setattr("odise_rt.serve.dispatch.Worker", load)
+    with pytest.raises(BackendError, match="enough"):
+        serve(ServerSettings(worker_settings(label_bundle), in_process=True, port=0), lambda event, url: None)
+    assert opened == [True]
+    assert isinstance(given[0], Bundle)
+    assert given[0].verified
+
+
 def test_a_bug_while_loading_is_no_wrong_option(
     label_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
