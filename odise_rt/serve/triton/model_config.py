@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from odise_rt.specs import Dim, StageSpec, TensorSpec
 
@@ -71,7 +71,15 @@ class ModelConfig:
 
 
 def stage_config(
-    spec: StageSpec, name: str, backend: str, file: str, *, instances: int, kind: Kind, delay: int
+    spec: StageSpec,
+    name: str,
+    backend: str,
+    file: str,
+    *,
+    instances: int,
+    kind: Kind,
+    delay: int,
+    environment: str | None = None,
 ) -> ModelConfig:
     """The configuration of a stage.
 
@@ -83,6 +91,7 @@ def stage_config(
         instances: copies on each device.
         kind: of device.
         delay: microseconds that a request may wait for others, where requests are stacked.
+        environment: of the Python backend, see :class:`odise_rt.serve.triton.repository.RepositoryOptions`.
     """
     batched = _batched(spec)
 
@@ -101,6 +110,7 @@ def stage_config(
         batch_delay_microseconds=delay,
         instances=instances,
         kind=kind,
+        parameters=_environment(environment),
     )
 
 
@@ -108,9 +118,6 @@ def orchestrator_config(
     name: str, *, instances: int, parameters: Mapping[str, str], environment: str | None = None
 ) -> ModelConfig:
     """The configuration of the model that clients call: encoded image or pixels, and words, to segments."""
-    given: dict[str, Any] = dict(parameters)
-    if environment is not None:
-        given["EXECUTION_ENV_PATH"] = environment
     return ModelConfig(
         name=name,
         backend="python",
@@ -124,8 +131,12 @@ def orchestrator_config(
         file="model.py",
         instances=instances,
         kind="cpu",
-        parameters=given,
+        parameters={**parameters, **_environment(environment)},
     )
+
+
+def _environment(path: str | None) -> dict[str, str]:
+    return {} if path is None else {"EXECUTION_ENV_PATH": path}
 
 
 def _batched(spec: StageSpec) -> bool:

@@ -99,7 +99,7 @@ def export_repository(bundle: Bundle, out: Path, options: RepositoryOptions, for
         OptionsError: something is in the way, or the bundle has no such variant.
         BundleError: a file of the bundle has no place in a repository.
     """
-    _check_place(out, options.name, force)
+    _check_place(out, force)
     if options.variant is not None and not any(options.variant in e.variants for e in bundle.stages.values()):
         known = sorted({key for e in bundle.stages.values() for key in e.variants})
         raise OptionsError(f"the bundle has no variant {options.variant!r}: it has {', '.join(known) or 'none'}")
@@ -109,7 +109,7 @@ def export_repository(bundle: Bundle, out: Path, options: RepositoryOptions, for
         partial.chmod(0o755)
         models = _write(bundle, partial, options)
         _flush(partial)
-        _put_in_place(partial, out, options.name, force)
+        _put_in_place(partial, out, force)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return models
@@ -148,6 +148,7 @@ def _write(bundle: Bundle, root: Path, options: RepositoryOptions) -> list[str]:
             instances=options.instances,
             kind=options.kind,
             delay=options.batch_delay,
+            environment=options.environment if options.stages == "python" else None,
         )
         folder = _start(root, config)
         _copy_graph(bundle, file, folder, graph)
@@ -230,7 +231,7 @@ def _flush(root: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def _check_place(out: Path, name: str, force: bool) -> None:
+def _check_place(out: Path, force: bool) -> None:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise OptionsError(f"{out} is a file or a link: a model repository is a folder; choose another --out")
     if not out.exists() or not any(out.iterdir()):
@@ -243,8 +244,8 @@ def _check_place(out: Path, name: str, force: bool) -> None:
         )
 
 
-def _put_in_place(partial: Path, out: Path, name: str, force: bool) -> None:
-    _check_place(out, name, force)
+def _put_in_place(partial: Path, out: Path, force: bool) -> None:
+    _check_place(out, force)
     replaced: Path | None = None
     if out.exists() and any(out.iterdir()):
         replaced = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from odise_rt.backends.ort import PROVIDERS, import_onnxruntime
+from odise_rt.backends.ort import CUDA_OPTIONS, PROVIDERS, import_onnxruntime
 from odise_rt.serve.triton.bls import backend_utils
 
 
@@ -24,11 +24,14 @@ class TritonPythonModel:
         self._outputs = [entry["name"] for entry in config["output"]]
         ort = import_onnxruntime()
         cpu = args["model_instance_kind"] == "CPU"
-        providers = [PROVIDERS["cpu"]] if cpu else [PROVIDERS["cuda"], PROVIDERS["cpu"]]
+        wanted = PROVIDERS["cpu" if cpu else "cuda"]
+        providers: list[Any] = [PROVIDERS["cpu"]]
+        if not cpu:
+            providers.insert(0, (wanted, CUDA_OPTIONS | {"device_id": args["model_instance_device_id"]}))
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         self._session = ort.InferenceSession(str(path), providers=providers)
-        if self._session.get_providers()[0] != providers[0]:
-            raise RuntimeError(f"{path} was to run on {providers[0]} and does not: see the server's log")
+        if self._session.get_providers()[0] != wanted:
+            raise RuntimeError(f"{path} was to run on {wanted} and does not: see the server's log")
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Run the graph; requests that Triton put together run as one batch if their shapes allow it."""

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from odise_rt import Bundle
+from odise_rt.backends.ort import CUDA_OPTIONS, PROVIDERS
+from odise_rt.serve.triton import stage_model
 from odise_rt.serve.triton.orchestrator import TritonPythonModel
 from odise_rt.serve.triton.repository import RepositoryOptions, export_repository
 from tests.odise_rt.fake_bundle import colour_image
@@ -105,3 +107,32 @@ def test_the_orchestrator_bounds_what_a_request_costs(
     assert error is not None
     assert message in error.message
     assert error.code == TritonError.INVALID_ARG
+
+
+@pytest.mark.parametrize(("kind", "works"), [("CPU", True), ("GPU", True), ("GPU", False)])
+def test_a_stage_runs_on_the_device_of_its_instance(monkeypatch: pytest.MonkeyPatch, kind: str, works: bool) -> None:
+    asked: list[Any] = []
+
+    class Session:
+        def __init__(self, path: str, providers: list[Any]) -> None:
+            asked.extend(providers)
+
+        def get_providers(self) -> list[str]:
+            names = [p if isinstance(p, str) else p[0] for p in asked]
+            return names if works else names[1:]
+
+    monkeypatch.setattr(stage_model, "import_onnxruntime", lambda: SimpleNamespace(InferenceSession=Session))
+    arguments = {
+        "model_config": json.dumps({"input": [], "output": []}),
+        "model_repository": "models/odise_unet_tap",
+        "model_version": "1",
+        "model_instance_kind": kind,
+        "model_instance_device_id": "3",
+    }
+    if not works:
+        with pytest.raises(RuntimeError, match=f"was to run on {PROVIDERS['cuda']} and does not"):
+            stage_model.TritonPythonModel().initialize(arguments)
+        return
+    stage_model.TritonPythonModel().initialize(arguments)
+    cuda = (PROVIDERS["cuda"], {**CUDA_OPTIONS, "device_id": "3"})
+    assert asked == ([PROVIDERS["cpu"]] if kind == "CPU" else [cuda, PROVIDERS["cpu"]])

@@ -76,6 +76,16 @@ def test_stages_python_have_scripts_and_graphs(label_bundle: Path, tmp_path: Pat
         assert (tmp_path / f"m/odise_{stage}/1/model.onnx").is_file()
 
 
+def test_every_python_model_has_the_environment(label_bundle: Path, tmp_path: Path) -> None:
+    def models_with_it(stages: str) -> set[str]:
+        export(label_bundle, tmp_path / stages, stages=stages, environment="/opt/odise.tar.gz")
+        line = 'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "/opt/odise.tar.gz" } }'
+        return {p.parent.name for p in (tmp_path / stages).glob("*/config.pbtxt") if line in p.read_text()}
+
+    assert models_with_it("python") == {"odise", *(f"odise_{s}" for s in STAGES)}
+    assert models_with_it("triton") == models_with_it("inside") == {"odise"}
+
+
 def test_configurations_follow_the_specs() -> None:
     specs = stage_specs(make_facts())
 
