@@ -76,12 +76,13 @@ def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:
-            if context.admission.draining:
-                self.force_exit = True  # uvicorn would take a second SIGINT for that, but no SIGTERM
-            else:
-                say("stopping", "")
+            first = not context.admission.draining
             context.admission.draining = True
             super().handle_exit(sig, frame)
+            if first:  # said last: who reads it may send the second signal before this handler has returned
+                say("stopping", "")
+            else:
+                self.force_exit = True  # uvicorn would take a second SIGINT for that, but no SIGTERM
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
