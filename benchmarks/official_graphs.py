@@ -31,7 +31,7 @@ from odise_rt.errors import OdiseError
 from odise_rt.specs import StageSpec, stage_specs
 from odise_rt.windows import window_grid
 from training.models.odise import Odise
-from training.models.official_structure import official_clip_mask, official_unet_tap
+from training.models.official_structure import official_clip_image, official_clip_mask, official_unet_tap
 from training.torch_stages import model_facts
 
 OPSET = 20
@@ -47,11 +47,11 @@ class _Official(nn.Module):
 
 
 class ClipImage(_Official):
-    """Is the same in both structures."""
+    """All tokens through the last layer."""
 
     def forward(self, windows: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`Odise.clip_image`."""
-        return (self.model.clip_image(windows),)
+        """See :func:`training.models.official_structure.official_clip_image`."""
+        return (official_clip_image(self.model, windows),)
 
 
 class UnetTap(_Official):

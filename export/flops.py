@@ -25,7 +25,12 @@ from odise_rt.specs import STAGES, ModelFacts, stage_specs
 from odise_rt.windows import window_grid
 from training.models import frozen
 from training.models.odise import Odise
-from training.models.official_structure import official_clip_mask, official_decode_masks, official_unet_tap
+from training.models.official_structure import (
+    official_clip_image,
+    official_clip_mask,
+    official_decode_masks,
+    official_unet_tap,
+)
 
 Stage = Callable[..., object]
 
@@ -146,11 +151,14 @@ def _official_stages(model: Odise) -> dict[str, Stage]:
     def mask_decoder(s2: Tensor, s3: Tensor, s4: Tensor, s5: Tensor) -> object:
         return official_decode_masks(model, {"s2": s2, "s3": s3, "s4": s4, "s5": s5})
 
+    def clip_image(windows: Tensor) -> object:
+        return official_clip_image(model, windows)
+
     def clip_mask(image: Tensor, mask_logits: Tensor) -> object:
         return official_clip_mask(model, image, mask_logits)
 
     return {
-        "clip_image": ClipImage(model),
+        "clip_image": clip_image,
         "unet_tap": unet_tap,
         "mask_decoder": mask_decoder,
         "clip_mask": clip_mask,

@@ -24,7 +24,12 @@ from odise_rt.specs import STAGES, ModelFacts, StageSpec, stage_specs
 from odise_rt.text_embeddings import TextEmbedder
 from training.models.mask_embedding import MAX_LOGIT_SCALE
 from training.models.odise import Odise
-from training.models.official_structure import official_clip_mask, official_decode_masks, official_unet_tap
+from training.models.official_structure import (
+    official_clip_image,
+    official_clip_mask,
+    official_decode_masks,
+    official_unet_tap,
+)
 
 MASK_PROMPTS = {"label": "{}", "caption": "a photo of a {}."}
 """Prompt around a word for the mask classifier, by variant (odise.md section 5.1)."""
@@ -110,6 +115,8 @@ class TorchStage:
             prediction = official_decode_masks(model, tensors) if official else model.decode_masks(**tensors)
             outputs = [prediction.mask_logits, prediction.mask_embedding]
             return tuple(outputs if prediction.object_logits is None else [*outputs, prediction.object_logits])
+        if official and name == "clip_image":
+            return (official_clip_image(model, **tensors),)
         if official and name == "unet_tap":
             return official_unet_tap(model, **tensors)
         if official and name == "clip_mask":

@@ -28,7 +28,7 @@ def test_text_tower_by_hand(counts: dict[str, StageFlops], small: LoadedCheckpoi
 def test_pruning_saves_where_work_is_dead(counts: dict[str, StageFlops]) -> None:
     assert counts["unet_tap"].pruned < 0.7 * counts["unet_tap"].official
     assert counts["mask_decoder"].pruned < counts["mask_decoder"].official
-    assert counts["clip_image"].pruned == counts["clip_image"].official
+    assert counts["clip_image"].pruned < counts["clip_image"].official
 
 
 def test_counting_leaves_the_model_as_it_was(small: LoadedCheckpoint) -> None:

@@ -6,7 +6,13 @@ import torch
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
-from training.models.clip_layers import embed_patches, project_image_tokens, self_attention_layer
+from training.models.clip_layers import (
+    attention,
+    embed_patches,
+    feed_forward,
+    project_image_tokens,
+    self_attention_layer,
+)
 from training.models.resampling import Filter, resample
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -38,6 +44,11 @@ class ClipImageEncoder:
         self.pixels = pixels
         self.window = window
 
+    def embed(self, windows: Tensor) -> Tensor:
+        """Windows as for :meth:`__call__` to the tokens that enter layer 0: ``(N, 1 + patches, width)``, CLS first."""
+        windows = resample(windows, self.window, self.window, "bicubic")
+        return embed_patches(self.clip, self.pixels(windows, "bicubic"))
+
     def __call__(self, windows: Tensor) -> Tensor:
         """Embed windows.
 
@@ -48,8 +59,11 @@ class ClipImageEncoder:
         Returns:
             ``(N, embed_dim)``, not normalised.
         """
-        windows = resample(windows, self.window, self.window, "bicubic")
-        tokens = embed_patches(self.clip, self.pixels(windows, "bicubic"))
-        for block in self.clip.visual.transformer.resblocks:
+        tokens = self.embed(windows)
+        *blocks, last = self.clip.visual.transformer.resblocks
+        for block in blocks:
             tokens = self_attention_layer(block, tokens)
-        return project_image_tokens(self.clip, tokens[:, 0])
+        # Only CLS is read of the last layer: it alone asks there, all tokens answer.
+        normed, cls = last.ln_1(tokens), tokens[:, :1]
+        cls = feed_forward(last, cls + attention(last.attn, normed[:, :1], normed, normed, None))
+        return project_image_tokens(self.clip, cls[:, 0])

@@ -30,9 +30,17 @@ def official_forward(model: Odise, images: Tensor) -> MaskPrediction:
     """Padded images ``(B, 3, H, W)`` in [0, 1] to mask predictions."""
     grid = window_grid(images.shape[2], images.shape[3], model.config.window)
     windows = cut_windows(images, grid)
-    embeddings = torch.cat([model.clip_image(window[None]) for window in windows])
+    embeddings = torch.cat([official_clip_image(model, window[None]) for window in windows])
     levels = official_unet_tap(model, windows, embeddings, model.noise, model.null_text_embedding)
     return official_decode_masks(model, stitch_levels(dict(zip(LEVEL_STRIDES, levels, strict=True)), grid))
+
+
+def official_clip_image(model: Odise, windows: Tensor) -> Tensor:
+    """:meth:`Odise.clip_image` with all tokens through the last layer, of which only CLS is read."""
+    tokens = model.clip_image_encoder.embed(windows)
+    for block in model.clip.visual.transformer.resblocks:
+        tokens = self_attention_layer(block, tokens)
+    return project_image_tokens(model.clip, tokens[:, 0])
 
 
 def official_unet_tap(

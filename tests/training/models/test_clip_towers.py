@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from training.models.odise import Odise
-from training.models.official_structure import official_clip_mask
+from training.models.official_structure import official_clip_image, official_clip_mask
 
 
 def test_text_embedding_is_open_clips(label_model: Odise) -> None:
@@ -27,6 +27,7 @@ def test_image_embedding_is_open_clips(label_model: Odise) -> None:
         pixels = label_model.clip_pixels(windows, "bicubic")
         expected = label_model.clip.encode_image(pixels, normalize=False)
         torch.testing.assert_close(label_model.clip_image(windows), expected, atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(official_clip_image(label_model, windows), expected, atol=2e-6, rtol=1e-5)
 
 
 def test_split_mask_classifier_equals_the_long_sequence(label_model: Odise) -> None:
