@@ -57,9 +57,9 @@ def test_requests_that_were_given_up_leave_nothing_behind(monkeypatch: pytest.Mo
         first, _ = await begin(1, dispatcher)
         assert await asyncio.to_thread(worker.entered.acquire, timeout=20)
         waiting, requests = await begin(20, dispatcher)
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(task.cancel() for task in waiting)
+        await asyncio.wait(waiting)
+        assert all(task.cancelled() for task in waiting)
         waiting.clear()
         gc.collect()
         kept = sum(request() is not None for request in requests)
