@@ -81,10 +81,6 @@ class Replica:
         """Serve a request. When it is cancelled while it waits for a thread, it never runs."""
         return await self._threads.run(self._worker.run, request)
 
-    async def process_id(self) -> int:
-        """Of this replica; for tests and operators."""
-        return os.getpid()
-
 
 def build(worker: WorkerSettings, replicas: ReplicaSettings) -> Any:
     """The Serve application: one deployment, bound to its settings."""
@@ -137,6 +133,11 @@ class RayDispatcher:
         self._started = False
         self._watcher: asyncio.Task[None] | None = None
 
+    @property
+    def workers(self) -> int:
+        """Those of all replicas that there may be."""
+        return (self._replicas.max_replicas or self._replicas.replicas) * self._worker.concurrency
+
     async def start(self) -> None:
         """Start Ray and the replicas, and wait until one can serve."""
         await asyncio.to_thread(self._start)
@@ -145,11 +146,10 @@ class RayDispatcher:
 
     def state(self) -> State:
         """As of the last look at Ray Serve, at most a second ago."""
-        most = self._replicas.max_replicas or self._replicas.replicas
         reason = (
             "" if self._running else "the model is being loaded" if self._handle is None else "no replica is running"
         )
-        return State(self._running > 0, self._running, most * self._worker.concurrency, reason)
+        return State(self._running > 0, self._running, reason)
 
     async def segment(self, request: SegmentRequest) -> Answer:
         """Serve a request on a replica that Ray Serve picks."""
@@ -242,7 +242,7 @@ class RayDispatcher:
         if self._replicas.object_store_bytes is not None:
             return self._replicas.object_store_bytes
         limits = self._worker.limits
-        places = limits.queue + self.state().workers
+        places = limits.queue + self.workers
         wanted = max(_MIN_OBJECT_STORE, 2 * places * limits.max_request_bytes)
         with contextlib.suppress(OSError):
             wanted = min(wanted, max(_MIN_OBJECT_STORE, shutil.disk_usage("/dev/shm").free // 2))

@@ -59,7 +59,7 @@ class Context:
     metrics: Metrics = field(init=False)
 
     def __post_init__(self) -> None:
-        self.admission = Admission(self.limits.queue, self.dispatcher.state().workers)
+        self.admission = Admission(self.limits.queue, self.dispatcher.workers)
         facts = self.bundle
         self.metrics = Metrics(
             {"version": __version__, "bundle": facts.name, "digest": facts.digest, "precision": facts.precision},
@@ -123,7 +123,6 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
             state = context.dispatcher.state()
             if not state.ready:
                 raise RequestRefused("not_ready", f"{state.reason or 'no replica is running'}: try again", 2.0)
-            context.admission.workers = state.workers
             headers = request.headers
             try:
                 image, form = await read_upload(

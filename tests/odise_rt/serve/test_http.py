@@ -289,7 +289,7 @@ def test_failures_of_the_engine(client_of: Callable[..., Any], exc: Exception, k
 def test_not_ready(client_of: Callable[..., Any]) -> None:
     dispatcher = raising(AssertionError("must not be asked"))
     client = client_of(dispatcher)
-    dispatcher.present = State(False, 0, 1, "the model is being loaded")
+    dispatcher.present = State(False, 0, "the model is being loaded")
     assert client.get("/healthz").status_code == 200
     for response in (client.get("/readyz"), post(client, **COLOURS)):
         assert problem(response, 503, "not_ready")["retryable"]

@@ -20,7 +20,7 @@ def test_places_are_given_back_however_a_request_ends() -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(admission.place())
         stack.enter_context(admission.place())
-        assert admission.waiting == 1
+        assert admission.inside == admission.capacity == 2
         with pytest.raises(RequestRefused) as caught, admission.place():
             pass
         assert caught.value.problem.type == "overloaded"
