@@ -234,26 +234,29 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
 
 async def _dispatch(context: Context, work: SegmentRequest, receive: Receive) -> Answer | None:
     """The answer, or ``None`` if the client left; gives up at the deadline."""
-    with context.admission.timed():
-        task = asyncio.ensure_future(context.dispatcher.segment(work))
-        gone = asyncio.ensure_future(_disconnected(receive))
-        try:
-            await asyncio.wait({task, gone}, timeout=context.limits.timeout, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            if gone.done():
-                return None
-            raise RequestRefused(
-                "timeout",
-                f"no answer within {context.limits.timeout:g} s: try again when the server is less busy, or send a "
-                "smaller image",
-            )
-        finally:
-            for pending in (task, gone):
-                pending.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    if pending.done():
-                        pending.exception()  # looked at, so that asyncio does not complain
+    started, inside = time.monotonic(), context.admission.inside
+    task = asyncio.ensure_future(context.dispatcher.segment(work))
+    gone = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({task, gone}, timeout=context.limits.timeout, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            answer = task.result()
+            if answer.problem is None:
+                context.admission.learn(time.monotonic() - started, inside)
+            return answer
+        if gone.done():
+            return None
+        raise RequestRefused(
+            "timeout",
+            f"no answer within {context.limits.timeout:g} s: try again when the server is less busy, or send a "
+            "smaller image",
+        )
+    finally:
+        for pending in (task, gone):
+            pending.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                if pending.done():
+                    pending.exception()  # looked at, so that asyncio does not complain
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -108,10 +107,12 @@ class Admission:
         finally:
             self.inside -= 1
 
-    @contextlib.contextmanager
-    def timed(self) -> Iterator[None]:
-        """Measure one request's way through the workers, for the estimate; failures do not count."""
-        started, inside = time.monotonic(), self.inside
-        yield
+    def learn(self, seconds: float, inside: int) -> None:
+        """Take one request into the estimate of the wait. What was refused or given up takes no time and says nothing.
+
+        Args:
+            seconds: from the end of its upload to its answer.
+            inside: requests in the house when its upload had ended.
+        """
         share = max(1.0, inside / self._workers)
-        self._seconds += 0.1 * ((time.monotonic() - started) / share - self._seconds)
+        self._seconds += 0.1 * (seconds / share - self._seconds)
