@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from odise_rt.bundle import Bundle
+from odise_rt.cores import usable_cores
 from odise_rt.errors import BackendError, MissingPackageError, OptionsError
 from odise_rt.serve.dispatch import State
 from odise_rt.serve.problems import RequestRefused
@@ -201,7 +202,7 @@ class RayDispatcher:
         options: dict[str, Any] = {"address": self._replicas.ray_address}
         if local:
             options = {
-                "num_cpus": max(_cores(), self._most_cpus()),
+                "num_cpus": max(usable_cores(), self._most_cpus()),
                 "include_dashboard": False,
                 "object_store_memory": self._object_store(),
                 "_system_config": {"automatic_object_spilling_enabled": False},
@@ -276,10 +277,6 @@ def _running_replicas() -> int:
     if application is None:
         return 0
     return sum(d.replica_states.get("RUNNING", 0) for d in application.deployments.values())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _last_line(exc: BaseException) -> str:
