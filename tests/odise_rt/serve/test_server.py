@@ -210,7 +210,7 @@ def test_a_gpu_is_looked_for_only_where_it_matters(
     monkeypatch.setattr("odise_rt.backends.select.gpu_if_it_works", gpu_if_it_works)
     monkeypatch.setattr("odise_rt.backends.ort.working_provider", working_provider)
     args = cli.make_parser().parse_args(["serve", str(label_bundle), *arguments])
-    assert (settings_from(args, args.bundle).worker.batching is not None) == batching
+    assert (settings_from(args).worker.batching is not None) == batching
     assert bool(looked) == asked
 
 
@@ -218,6 +218,10 @@ def test_no_bundle(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     monkeypatch.delenv(cli.BUNDLE_VARIABLE, raising=False)
     assert cli.main(["serve"]) == 1
     assert "no bundle was named" in capsys.readouterr().err
+    monkeypatch.setenv(cli.BUNDLE_VARIABLE, "/a/bundle")
+    assert settings_from(cli.make_parser().parse_args(["serve", "--device", "cpu"])).worker.bundle == Path("/a/bundle")
+    args = cli.make_parser().parse_args(["serve", "--device", "cpu", "/another"])
+    assert settings_from(args).worker.bundle == Path("/another")
 
 
 def test_names_of_vocabularies(tmp_path: Path) -> None:
