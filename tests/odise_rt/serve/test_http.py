@@ -245,7 +245,9 @@ def test_bodies_that_are_no_upload(client: Any, content: bytes, kind: str, statu
 
 def test_unknown_paths_and_methods(client: Any) -> None:
     problem(client.get("/v2/segment"), 404, "not_found")
-    problem(client.get("/v1/segment"), 405, "method_not_allowed")
+    wrong = client.get("/v1/segment")
+    problem(wrong, 405, "method_not_allowed")
+    assert wrong.headers["allow"] == "POST"
     problem(client.get("/docs/../secret"), 404, "not_found")
     problem(client.get("/docs/__init__.py"), 404, "not_found")
     problem(client.get("/v1/vocabularies/nothing"), 404, "not_found")
@@ -506,6 +508,17 @@ def test_documentation_needs_no_other_host(client: Any) -> None:
     if "swagger-ui-bundle.js" in page:
         assert client.get("/docs/swagger-ui-bundle.js").status_code == 200
         assert client.get("/docs/swagger-ui.css").headers["content-type"].startswith("text/css")
+
+
+def test_only_what_never_changes_may_be_kept_by_browsers(client: Any) -> None:
+    for path in ("/docs", "/openapi.json", "/healthz", "/v1/bundle", "/docs/nothing.js"):
+        assert client.get(path).headers.get_list("cache-control") == ["no-store"], path
+    pytest.importorskip("fastapi_swagger", reason="needs the extra 'serve'")
+    for name in ("swagger-ui-bundle.js", "swagger-ui.css"):  # 1.5 MB, the same at every visit
+        headers = client.get(f"/docs/{name}").headers
+        assert headers.get_list("cache-control") == ["public, max-age=86400"]
+        assert headers["etag"]
+        assert headers["x-content-type-options"] == "nosniff"
 
 
 def test_uploads_never_touch_the_disk(client_of: Callable[..., Any], label_bundle: Path) -> None:
