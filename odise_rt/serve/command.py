@@ -204,12 +204,17 @@ def named_vocabulary(text: str) -> tuple[str, Any]:
 
 
 def _token(path: Path | None) -> str | None:
+    source = f"${TOKEN_VARIABLE}" if path is None else str(path)
     if path is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
-    try:
-        token = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise OptionsError(f"cannot read the token from {path} ({exc}): check the path") from exc
+        given = os.environ.get(TOKEN_VARIABLE)
+        if not given:
+            return None
+    else:
+        try:
+            given = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise OptionsError(f"cannot read the token from {path} ({exc}): check the path") from exc
+    token = given.strip()
     if not token or not token.isprintable() or not token.isascii():
-        raise OptionsError(f"{path} holds no token: expected one line of printable ASCII")
+        raise OptionsError(f"{source} holds no token: expected one line of printable ASCII")
     return token
