@@ -5,7 +5,6 @@ evaluated, hence no ``from __future__ import annotations`` here.
 """
 
 import asyncio
-import contextlib
 import hmac
 import importlib.util
 import logging
@@ -257,9 +256,13 @@ async def _dispatch(context: Context, work: SegmentRequest, receive: Receive) ->
     finally:
         for pending in (task, gone):
             pending.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                if pending.done():
-                    pending.exception()  # looked at, so that asyncio does not complain
+            pending.add_done_callback(_look_at)
+
+
+def _look_at(task: asyncio.Future[Any]) -> None:
+    """Nobody waits for it any more; asyncio would log an error that nobody looked at."""
+    if not task.cancelled() and task.exception() is not None:
+        logger.debug("a request that was given up failed", exc_info=task.exception())
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -186,6 +186,7 @@ def test_too_many_bytes_by_declaration_and_in_fact(client: Any) -> None:
         (COLOURS | {"overlap_threshold": "high"}, "bad_options", "expected a number"),
         (COLOURS | {"short_edge": "1e9"}, "bad_options", "whole number"),
         (COLOURS | {"short_edge": "-5"}, "bad_options", "at least 1"),
+        (COLOURS | {"short_edge": "--5"}, "bad_options", "expected a whole number"),
         (COLOURS | {"short_edge": "65"}, "bad_options", "at most 64"),
         (COLOURS | {"long_edge": "9999999999999"}, "bad_options", "whole number"),
         (COLOURS | {"long_edge": "161"}, "bad_options", "at most 160"),
