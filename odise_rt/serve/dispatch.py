@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,8 +75,13 @@ class LocalDispatcher:
         return self._settings.concurrency
 
     async def start(self) -> None:
-        """Load the model in a thread."""
-        self._worker = await asyncio.get_running_loop().run_in_executor(self._threads.pool, Worker, self._settings)
+        """Load the model in a thread. Cancelled, it is still loaded to the end, and then released."""
+        loading = self._threads.pool.submit(Worker, self._settings)
+        try:
+            self._worker = await asyncio.wrap_future(loading)
+        except asyncio.CancelledError:
+            loading.add_done_callback(_release)
+            raise
 
     def state(self) -> State:
         """Ready once the model is loaded."""
@@ -96,3 +102,8 @@ class LocalDispatcher:
         if self._worker is not None:
             self._worker.close()
             self._worker = None
+
+
+def _release(loaded: Future[Worker]) -> None:
+    if not loaded.cancelled() and loaded.exception() is None:
+        loaded.result().close()

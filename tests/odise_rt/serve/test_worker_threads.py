@@ -74,6 +74,39 @@ def test_requests_that_were_given_up_leave_nothing_behind(monkeypatch: pytest.Mo
     asyncio.run(scenario())
 
 
+def test_a_model_that_nobody_waits_for_any_more_is_released(
+    monkeypatch: pytest.MonkeyPatch, label_bundle: Path
+) -> None:
+    """The server is stopped while it loads: loading cannot be interrupted, but what it brings can be let go."""
+    begun, gate = threading.Event(), threading.Event()
+    closed: list[str] = []
+
+    class Slow(Blocking):
+        def __init__(self, settings: WorkerSettings) -> None:
+            super().__init__(settings)
+            begun.set()
+            assert gate.wait(20)
+
+        def close(self) -> None:
+            closed.append("closed")
+
+    monkeypatch.setattr("odise_rt.serve.dispatch.Worker", Slow)
+
+    async def scenario() -> None:
+        dispatcher = LocalDispatcher(WorkerSettings(label_bundle))
+        loading = asyncio.create_task(dispatcher.start())
+        assert await asyncio.to_thread(begun.wait, 20)
+        loading.cancel()
+        await asyncio.wait({loading})
+        gate.set()
+        await dispatcher.stop()
+        assert loading.cancelled()
+        assert closed == ["closed"]
+        assert not dispatcher.state().ready
+
+    asyncio.run(scenario())
+
+
 def test_a_thread_counts_until_it_is_done_even_if_its_caller_left() -> None:
     async def scenario() -> None:
         threads = WorkerThreads(1)
