@@ -1,4 +1,4 @@
-"""Heads of requests: bounded in size and time, whatever a client does."""
+"""Heads of requests and the reading of answers: bounded in size and time, whatever a client does."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from odise_rt.serve import connections
-from odise_rt.serve.connections import MAX_HEAD_BYTES, bounded_heads
+from odise_rt.serve.connections import MAX_HEAD_BYTES, bounded_connections
 
 HEAD = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n"
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+LARGE = 32 << 20
+"""Bytes that the buffers of a loopback connection do not hold."""
 
 
 async def length_of_body(
@@ -30,19 +34,21 @@ async def length_of_body(
         size += len(message.get("body", b""))
         if not message.get("more_body"):
             break
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
-    await send({"type": "http.response.body", "body": b"%d" % size})
+    answer = bytes(LARGE) if scope["path"] == "/large" else b"%d" % size
+    headers = [(b"content-length", b"%d" % len(answer))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": answer})
 
 
 @asynccontextmanager
-async def listening() -> AsyncIterator[Callable[[], Awaitable[Stream]]]:
+async def listening(state: ServerState | None = None) -> AsyncIterator[Callable[[], Awaitable[Stream]]]:
     """A server on a free port; gives connections to it."""
-    protocol: Any = bounded_heads()
+    protocol: Any = bounded_connections()
     config = uvicorn.Config(
         length_of_body, http=protocol, h11_max_incomplete_event_size=MAX_HEAD_BYTES, log_config=None, ws="none"
     )
     config.load()
-    state = ServerState()
+    state = state or ServerState()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: protocol(config, state, {}), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -117,3 +123,23 @@ def test_bodies_may_take_longer_and_connections_are_used_again() -> None:
                 assert await reader.readexactly(1) == b"4"
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_answers_that_nobody_reads_are_dropped(monkeypatch: pytest.MonkeyPatch, reads: bool) -> None:
+    monkeypatch.setattr(connections, "ANSWER_SECONDS", 10.0 if reads else 0.3)
+
+    async def scenario() -> int:
+        state = ServerState()
+        async with listening(state) as connect:
+            reader, writer = await connect()
+            writer.write(b"GET /large HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            if reads:
+                return len(await asyncio.wait_for(reader.read(), 20))
+            for _ in range(200):
+                await asyncio.sleep(0.05)
+                if state.total_requests and not state.connections and not state.tasks:
+                    return -1
+            return 0
+
+    assert asyncio.run(scenario()) > LARGE if reads else asyncio.run(scenario()) == -1
