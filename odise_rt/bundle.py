@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from odise_rt.cores import usable_cores
 from odise_rt.errors import BundleError
 from odise_rt.specs import LATENT_CHANNELS, STAGES, ModelFacts, StageSpec, stage_specs
 
@@ -167,7 +168,7 @@ class Bundle:
 
     def _verify(self, files: Mapping[str, str]) -> None:
         # hashlib releases the GIL while it works on 1 MiB, so threads use the cores there are.
-        with ThreadPoolExecutor(max_workers=max(1, min(4, os.cpu_count() or 1))) as pool:
+        with ThreadPoolExecutor(max_workers=min(4, usable_cores())) as pool:
             found = pool.map(lambda relative: file_sha256(self.root / relative), files)
             for (relative, expected), actual in zip(files.items(), found, strict=True):
                 if actual != expected:

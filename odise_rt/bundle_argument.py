@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
+
+from odise_rt.errors import OptionsError
 
 BUNDLE_VARIABLE = "ODISE_RT_BUNDLE"
 """Environment variable with the folder of the bundle that is used when none is named."""
@@ -16,11 +19,33 @@ def default_bundle() -> Path | None:
     return Path(bundle) if bundle else None
 
 
-def add_bundle_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--bundle``."""
-    parser.add_argument(
-        "--bundle",
-        type=Path,
-        default=default_bundle(),
-        help=f"The bundle's folder. Default: the environment variable {BUNDLE_VARIABLE}.",
-    )
+def add_bundle_argument(parser: argparse.ArgumentParser, positional: bool = False) -> None:
+    """Add ``--bundle FOLDER``, or where there is no other argument of that kind just ``BUNDLE``."""
+    options: dict[str, Any] = {
+        "type": Path,
+        "default": default_bundle(),
+        "help": f"The bundle's folder. Default: the environment variable {BUNDLE_VARIABLE}.",
+    }
+    if positional:
+        parser.add_argument("bundle", nargs="?", metavar="BUNDLE", **options)
+    else:
+        parser.add_argument("--bundle", **options)
+
+
+def named_bundle(args: argparse.Namespace, how: str = "--bundle FOLDER") -> Path:
+    """The bundle of parsed arguments.
+
+    Args:
+        args: parsed with the argument of :func:`add_bundle_argument`.
+        how: to name it; for the error.
+
+    Raises:
+        OptionsError: none was named.
+    """
+    bundle: Path | None = args.bundle
+    if bundle is None:
+        raise OptionsError(
+            f"no bundle was named: pass {how} or set {BUNDLE_VARIABLE}. Make one in a clone: "
+            "python -m export.build_engines --checkpoint training/pretrained/odise-tiny --out out/odise-tiny"
+        )
+    return bundle

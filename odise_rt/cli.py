@@ -31,7 +31,6 @@ from typing import NoReturn
 
 from odise_rt import segment_command
 from odise_rt.bundle_argument import BUNDLE_VARIABLE as BUNDLE_VARIABLE
-from odise_rt.bundle_argument import default_bundle
 from odise_rt.completion import SHELLS
 from odise_rt.demo import command as demo_command
 from odise_rt.errors import OdiseError
@@ -135,7 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
     from odise_rt.serve import command as serve_command
     from odise_rt.serve.triton import command as triton_command
 
-    serve_command.add_parser(commands, common, BUNDLE_VARIABLE).set_defaults(command=_serve)
+    serve_command.add_parser(commands, common).set_defaults(command=_serve)
     triton_command.add_parser(commands, common).set_defaults(command=_export_triton)
 
     completion = commands.add_parser("completion", parents=[common], help="Print a script that completes commands.")
@@ -147,7 +146,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _serve(args: argparse.Namespace) -> int:
     from odise_rt.serve.command import run
 
-    return run(args, args.bundle or default_bundle(), lambda line: print(line, flush=True))
+    return run(args, lambda line: print(line, flush=True))
 
 
 def _export_triton(args: argparse.Namespace) -> int:

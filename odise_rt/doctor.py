@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from odise_rt.backends.machine import this_machine
 from odise_rt.backends.trt_package import package_version
+from odise_rt.cores import usable_cores
 from odise_rt.engine_listing import engine_lines, list_engines
 from odise_rt.errors import OdiseError
 from odise_rt.version import __version__
@@ -39,7 +39,7 @@ def examine(bundles: Iterable[Path] = ()) -> dict[str, Any]:
         "odise_rt": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "packages": packages,
         "engines": {name: package_version(name) for name in ENGINES},
         "devices": devices,

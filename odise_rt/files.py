@@ -1,4 +1,4 @@
-"""Writing results so that no reader ever sees half a file."""
+"""JSON as bytes, and writing results so that no reader ever sees half a file."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from odise_rt.bundle_argument import BUNDLE_VARIABLE, add_bundle_argument
+from odise_rt.bundle_argument import add_bundle_argument, named_bundle
 from odise_rt.errors import OptionsError
 from odise_rt.result_files import FORMATS, parse_formats
 
@@ -133,11 +133,10 @@ def segment(args: argparse.Namespace) -> int:
     from odise_rt.inputs import find_inputs
     from odise_rt.run_log import RunLog
 
-    if args.bundle is None:
-        raise OptionsError(f"no bundle was named: pass --bundle FOLDER or set {BUNDLE_VARIABLE}")
+    bundle = named_bundle(args)
     job = _job(args)
     inputs = find_inputs(args.images, args.recursive, results=args.out)
-    keys = job.keys(inputs, Bundle.open(args.bundle, verify=False).digest)
+    keys = job.keys(inputs, Bundle.open(bundle, verify=False).digest)
     args.out.mkdir(parents=True, exist_ok=True)
     with RunLog(args.out) as log, _stopped_by_sigterm():
         pending = inputs if args.overwrite else job.pending(inputs, keys, log)

@@ -95,3 +95,13 @@ class Backend(Protocol):
     def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
         """Whether a stage should stay loaded between images, where memory is not asked to be spared."""
         ...
+
+
+def windows_that_fill(device: Device, side: int) -> int:
+    """How many windows of ``side`` pixels keep a device busy.
+
+    One of 512 x 512 fills the cores of a CPU, where a batch only needs memory; a GPU runs eight of them in little more
+    than the time of one.
+    """
+    pixels = 512 * 512 * (1 if device == "cpu" else 8)
+    return max(1, pixels // (side * side))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from odise_rt.backends.base import Device, Stage
+from odise_rt.backends.base import Device, Stage, windows_that_fill
 from odise_rt.backends.device import CudaSession
 from odise_rt.backends.engine_stage import open_engine_stage, verify_engine
 from odise_rt.backends.machine import this_machine
@@ -71,7 +71,7 @@ class CudaBackend:
             if engine is not None and engine.facts.profiles:
                 ranges = [profile["windows"] for profile in engine.facts.profiles]
                 counts.append(max((r.max[0] for r in ranges if r.min[3] <= side <= r.max[3]), default=1))
-        return min(counts) if counts else max(1, 8 * 512 * 512 // (side * side))
+        return min(counts) if counts else windows_that_fill(self.device, side)
 
     def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
         """Always: loading an engine takes longer than running it."""

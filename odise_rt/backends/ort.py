@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from odise_rt.backends.base import Device, StageFacts
+from odise_rt.backends.base import Device, StageFacts, windows_that_fill
 from odise_rt.backends.ort_binding import BoundRuns
 from odise_rt.bundle import Bundle
+from odise_rt.cores import usable_cores
 from odise_rt.errors import BackendError, MissingPackageError, OutOfMemoryError, first_line
 from odise_rt.specs import StageSpec
 
@@ -119,7 +120,7 @@ class OrtBackend:
                 f"device {device!r} cannot be used: {problem}; run `odise-rt doctor`, or use device='cpu'"
             )
         self.device: Device = device
-        self.threads = threads or _usable_cores()
+        self.threads = threads or usable_cores()
         self.cuda_graph = cuda_graph and device == "cuda"
         self._ort = ort
 
@@ -129,9 +130,8 @@ class OrtBackend:
         return f"onnxruntime {self._ort.__version__} on {PROVIDERS[self.device]}, {self.threads} threads"
 
     def windows_per_batch(self, side: int) -> int:
-        """As many windows as fill the cores: on CPU a 512 x 512 window does alone, and a batch only needs memory."""
-        pixels = 512 * 512 * (1 if self.device == "cpu" else 8)
-        return max(1, pixels // (side * side))
+        """As many windows as fill the device."""
+        return windows_that_fill(self.device, side)
 
     def load(self, bundle: Bundle, stage: str) -> OrtStage:
         """Load the graph of a stage, the device's variant if the bundle has one."""
@@ -279,9 +279,3 @@ def _translate(exc: Exception, what: str) -> BackendError:
             f"low_memory=True in Segmenter.load ({first_line(exc)})"
         )
     return BackendError(f"{what}: {first_line(exc)}; check the bundle with `odise-rt inspect`")
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return max(1, os.cpu_count() or 1)

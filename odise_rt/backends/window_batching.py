@@ -153,12 +153,13 @@ class BatchedStage:
                 if ticket.done:
                     break
                 self._leading = True
-                batch: list[_Ticket] = []
                 try:
                     batch = self._gather()
-                finally:
-                    if not batch:  # interrupted while it waited for more
-                        self._leading = False
+                except BaseException:  # also an interrupt while it waited for more
+                    self._leading = False
+                    self._waiting.remove(ticket)  # nobody will take its result
+                    self._changed.notify_all()  # the next one leads
+                    raise
             try:
                 self._run(batch)
             finally:
@@ -200,9 +201,9 @@ class BatchedStage:
         """Run one batch and hand out its results or errors."""
         if len(batch) == 1:
             return self._run_alone(batch[0])
-        inputs = {name: np.concatenate([t.inputs[name] for t in batch]) for name in self._stacked}
-        inputs |= {name: batch[0].inputs[name] for name in self._shared}
         try:
+            inputs = {name: np.concatenate([t.inputs[name] for t in batch]) for name in self._stacked}
+            inputs |= {name: batch[0].inputs[name] for name in self._shared}
             outputs = self._stage.run(inputs)
         except Exception:
             # Together they may need too much memory, or one of them is at fault: each gets its own run and error.

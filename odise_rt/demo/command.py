@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from odise_rt.bundle_argument import BUNDLE_VARIABLE, add_bundle_argument
+from odise_rt.bundle_argument import add_bundle_argument, named_bundle
 from odise_rt.errors import MissingPackageError, OptionsError
 
 DEFAULT_HOST = "127.0.0.1"
@@ -64,11 +64,7 @@ def run_demo(args: argparse.Namespace) -> int:
     from odise_rt.demo.session import DEFAULT_MAX_PIXELS, Workbench
     from odise_rt.segmenter import Segmenter
 
-    if args.bundle is None:
-        raise OptionsError(
-            f"no bundle was named: pass --bundle FOLDER or set {BUNDLE_VARIABLE}. Make one in a clone: "
-            "python -m export.build_engines --checkpoint training/pretrained/odise-tiny --out out/odise-tiny"
-        )
+    bundle = named_bundle(args)
     for option, value in (("--max-pixels", args.max_pixels), ("--memory", args.memory)):
         if value is not None and value < 1:
             raise OptionsError(f"{option} is {value}: expected at least 1")
@@ -78,7 +74,7 @@ def run_demo(args: argparse.Namespace) -> int:
     with (
         listen(args.host, args.port) as listener,
         Segmenter.load(
-            args.bundle,
+            bundle,
             device=args.device,
             threads=args.threads,
             verify=not args.no_verify,

@@ -8,7 +8,6 @@ otherwise.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from odise_rt.errors import ImageError, InputError, MissingPackageError, OdiseError, OptionsError
+from odise_rt.files import json_bytes
 
 if TYPE_CHECKING:
     import fastapi
@@ -117,7 +117,7 @@ def _prepare_environment() -> None:
 
 def _add_routes(app: fastapi.FastAPI, bench: Workbench) -> None:
     from starlette.concurrency import run_in_threadpool
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
@@ -126,11 +126,14 @@ def _add_routes(app: fastapi.FastAPI, bench: Workbench) -> None:
         if name is None:
             return JSONResponse({"error": f"the header {_NAME_HEADER} is missing: it holds the file's name"}, 400)
         data = bytearray()
-        async for chunk in request.stream():
-            data += chunk
-            if len(data) > MAX_UPLOAD_BYTES:
-                message = f"The file is larger than {MAX_UPLOAD_BYTES >> 20} MiB: scale the picture down"
-                return JSONResponse({"error": message}, 413)
+        try:
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > MAX_UPLOAD_BYTES:
+                    message = f"The file is larger than {MAX_UPLOAD_BYTES >> 20} MiB: scale the picture down"
+                    return JSONResponse({"error": message}, 413)
+        except ClientDisconnect:
+            return Response(status_code=400)  # to nobody
         try:
             picture = await run_in_threadpool(bench.add, bytes(data), urllib.parse.unquote(name))
         except ImageError as exc:
@@ -194,7 +197,7 @@ class _Guard:
         elif _comes_from_elsewhere(scope["headers"]):
             refusal = "this server answers its own page only; a proxy before it must pass Host or X-Forwarded-Host"
         if refusal:
-            body = json.dumps({"error": refusal}).encode()
+            body = json_bytes({"error": refusal})
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
             await send_with_headers({"type": "http.response.start", "status": 403, "headers": headers})
             await send({"type": "http.response.body", "body": body})

@@ -1,12 +1,14 @@
 """The page's logic without the page: pictures come in, the network sees each once, and names change as often as wanted.
 
 :class:`Workbench` is shared by all visitors. It keeps nothing of a visitor but the pictures in its bounded
-:class:`PictureStore`; what to show comes in with every call as :class:`Controls`.
+:class:`PictureStore`, and a bounded number of words and views that were used last, all of it in memory; what to show
+comes in with every call as :class:`Controls`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -20,6 +22,7 @@ from odise_rt.demo.examples import Example
 from odise_rt.demo.pictures import SEMANTIC_LONG_EDGE, SHOWN_LONG_EDGE, BoundedCache, Picture, PictureStore
 from odise_rt.demo.views import colours, download, shown_as, view
 from odise_rt.errors import ImageError, InputError, OptionsError, VocabularyError
+from odise_rt.files import json_bytes
 from odise_rt.options import OUTPUTS, Output, SegmentOptions
 from odise_rt.preprocessing import load_image
 from odise_rt.private_words import keep_words_out_of_the_log
@@ -36,6 +39,7 @@ MAX_NAME = 120
 DEFAULT_MAX_PIXELS = 32_000_000
 """Pixels of one picture. Larger ones would fill the memory that all visitors share."""
 _VIEWS_KEPT = 64
+_VOCABULARIES_KEPT = 16
 
 
 @dataclass(frozen=True)
@@ -48,26 +52,31 @@ class Words:
     """Names of built-in lists that are added."""
 
     def vocabulary(self) -> Vocabulary:
-        """The classes.
+        """The classes: for the same words the same object, so that a slider neither parses nor hashes them again.
 
         Raises:
             VocabularyError: there is no word, or too much text, or a list that does not exist.
         """
-        if len(self.text) > MAX_TEXT:
-            raise VocabularyError(
-                f"the words are {len(self.text):,} characters long, at most {MAX_TEXT:,} are accepted here: use "
-                "`odise-rt segment --vocab FILE` for long lists"
-            )
-        parts = [Vocabulary.builtin(name) for name in self.lists]
-        text = self.text.strip()
-        if text.lower() in BUILTIN:
-            parts.insert(0, Vocabulary.builtin(text.lower()))
-        elif text or not parts:
-            parts.insert(0, Vocabulary.parse(text))
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return total
+        return _parsed(self)
+
+
+@functools.lru_cache(maxsize=_VOCABULARIES_KEPT)
+def _parsed(words: Words) -> Vocabulary:
+    if len(words.text) > MAX_TEXT:
+        raise VocabularyError(
+            f"the words are {len(words.text):,} characters long, at most {MAX_TEXT:,} are accepted here: use "
+            "`odise-rt segment --vocab FILE` for long lists"
+        )
+    parts = [Vocabulary.builtin(name) for name in words.lists]
+    text = words.text.strip()
+    if text.lower() in BUILTIN:
+        parts.insert(0, Vocabulary.builtin(text.lower()))
+    elif text or not parts:
+        parts.insert(0, Vocabulary.parse(text))
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 
 @dataclass(frozen=True)
@@ -258,7 +267,7 @@ class Workbench:
         controls, _ = self._recipe(picture, key)
         with self._full_size:
             data = download(self._name(picture, controls), controls.mode, controls.least_score, picture.name)
-        return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode()
+        return json_bytes(data, indent=1) + b"\n"
 
     def _recipe(self, picture: Picture, key: str) -> tuple[Controls, Words | None]:
         recipe = self._recipes.get(f"{picture.token} {key}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from odise_rt.files import json_bytes
 from odise_rt.results import PanopticResult
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def render(result: PanopticResult, pixels: np.ndarray, form: str, masks: bool, e
     if form == "overlay":
         return _png(result.overlay(pixels)), "image/png"
     data = coco(result) if form == "coco" else result.to_dict(rle_masks=masks, explain=explain)
-    return json.dumps(data, ensure_ascii=False).encode(), "application/json"
+    return json_bytes(data), "application/json"
 
 
 def coco(result: PanopticResult) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from odise_rt.bundle import Bundle
+from odise_rt.cores import usable_cores
 from odise_rt.errors import BackendError, MissingPackageError, OptionsError
 from odise_rt.serve.dispatch import State
 from odise_rt.serve.problems import RequestRefused
@@ -81,10 +82,6 @@ class Replica:
         """Serve a request. When it is cancelled while it waits for a thread, it never runs."""
         return await self._threads.run(self._worker.run, request)
 
-    async def process_id(self) -> int:
-        """Of this replica; for tests and operators."""
-        return os.getpid()
-
 
 def build(worker: WorkerSettings, replicas: ReplicaSettings) -> Any:
     """The Serve application: one deployment, bound to its settings."""
@@ -137,6 +134,11 @@ class RayDispatcher:
         self._started = False
         self._watcher: asyncio.Task[None] | None = None
 
+    @property
+    def workers(self) -> int:
+        """Those of all replicas that there may be."""
+        return (self._replicas.max_replicas or self._replicas.replicas) * self._worker.concurrency
+
     async def start(self) -> None:
         """Start Ray and the replicas, and wait until one can serve."""
         await asyncio.to_thread(self._start)
@@ -145,11 +147,10 @@ class RayDispatcher:
 
     def state(self) -> State:
         """As of the last look at Ray Serve, at most a second ago."""
-        most = self._replicas.max_replicas or self._replicas.replicas
         reason = (
             "" if self._running else "the model is being loaded" if self._handle is None else "no replica is running"
         )
-        return State(self._running > 0, self._running, most * self._worker.concurrency, reason)
+        return State(self._running > 0, self._running, reason)
 
     async def segment(self, request: SegmentRequest) -> Answer:
         """Serve a request on a replica that Ray Serve picks."""
@@ -201,7 +202,7 @@ class RayDispatcher:
         options: dict[str, Any] = {"address": self._replicas.ray_address}
         if local:
             options = {
-                "num_cpus": max(_cores(), self._most_cpus()),
+                "num_cpus": max(usable_cores(), self._most_cpus()),
                 "include_dashboard": False,
                 "object_store_memory": self._object_store(),
                 "_system_config": {"automatic_object_spilling_enabled": False},
@@ -242,7 +243,7 @@ class RayDispatcher:
         if self._replicas.object_store_bytes is not None:
             return self._replicas.object_store_bytes
         limits = self._worker.limits
-        places = limits.queue + self.state().workers
+        places = limits.queue + self.workers
         wanted = max(_MIN_OBJECT_STORE, 2 * places * limits.max_request_bytes)
         with contextlib.suppress(OSError):
             wanted = min(wanted, max(_MIN_OBJECT_STORE, shutil.disk_usage("/dev/shm").free // 2))
@@ -276,10 +277,6 @@ def _running_replicas() -> int:
     if application is None:
         return 0
     return sum(d.replica_states.get("RUNNING", 0) for d in application.deployments.values())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _last_line(exc: BaseException) -> str:

@@ -9,19 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from odise_rt.bundle_argument import add_bundle_argument, named_bundle
+from odise_rt.cores import usable_cores
 from odise_rt.errors import OptionsError
 from odise_rt.serve.limits import Limits
 
 TOKEN_VARIABLE = "ODISE_RT_TOKEN"
 
 
-def add_parser(commands: Any, common: argparse.ArgumentParser, bundle_variable: str) -> argparse.ArgumentParser:
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the command to the parser of the command line."""
     defaults = Limits()
     parser: argparse.ArgumentParser = commands.add_parser(
         "serve", parents=[common], help="Serve segmentation over HTTP, by default to this machine only."
     )
-    parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help=f"Default: ${bundle_variable}.")
+    add_bundle_argument(parser, positional=True)
     parser.add_argument(
         "--host", default="127.0.0.1", help="Address to listen on. Default: 127.0.0.1, this machine only."
     )
@@ -82,11 +84,11 @@ def add_parser(commands: Any, common: argparse.ArgumentParser, bundle_variable: 
     return parser
 
 
-def run(args: argparse.Namespace, bundle: Path | None, write: Callable[[str], object]) -> int:
+def run(args: argparse.Namespace, write: Callable[[str], object]) -> int:
     """Run the command with parsed arguments; returns when the server was stopped."""
     from odise_rt.serve.server import serve
 
-    settings = settings_from(args, bundle)
+    settings = settings_from(args)
 
     def say(event: str, url: str) -> None:
         if args.json:
@@ -102,19 +104,18 @@ def run(args: argparse.Namespace, bundle: Path | None, write: Callable[[str], ob
     return 0
 
 
-def settings_from(args: argparse.Namespace, bundle: Path | None) -> Any:
+def settings_from(args: argparse.Namespace) -> Any:
     """The server's settings.
 
     Raises:
-        OptionsError: an option is out of range or contradicts another one.
+        OptionsError: no bundle was named, or an option is out of range or contradicts another one.
         VocabularyError: a vocabulary cannot be read.
     """
     from odise_rt.serve.application import ReplicaSettings
     from odise_rt.serve.server import ServerSettings
     from odise_rt.serve.worker import WorkerSettings
 
-    if bundle is None:
-        raise OptionsError("no bundle was named: odise-rt serve BUNDLE")
+    bundle = named_bundle(args, "BUNDLE")
     if args.in_process and (args.replicas != 1 or args.max_replicas or args.ray_address):
         raise OptionsError("--in-process serves one model without Ray: leave out --replicas and --ray-address")
     limits = Limits(
@@ -143,8 +144,8 @@ def settings_from(args: argparse.Namespace, bundle: Path | None) -> Any:
     concurrency = args.concurrency if args.concurrency is not None else 4 if batching else 1
     if concurrency < 1:
         raise OptionsError(f"--concurrency is {concurrency}: expected at least 1")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = args.threads if args.threads is not None else max(1, cores // (args.max_replicas or args.replicas))
+    copies = args.max_replicas or args.replicas
+    threads = args.threads if args.threads is not None else max(1, usable_cores() // copies)
     worker = WorkerSettings(
         bundle=bundle,
         device=args.device,
@@ -203,12 +204,17 @@ def named_vocabulary(text: str) -> tuple[str, Any]:
 
 
 def _token(path: Path | None) -> str | None:
+    source = f"${TOKEN_VARIABLE}" if path is None else str(path)
     if path is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
-    try:
-        token = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise OptionsError(f"cannot read the token from {path} ({exc}): check the path") from exc
+        given = os.environ.get(TOKEN_VARIABLE)
+        if not given:
+            return None
+    else:
+        try:
+            given = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise OptionsError(f"cannot read the token from {path} ({exc}): check the path") from exc
+    token = given.strip()
     if not token or not token.isprintable() or not token.isascii():
-        raise OptionsError(f"{path} holds no token: expected one line of printable ASCII")
+        raise OptionsError(f"{source} holds no token: expected one line of printable ASCII")
     return token

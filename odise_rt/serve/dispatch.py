@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,14 +23,17 @@ class State:
     """Whether a request can be served now."""
     replicas: int
     """Copies of the model that are loaded."""
-    workers: int
-    """Requests that can be in work at a time."""
     reason: str = ""
     """Why it is not ready."""
 
 
 class Dispatcher(Protocol):
     """Serves requests somewhere."""
+
+    @property
+    def workers(self) -> int:
+        """Requests that can be in work at a time; always the same number."""
+        ...
 
     async def start(self) -> None:
         """Load the model; returns when the first request can be served.
@@ -65,15 +69,25 @@ class LocalDispatcher:
         self._threads = WorkerThreads(settings.concurrency)
         self._worker: Worker | None = None
 
+    @property
+    def workers(self) -> int:
+        """One for each thread."""
+        return self._settings.concurrency
+
     async def start(self) -> None:
-        """Load the model in a thread."""
-        self._worker = await asyncio.get_running_loop().run_in_executor(self._threads.pool, Worker, self._settings)
+        """Load the model in a thread. Cancelled, it is still loaded to the end, and then released."""
+        loading = self._threads.pool.submit(Worker, self._settings)
+        try:
+            self._worker = await asyncio.wrap_future(loading)
+        except asyncio.CancelledError:
+            loading.add_done_callback(_release)
+            raise
 
     def state(self) -> State:
         """Ready once the model is loaded."""
         if self._worker is None:
-            return State(False, 0, self._settings.concurrency, "the model is being loaded")
-        return State(True, 1, self._settings.concurrency)
+            return State(False, 0, "the model is being loaded")
+        return State(True, 1)
 
     async def segment(self, request: SegmentRequest) -> Answer:
         """Serve a request in a thread."""
@@ -88,3 +102,8 @@ class LocalDispatcher:
         if self._worker is not None:
             self._worker.close()
             self._worker = None
+
+
+def _release(loaded: Future[Worker]) -> None:
+    if not loaded.cancelled() and loaded.exception() is None:
+        loaded.result().close()

@@ -6,6 +6,7 @@ typing error does not silently mean the default.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ def _choice(names: Iterable[str]) -> Callable[[str], str]:
 
 
 def _whole(text: str) -> int:
-    if not text.isascii() or not text.strip().lstrip("-").isdecimal() or len(text) > 12:
+    if not re.fullmatch(r"-?[0-9]{1,11}", text.strip()):
         raise ValueError("expected a whole number")
     return int(text)
 

@@ -5,15 +5,16 @@ evaluated, hence no ``from __future__ import annotations`` here.
 """
 
 import asyncio
-import contextlib
 import hmac
+import importlib.util
 import logging
 import math
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from odise_rt.bundle import Bundle
@@ -40,6 +41,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BY_STATUS = {404: "not_found", 405: "method_not_allowed"}
+_DOCS_FILES = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Context:
     metrics: Metrics = field(init=False)
 
     def __post_init__(self) -> None:
-        self.admission = Admission(self.limits.queue, self.dispatcher.state().workers)
+        self.admission = Admission(self.limits.queue, self.dispatcher.workers)
         facts = self.bundle
         self.metrics = Metrics(
             {"version": __version__, "bundle": facts.name, "digest": facts.digest, "precision": facts.precision},
@@ -85,7 +87,7 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
     try:
         import python_multipart.multipart  # noqa: F401  (needed by the first form)
         from fastapi import FastAPI, Request
-        from fastapi.responses import HTMLResponse, JSONResponse, Response
+        from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
         from starlette.exceptions import HTTPException
         from starlette.requests import ClientDisconnect
     except ImportError as exc:
@@ -108,7 +110,7 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
     async def http_error(request: Request, exc: HTTPException) -> Response:
         kind = _BY_STATUS.get(exc.status_code, "bad_request")
         problem = Problem(kind, f"{request.method} {request.url.path[:80]} is not served here: see /docs")
-        return _problem_response(problem, request.scope, context.metrics)
+        return _problem_response(problem, request.scope, context.metrics, exc.headers)
 
     @app.post(
         "/v1/segment",
@@ -123,7 +125,6 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
             state = context.dispatcher.state()
             if not state.ready:
                 raise RequestRefused("not_ready", f"{state.reason or 'no replica is running'}: try again", 2.0)
-            context.admission.workers = state.workers
             headers = request.headers
             try:
                 image, form = await read_upload(
@@ -210,10 +211,10 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
 
     @app.get("/docs/{name}", include_in_schema=False)
     async def docs_file(name: str) -> Response:
-        content = _docs_file(name)
-        if content is None:
+        path = _docs_path(name)
+        if path is None:
             raise RequestRefused("not_found", "there is no such file: see /docs")
-        return Response(content, media_type="text/css" if name.endswith(".css") else "text/javascript")
+        return FileResponse(path, media_type=_DOCS_FILES[name], headers={"cache-control": "public, max-age=86400"})
 
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
@@ -235,26 +236,33 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
 
 async def _dispatch(context: Context, work: SegmentRequest, receive: Receive) -> Answer | None:
     """The answer, or ``None`` if the client left; gives up at the deadline."""
-    with context.admission.timed():
-        task = asyncio.ensure_future(context.dispatcher.segment(work))
-        gone = asyncio.ensure_future(_disconnected(receive))
-        try:
-            await asyncio.wait({task, gone}, timeout=context.limits.timeout, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            if gone.done():
-                return None
-            raise RequestRefused(
-                "timeout",
-                f"no answer within {context.limits.timeout:g} s: try again when the server is less busy, or send a "
-                "smaller image",
-            )
-        finally:
-            for pending in (task, gone):
-                pending.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    if pending.done():
-                        pending.exception()  # looked at, so that asyncio does not complain
+    started, inside = time.monotonic(), context.admission.inside
+    task = asyncio.ensure_future(context.dispatcher.segment(work))
+    gone = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({task, gone}, timeout=context.limits.timeout, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            answer = task.result()
+            if answer.problem is None:
+                context.admission.learn(time.monotonic() - started, inside)
+            return answer
+        if gone.done():
+            return None
+        raise RequestRefused(
+            "timeout",
+            f"no answer within {context.limits.timeout:g} s: try again when the server is less busy, or send a "
+            "smaller image",
+        )
+    finally:
+        for pending in (task, gone):
+            pending.cancel()
+            pending.add_done_callback(_look_at)
+
+
+def _look_at(task: asyncio.Future[Any]) -> None:
+    """Nobody waits for it any more; asyncio would log an error that nobody looked at."""
+    if not task.cancelled() and task.exception() is not None:
+        logger.debug("a request that was given up failed", exc_info=task.exception())
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -262,11 +270,13 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def _problem_response(problem: Problem, scope: MutableMapping[str, Any], metrics: Metrics) -> "Response":
+def _problem_response(
+    problem: Problem, scope: MutableMapping[str, Any], metrics: Metrics, more: Mapping[str, str] | None = None
+) -> "Response":
     from starlette.responses import JSONResponse
 
     metrics.problem(problem.type)
-    headers = {}
+    headers = dict(more or {})
     if problem.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(problem.retry_after))
     if problem.type == "unauthorized":
@@ -297,11 +307,13 @@ class _Envelope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                given_headers = list(message.get("headers", ()))
+                if status >= 400 or not any(key == b"cache-control" for key, _ in given_headers):
+                    given_headers.append((b"cache-control", b"no-store"))
                 message["headers"] = [
-                    *message.get("headers", ()),
+                    *given_headers,
                     (b"x-request-id", request_id.encode()),
                     (b"x-content-type-options", b"nosniff"),
-                    (b"cache-control", b"no-store"),
                 ]
             await send(message)
 
@@ -343,7 +355,7 @@ def _host(header: str) -> str:
 
 
 def _docs_page() -> str:
-    if _docs_file("swagger-ui-bundle.js") is None:
+    if _docs_path("swagger-ui-bundle.js") is None:
         return (
             "<!doctype html><title>odise_rt</title><p>The API is described in <a href='/openapi.json'>/openapi.json</a>"
             ". For a page to try it on: <code>pip install 'odise_rt[serve]'</code>"
@@ -357,20 +369,12 @@ def _docs_page() -> str:
     )
 
 
-def _docs_file(name: str) -> bytes | None:
+def _docs_path(name: str) -> Path | None:
     """A file of Swagger UI as the package fastapi-swagger carries it; the names are fixed."""
-    if name not in ("swagger-ui-bundle.js", "swagger-ui.css"):
+    if name not in _DOCS_FILES:
         return None
-    import importlib.util
-
     spec = importlib.util.find_spec("fastapi_swagger")
     if spec is None or not spec.submodule_search_locations:
         return None
-    return _read(spec.submodule_search_locations, name)
-
-
-def _read(locations: Sequence[str], name: str) -> bytes | None:
-    from pathlib import Path
-
-    path = Path(locations[0]) / "resources" / name
-    return path.read_bytes() if path.is_file() else None
+    path = Path(spec.submodule_search_locations[0]) / "resources" / name
+    return path if path.is_file() else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -78,7 +77,7 @@ class Admission:
     def __init__(self, queue: int, workers: int) -> None:
         """Admit ``workers`` requests in work and ``queue`` that wait."""
         self._queue = queue
-        self.workers = workers
+        self._workers = max(1, workers)
         self.inside = 0
         self.draining = False
         self._seconds = 1.0  # of one request, as a moving average
@@ -86,12 +85,7 @@ class Admission:
     @property
     def capacity(self) -> int:
         """Requests that may be inside."""
-        return max(1, self.workers) + self._queue
-
-    @property
-    def waiting(self) -> int:
-        """Requests beyond those in work."""
-        return max(0, self.inside - max(1, self.workers))
+        return self._workers + self._queue
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
@@ -103,7 +97,7 @@ class Admission:
         if self.draining:
             raise RequestRefused("shutting_down", "the server is shutting down: try another one, or again later", 5.0)
         if self.inside >= self.capacity:
-            wait = max(1.0, self._seconds * self.inside / max(1, self.workers) / 2)
+            wait = max(1.0, self._seconds * self.inside / self._workers / 2)
             raise RequestRefused(
                 "overloaded", f"the queue is full ({self.inside} requests): try again in {math.ceil(wait)} s", wait
             )
@@ -113,10 +107,12 @@ class Admission:
         finally:
             self.inside -= 1
 
-    @contextlib.contextmanager
-    def timed(self) -> Iterator[None]:
-        """Measure one request's way through the workers, for the estimate; failures do not count."""
-        started, inside = time.monotonic(), self.inside
-        yield
-        share = max(1.0, inside / max(1, self.workers))
-        self._seconds += 0.1 * ((time.monotonic() - started) / share - self._seconds)
+    def learn(self, seconds: float, inside: int) -> None:
+        """Take one request into the estimate of the wait. What was refused or given up takes no time and says nothing.
+
+        Args:
+            seconds: from the end of its upload to its answer.
+            inside: requests in the house when its upload had ended.
+        """
+        share = max(1.0, inside / self._workers)
+        self._seconds += 0.1 * (seconds / share - self._seconds)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from odise_rt.errors import MissingPackageError
+from odise_rt.serve.problems import STATUS_CLIENT_GONE
 from odise_rt.serve.worker import Answer
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -62,9 +63,16 @@ class Metrics:
         self._segments: Any = prometheus.Counter("odise_segments", "Segments found.", registry=registry)
 
     def request(self, route: str, status: int, seconds: float) -> None:
-        """Count one request; ``route`` is a template, never a path of the client's making."""
+        """Count one request, and its time if it was answered.
+
+        Args:
+            route: a template, never a path of the client's making.
+            status: of the answer, or :data:`odise_rt.serve.problems.STATUS_CLIENT_GONE`.
+            seconds: from the first byte on.
+        """
         self._requests.labels(route, str(status)).inc()
-        self._latency.labels(route).observe(seconds)
+        if status != STATUS_CLIENT_GONE:
+            self._latency.labels(route).observe(seconds)
 
     def problem(self, kind: str) -> None:
         """Count one problem."""

@@ -16,6 +16,7 @@ from typing import Any
 from odise_rt.bundle import Bundle
 from odise_rt.errors import BackendError, MissingPackageError, OdiseError, OptionsError
 from odise_rt.serve.application import RayDispatcher, ReplicaSettings
+from odise_rt.serve.connections import MAX_HEAD_BYTES, bounded_connections
 from odise_rt.serve.dispatch import Dispatcher, LocalDispatcher
 from odise_rt.serve.http import Context, create_app
 from odise_rt.serve.worker import WorkerSettings
@@ -114,6 +115,8 @@ def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
             server_header=False,
             proxy_headers=False,
             lifespan="on",
+            http=bounded_connections(),
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws="none",
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             limit_concurrency=_MAX_CONNECTIONS,

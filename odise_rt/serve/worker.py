@@ -105,7 +105,7 @@ class Worker:
         try:
             return self._segment(request)
         except Exception as exc:  # the boundary: everything becomes a typed answer
-            return Answer(problem=problem_from(exc))
+            return Answer(problem=problem_from(exc), batches=self._take_batches())
 
     def _segment(self, request: SegmentRequest) -> Answer:
         values = request.fields

@@ -148,6 +148,37 @@ def test_unexpected_errors_reach_their_callers_and_end_nothing(inner: GatedStage
     assert (stage.run(windows(9))["image_embedding"] == 9).all()
 
 
+def test_stacks_that_do_not_fit_into_memory_run_one_by_one(
+    inner: GatedStage, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def concatenate(arrays: object) -> np.ndarray:
+        raise MemoryError
+
+    monkeypatch.setattr("odise_rt.backends.window_batching.np.concatenate", concatenate)
+    stage = BatchedStage(inner, clip_image_spec(), lambda side: 8)
+    results = run_behind_a_blocked_one(stage, inner, pool, [windows(v) for v in range(4)])
+    assert inner.runs == [1, 1, 1, 1]
+    assert all(isinstance(r, dict) for r in results)
+
+
+def test_a_leader_that_fails_before_its_run_leaves_the_others_to_the_next_one(
+    inner: GatedStage, pool: ThreadPoolExecutor
+) -> None:
+    calls: list[int] = []
+
+    def limit(side: int) -> int:
+        calls.append(side)
+        if len(calls) == 2:  # the first of those that wait
+            raise RuntimeError("interrupted")
+        return 1
+
+    stage = BatchedStage(inner, clip_image_spec(), limit)
+    results = run_behind_a_blocked_one(stage, inner, pool, [windows(v) for v in range(4)])
+    assert sorted(type(r).__name__ for r in results) == ["RuntimeError", "dict", "dict", "dict"]
+    assert inner.runs == [1, 1, 1], "whoever gave up is not run for nobody"
+    assert not stage._waiting
+
+
 def test_wrong_inputs_are_refused_before_they_join(inner: GatedStage) -> None:
     stage = BatchedStage(inner, clip_image_spec(), lambda side: 8)
     with pytest.raises(BackendError, match="expected float32"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from odise_rt.backends.base import Device, StageFacts
+from odise_rt.backends.base import Device, StageFacts, windows_that_fill
 from odise_rt.bundle import Bundle
 from odise_rt.errors import BackendError
 from odise_rt.specs import StageSpec
@@ -40,9 +40,8 @@ class TritonBackend:
         return f"Triton models {self._prefix}_* on {self.device}"
 
     def windows_per_batch(self, side: int) -> int:
-        """Enough to fill the device, as for ONNX Runtime."""
-        pixels = 512 * 512 * (1 if self.device == "cpu" else 8)
-        return max(1, pixels // (side * side))
+        """As many windows as fill the device."""
+        return windows_that_fill(self.device, side)
 
     def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
         """Always: the server holds it."""

@@ -12,6 +12,7 @@ import numpy as np
 from odise_rt.backends.pool import StagePool
 from odise_rt.bundle import Bundle
 from odise_rt.errors import BackendError, InputError, OdiseError, OptionsError
+from odise_rt.files import json_bytes
 from odise_rt.options import SegmentOptions
 from odise_rt.private_words import keep_words_out_of_the_log
 from odise_rt.segmenter import Segmenter
@@ -88,7 +89,7 @@ class TritonPythonModel:
         result = self._segmenter.segment(source, vocabulary, options)
         outputs = [
             utils.Tensor("SEGMENT_MAP", np.ascontiguousarray(result.segment_map, np.int32)),
-            utils.Tensor("RESULT", np.array([json.dumps(result.to_dict(explain=explain)).encode()], dtype=np.object_)),
+            utils.Tensor("RESULT", np.array([json_bytes(result.to_dict(explain=explain))], dtype=np.object_)),
         ]
         return utils.InferenceResponse(output_tensors=outputs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import socket
@@ -114,6 +115,25 @@ def test_large_uploads_are_cut_off(client: TestClient, bench: Workbench, monkeyp
     answer = client.post("/odise/pictures", content=endless(), headers={"X-Odise-Picture": "a.png"})
     assert answer.status_code == 413
     assert "larger than 1 MiB" in answer.json()["error"]
+    assert len(bench.store) == 0
+
+
+def test_leaving_in_the_middle_of_an_upload_is_no_error(client: TestClient, bench: Workbench) -> None:
+    """An exception out of the application would be a traceback in the server's log."""
+    messages = [{"type": "http.request", "body": b"a piece", "more_body": True}, {"type": "http.disconnect"}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/odise/pictures", "query_string": b"", "root_path": "",
+             "headers": [(b"x-odise-picture", b"a.png"), (b"content-length", b"1000")]}  # fmt: skip
+    asyncio.run(client.app(scope, receive, send))  # type: ignore[arg-type]
+    assert [m["status"] for m in sent if m["type"] == "http.response.start"] == [400]
+    assert messages == []
     assert len(bench.store) == 0
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odise_rt import ImageError, InputError, OptionsError, Segmenter, SegmentOptions, VocabularyError
+from odise_rt import ImageError, InputError, OptionsError, Segmenter, SegmentOptions, Vocabulary, VocabularyError
 from odise_rt.demo import session
 from odise_rt.demo.examples import find_examples
 from odise_rt.demo.pictures import PictureStore
@@ -181,6 +181,33 @@ def test_words_and_lists_add_up() -> None:
     assert len(Words("", ("coco",)).vocabulary()) == 133
     assert len(Words(" COCO ").vocabulary()) == 133, "a list by its name, as on the command line"
     assert Words("coco; bagpipe").vocabulary().names == ("coco", "bagpipe")
+
+
+def test_sliders_do_not_parse_the_words_again(
+    bench: Workbench, colours: np.ndarray, encode: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[str] = []
+    parse = Vocabulary.parse
+
+    def counted(text: str) -> Vocabulary:
+        parsed.append(text)
+        return parse(text)
+
+    monkeypatch.setattr(Vocabulary, "parse", counted)
+    picture = bench.add(encode(colours), "colours.png")
+    first, second = Words("red; blue; slid one"), Words("green; crimson; slid two")
+    for step in range(5):
+        bench.show(picture, Controls(first, other=second, overlap_threshold=step / 10))
+    assert parsed == [first.text, second.text]
+    assert first.vocabulary() is Words(first.text).vocabulary(), "with what it knows of itself, such as its hash"
+    for number in range(50):
+        Words(f"word {number}").vocabulary()
+    first.vocabulary()
+    assert parsed.count(first.text) == 2, "only so many are kept"
+    for _ in range(2):
+        with pytest.raises(VocabularyError):
+            Words(";").vocabulary()
+    assert parsed[-2:] == [";", ";"], "what failed is not kept"
 
 
 def test_empty_words() -> None:

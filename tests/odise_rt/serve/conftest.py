@@ -34,7 +34,8 @@ class StubDispatcher:
 
     def __init__(self, segment: Callable[[SegmentRequest], Awaitable[Answer]], workers: int = 1) -> None:
         self._segment = segment
-        self.present = State(True, 1, workers)
+        self.workers = workers
+        self.present = State(True, 1)
 
     async def start(self) -> None:
         pass

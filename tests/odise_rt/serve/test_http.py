@@ -18,16 +18,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odise_rt import Segmenter, Vocabulary
+from odise_rt import Bundle, Segmenter, Vocabulary
 from odise_rt.errors import BackendError, OutOfMemoryError
 from odise_rt.rle import decode
 from odise_rt.serve.dispatch import LocalDispatcher, State
 from odise_rt.serve.fields import FIELDS
+from odise_rt.serve.http import Context, _dispatch, create_app
 from odise_rt.serve.limits import Limits
 from odise_rt.serve.problems import STATUS, Problem, RequestRefused
 from odise_rt.serve.worker import Answer, SegmentRequest
 from tests.odise_rt.fake_bundle import colour_image
-from tests.odise_rt.serve.conftest import WORDS, StubDispatcher, png, worker_settings
+from tests.odise_rt.serve.conftest import LIMITS, WORDS, StubDispatcher, png, worker_settings
 
 COLOURS = {"vocabulary_name": "colours"}
 
@@ -185,6 +186,7 @@ def test_too_many_bytes_by_declaration_and_in_fact(client: Any) -> None:
         (COLOURS | {"overlap_threshold": "high"}, "bad_options", "expected a number"),
         (COLOURS | {"short_edge": "1e9"}, "bad_options", "whole number"),
         (COLOURS | {"short_edge": "-5"}, "bad_options", "at least 1"),
+        (COLOURS | {"short_edge": "--5"}, "bad_options", "expected a whole number"),
         (COLOURS | {"short_edge": "65"}, "bad_options", "at most 64"),
         (COLOURS | {"long_edge": "9999999999999"}, "bad_options", "whole number"),
         (COLOURS | {"long_edge": "161"}, "bad_options", "at most 160"),
@@ -244,7 +246,9 @@ def test_bodies_that_are_no_upload(client: Any, content: bytes, kind: str, statu
 
 def test_unknown_paths_and_methods(client: Any) -> None:
     problem(client.get("/v2/segment"), 404, "not_found")
-    problem(client.get("/v1/segment"), 405, "method_not_allowed")
+    wrong = client.get("/v1/segment")
+    problem(wrong, 405, "method_not_allowed")
+    assert wrong.headers["allow"] == "POST"
     problem(client.get("/docs/../secret"), 404, "not_found")
     problem(client.get("/docs/__init__.py"), 404, "not_found")
     problem(client.get("/v1/vocabularies/nothing"), 404, "not_found")
@@ -289,7 +293,7 @@ def test_failures_of_the_engine(client_of: Callable[..., Any], exc: Exception, k
 def test_not_ready(client_of: Callable[..., Any]) -> None:
     dispatcher = raising(AssertionError("must not be asked"))
     client = client_of(dispatcher)
-    dispatcher.present = State(False, 0, 1, "the model is being loaded")
+    dispatcher.present = State(False, 0, "the model is being loaded")
     assert client.get("/healthz").status_code == 200
     for response in (client.get("/readyz"), post(client, **COLOURS)):
         assert problem(response, 503, "not_ready")["retryable"]
@@ -354,6 +358,73 @@ def test_answers_of_workers_carry_problems(client_of: Callable[..., Any]) -> Non
         return Answer(problem=Problem("bad_image", "it is broken"))
 
     problem(post(client_of(StubDispatcher(segment)), **COLOURS), 400, "bad_image")
+
+
+# ---- clients that leave --------------------------------------------------------------------------------------------
+
+
+def leaves_after(pieces: list[bytes], dispatcher: Any, bundle: Path) -> tuple[Context, list[int]]:
+    """Send a request of which these pieces arrive before the connection is gone; the context, and statuses sent."""
+    context = Context(Bundle.open(bundle), dispatcher, LIMITS)
+    sent: list[int] = []
+    messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0.01)
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            sent.append(message["status"])
+
+    headers = [(b"content-type", b"image/png"), (b"content-length", b"1000"), (b"host", b"localhost")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/segment", "query_string": b"vocabulary_name=colours",
+             "headers": headers, "root_path": ""}  # fmt: skip
+    asyncio.run(create_app(context)(scope, receive, send))
+    return context, sent
+
+
+def samples(context: Context, name: str) -> float:
+    """The sum of a metric's samples."""
+    lines = context.metrics.exposition()[0].decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((name + "{", name + " ")))
+
+
+@pytest.mark.parametrize("pieces", [[], [b"a piece"], [b"a piece"] * 5])
+def test_leaving_in_the_middle_of_an_upload_is_no_error(
+    testclient: Any, label_bundle: Path, caplog: pytest.LogCaptureFixture, pieces: list[bytes]
+) -> None:
+    caplog.set_level(logging.INFO)
+    context, sent = leaves_after(pieces, raising(AssertionError("must not be asked")), label_bundle)
+    assert sent == [499]
+    assert [r for r in caplog.records if r.levelno > logging.INFO or r.exc_info] == []
+    assert 'odise_requests_total{route="/v1/segment",status="499"} 1.0' in context.metrics.exposition()[0].decode()
+    assert samples(context, "odise_problems_total") == 0
+    assert samples(context, "odise_request_seconds_count") == 0, (
+        "nothing was answered, so there is no time to an answer"
+    )
+    assert context.admission.inside == 0
+
+
+@pytest.mark.parametrize(("wait", "answer"), [(60.0, Answer()), (0.0, Answer(problem=Problem("bad_image", "broken")))])
+def test_only_what_was_segmented_counts_for_the_wait(
+    testclient: Any, label_bundle: Path, wait: float, answer: Answer
+) -> None:
+    async def segment(request: SegmentRequest) -> Answer:
+        await asyncio.sleep(wait)
+        return answer
+
+    async def leave() -> dict[str, Any]:
+        await asyncio.sleep(0.01 if wait else 60)
+        return {"type": "http.disconnect"}
+
+    context = Context(Bundle.open(label_bundle), StubDispatcher(segment), LIMITS)
+    before = context.admission._seconds
+    asyncio.run(_dispatch(context, SegmentRequest(b"x", {}), leave))
+    assert context.admission._seconds == before
+    wait, answer = 0.0, Answer(b"{}")
+    asyncio.run(_dispatch(context, SegmentRequest(b"x", {}), leave))
+    assert context.admission._seconds < before
 
 
 # ---- around it -----------------------------------------------------------------------------------------------------
@@ -438,6 +509,17 @@ def test_documentation_needs_no_other_host(client: Any) -> None:
     if "swagger-ui-bundle.js" in page:
         assert client.get("/docs/swagger-ui-bundle.js").status_code == 200
         assert client.get("/docs/swagger-ui.css").headers["content-type"].startswith("text/css")
+
+
+def test_only_what_never_changes_may_be_kept_by_browsers(client: Any) -> None:
+    for path in ("/docs", "/openapi.json", "/healthz", "/v1/bundle", "/docs/nothing.js"):
+        assert client.get(path).headers.get_list("cache-control") == ["no-store"], path
+    pytest.importorskip("fastapi_swagger", reason="needs the extra 'serve'")
+    for name in ("swagger-ui-bundle.js", "swagger-ui.css"):  # 1.5 MB, the same at every visit
+        headers = client.get(f"/docs/{name}").headers
+        assert headers.get_list("cache-control") == ["public, max-age=86400"]
+        assert headers["etag"]
+        assert headers["x-content-type-options"] == "nosniff"
 
 
 def test_uploads_never_touch_the_disk(client_of: Callable[..., Any], label_bundle: Path) -> None:

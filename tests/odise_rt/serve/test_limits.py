@@ -20,7 +20,7 @@ def test_places_are_given_back_however_a_request_ends() -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(admission.place())
         stack.enter_context(admission.place())
-        assert admission.waiting == 1
+        assert admission.inside == admission.capacity == 2
         with pytest.raises(RequestRefused) as caught, admission.place():
             pass
         assert caught.value.problem.type == "overloaded"
@@ -28,13 +28,10 @@ def test_places_are_given_back_however_a_request_ends() -> None:
     assert admission.inside == 0
 
 
-def test_the_wait_grows_with_the_time_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr("odise_rt.serve.limits.time.monotonic", lambda: now[0])
+def test_the_wait_grows_with_the_time_of_requests() -> None:
     admission = Admission(queue=3, workers=1)
     for _ in range(60):
-        with admission.place(), admission.timed():
-            now[0] += 20.0
+        admission.learn(20.0, inside=1)
     with contextlib.ExitStack() as stack:
         for _ in range(4):
             stack.enter_context(admission.place())

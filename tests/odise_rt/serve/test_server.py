@@ -210,7 +210,7 @@ def test_a_gpu_is_looked_for_only_where_it_matters(
     monkeypatch.setattr("odise_rt.backends.select.gpu_if_it_works", gpu_if_it_works)
     monkeypatch.setattr("odise_rt.backends.ort.working_provider", working_provider)
     args = cli.make_parser().parse_args(["serve", str(label_bundle), *arguments])
-    assert (settings_from(args, args.bundle).worker.batching is not None) == batching
+    assert (settings_from(args).worker.batching is not None) == batching
     assert bool(looked) == asked
 
 
@@ -218,6 +218,38 @@ def test_no_bundle(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     monkeypatch.delenv(cli.BUNDLE_VARIABLE, raising=False)
     assert cli.main(["serve"]) == 1
     assert "no bundle was named" in capsys.readouterr().err
+    monkeypatch.setenv(cli.BUNDLE_VARIABLE, "/a/bundle")
+    assert settings_from(cli.make_parser().parse_args(["serve", "--device", "cpu"])).worker.bundle == Path("/a/bundle")
+    args = cli.make_parser().parse_args(["serve", "--device", "cpu", "/another"])
+    assert settings_from(args).worker.bundle == Path("/another")
+
+
+def test_tokens_of_both_sources_are_checked_alike(
+    label_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token with a line's end or of other characters would be one that no request can match."""
+    file = tmp_path / "token"
+
+    def from_file(text: str) -> str | None:
+        file.write_text(text, encoding="utf-8")
+        monkeypatch.delenv("ODISE_RT_TOKEN", raising=False)
+        return token(["--token-file", str(file)])
+
+    def from_environment(text: str) -> str | None:
+        monkeypatch.setenv("ODISE_RT_TOKEN", text)
+        return token([])
+
+    def token(arguments: list[str]) -> str | None:
+        args = cli.make_parser().parse_args(["serve", str(label_bundle), "--device", "cpu", *arguments])
+        found: str | None = settings_from(args).token
+        return found
+
+    for read in (from_file, from_environment):
+        assert read("correct horse\n") == "correct horse"
+        for bad in (" \n", "zwei\nZeilen", "geheimnisvoll\u00e4"):
+            with pytest.raises(OptionsError, match="holds no token"):
+                read(bad)
+    assert from_environment("") is None
 
 
 def test_names_of_vocabularies(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,29 @@ def test_an_endless_upload_ends_at_the_bound(kind: str) -> None:
         asyncio.run(read_upload(endless(), kind, None, Limits(max_request_bytes=50_000)))
     assert caught.value.problem.type == "request_too_large"
     assert taken <= 51
+
+
+def test_what_fails_after_its_client_left_is_no_error_of_the_server(
+    label_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def segment(request: SegmentRequest) -> Answer:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise RequestRefused("replica_died", "it died of being cancelled") from None
+        return Answer()
+
+    async def leave() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def run() -> None:
+        context = Context(Bundle.open(label_bundle), StubDispatcher(segment), Limits())
+        assert await _dispatch(context, SegmentRequest(b"x", {}), leave) is None
+        await asyncio.sleep(0.05)
+        gc.collect()
+
+    asyncio.run(run())
+    assert [r for r in caplog.records if r.levelname == "ERROR"] == []
 
 
 def test_a_client_that_leaves_gives_its_request_up(label_bundle: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from odise_rt import Vocabulary, VocabularyError
+from odise_rt import BackendError, Vocabulary, VocabularyError
+from odise_rt.backends.window_batching import WindowBatching
 from odise_rt.serve.worker import SegmentRequest, Worker, read_words
 from tests.odise_rt.serve.conftest import png, worker_settings
 
@@ -27,6 +28,27 @@ def test_words_are_bounded_before_they_are_read(monkeypatch: pytest.MonkeyPatch)
     for text in ("a;" * 1501, "[" + '"a",' * 1000 + '"a"]'):
         with pytest.raises(VocabularyError, match="characters long"):
             read_words(text, 3)
+
+
+def test_runs_of_requests_that_fail_afterwards_are_told_as_well(
+    label_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else they pile up while every request fails."""
+
+    def fail(*args: object) -> None:
+        raise BackendError("no more")
+
+    worker = Worker(worker_settings(label_bundle, batching=WindowBatching(8)))
+    try:
+        monkeypatch.setattr("odise_rt.serve.worker.render", fail)
+        for _ in range(2):
+            answer = worker.run(SegmentRequest(png(), {"vocabulary": "red"}))
+            assert answer.problem is not None
+            assert answer.problem.type == "engine_failed"
+            assert {stage for stage, _, _ in answer.batches} == {"clip_image", "unet_tap"}
+        assert worker._batches == []
+    finally:
+        worker.close()
 
 
 def test_words_of_clients_are_not_logged(label_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -57,9 +57,9 @@ def test_requests_that_were_given_up_leave_nothing_behind(monkeypatch: pytest.Mo
         first, _ = await begin(1, dispatcher)
         assert await asyncio.to_thread(worker.entered.acquire, timeout=20)
         waiting, requests = await begin(20, dispatcher)
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(task.cancel() for task in waiting)
+        await asyncio.wait(waiting)
+        assert all(task.cancelled() for task in waiting)
         waiting.clear()
         gc.collect()
         kept = sum(request() is not None for request in requests)
@@ -70,6 +70,39 @@ def test_requests_that_were_given_up_leave_nothing_behind(monkeypatch: pytest.Mo
         assert (await asyncio.wait_for(again[0], 20)).content == b"0"
         assert worker.served == [b"0", b"0"], "what was given up never ran"
         await dispatcher.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_model_that_nobody_waits_for_any_more_is_released(
+    monkeypatch: pytest.MonkeyPatch, label_bundle: Path
+) -> None:
+    """The server is stopped while it loads: loading cannot be interrupted, but what it brings can be let go."""
+    begun, gate = threading.Event(), threading.Event()
+    closed: list[str] = []
+
+    class Slow(Blocking):
+        def __init__(self, settings: WorkerSettings) -> None:
+            super().__init__(settings)
+            begun.set()
+            assert gate.wait(20)
+
+        def close(self) -> None:
+            closed.append("closed")
+
+    monkeypatch.setattr("odise_rt.serve.dispatch.Worker", Slow)
+
+    async def scenario() -> None:
+        dispatcher = LocalDispatcher(WorkerSettings(label_bundle))
+        loading = asyncio.create_task(dispatcher.start())
+        assert await asyncio.to_thread(begun.wait, 20)
+        loading.cancel()
+        await asyncio.wait({loading})
+        gate.set()
+        await dispatcher.stop()
+        assert loading.cancelled()
+        assert closed == ["closed"]
+        assert not dispatcher.state().ready
 
     asyncio.run(scenario())
 
