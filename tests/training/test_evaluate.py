@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,6 +44,8 @@ class Oracle:
         for truth in example.segments:
             index = self.data.index_of[truth.category_id]
             mask = example.segment_map == truth.id
+            if not mask.any():
+                continue  # covered: nobody can find it
             if example.image_id == 2 and vocabulary[index].name == "ball":
                 index += 1
             name, isthing = vocabulary[index].name, vocabulary[index].isthing
@@ -82,6 +85,23 @@ def test_an_oracle_with_one_wrong_name(mini_data: Path) -> None:
     page = kept.page("oracle", [("PQ", "70")])
     assert page.count("<img") == 2
     assert "image 2" in page
+
+
+def test_ade20k_panoptic_has_names_for_ids_and_covered_segments(mini_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "ADEChallengeData2016"
+    (folder / "images").mkdir(parents=True)
+    shutil.copytree(mini_data / "val", folder / "images" / "validation")
+    shutil.copytree(mini_data / "panoptic_val", folder / "ade20k_panoptic_val")
+    content = json.loads((mini_data / "annotations" / "panoptic_val.json").read_text())
+    for image, annotation in zip(content["images"], content["annotations"], strict=True):
+        image["id"] = annotation["image_id"] = f"ADE_val_{image['id']:08d}"
+    content["annotations"][0]["segments_info"].append({"id": 9, "category_id": 14, "iscrowd": 0})
+    (folder / "ade20k_panoptic_val.json").write_text(json.dumps(content))
+    data = CocoPanoptic.from_ade20k(tmp_path, "val")
+    report = evaluate(Oracle(data), data, range(3), METRICS)  # type: ignore[arg-type]
+    assert report.by_category["zebra"]["false_negatives"] == 1
+    assert report.pq["all"] == pytest.approx({"pq": 75.0, "sq": 75.0, "rq": 75.0, "categories": 4})
+    assert report.ap["all"]["ap"] == pytest.approx(100), "what has no pixel is no instance"
 
 
 def test_the_command_measures_a_checkpoint(mini_data: Path, mini_frozen: Path, tmp_path: Path) -> None:
