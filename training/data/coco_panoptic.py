@@ -17,7 +17,7 @@ import numpy as np
 
 from odise_rt.errors import DatasetError, OptionsError
 from training.data.data_roots import SPLITS, find_paths, looked_for
-from training.data.picture_files import ImageId, read_rgb
+from training.data.picture_files import ImageId, check_same_size, read_rgb
 
 
 @dataclass(frozen=True)
@@ -217,11 +217,7 @@ class CocoPanoptic:
         image = read_rgb(self.images_path / file_name, image_id)
         mask_path = self.masks_path / str(self._field(truth, "file_name", f"annotation of image id {image_id}"))
         segment_map = decode_ids(read_rgb(mask_path, image_id, orient=False))
-        if segment_map.shape != image.shape[:2]:
-            raise DatasetError(
-                f"{mask_path} (image id {image_id}) has {segment_map.shape[1]}x{segment_map.shape[0]} pixels, but the "
-                f"picture {file_name} has {image.shape[1]}x{image.shape[0]}: they must be equal"
-            )
+        check_same_size(image, segment_map, mask_path, image_id)
         segments = self._segments(truth, image_id)
         declared = {segment.id for segment in segments}
         present = set(np.unique(segment_map).tolist()) - {0}

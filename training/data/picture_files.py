@@ -60,6 +60,19 @@ def read_label_map(path: Path, image_id: ImageId) -> npt.NDArray[np.int32]:
     return _read(path, image_id, decode)
 
 
+def check_same_size(image: npt.NDArray[np.uint8], truth: npt.NDArray[np.int32], path: Path, image_id: ImageId) -> None:
+    """Compare a picture (H, W, 3) with its map (H, W) from ``path``.
+
+    Raises:
+        DatasetError: sizes differ.
+    """
+    if truth.shape != image.shape[:2]:
+        raise DatasetError(
+            f"{path} (image id {image_id}) has {truth.shape[1]}x{truth.shape[0]} pixels, but the picture has "
+            f"{image.shape[1]}x{image.shape[0]}: they must be equal"
+        )
+
+
 def _read(path: Path, image_id: ImageId, decode: Callable[[Image.Image], Decoded]) -> Decoded:
     try:
         with Image.open(path) as picture:

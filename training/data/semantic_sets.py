@@ -17,7 +17,7 @@ import numpy.typing as npt
 from odise_rt.errors import DatasetError, OptionsError
 from odise_rt.vocabulary import Vocabulary
 from training.data.data_roots import SPLITS, find_paths, looked_for
-from training.data.picture_files import read_label_map, read_rgb
+from training.data.picture_files import check_same_size, read_label_map, read_rgb
 from training.data.semantic_formats import SEMANTIC_FORMATS, Layout, SemanticFormat
 
 logger = logging.getLogger(__name__)
@@ -103,11 +103,7 @@ class SemanticSet:
         picture, label = self._pictures[index]
         image_id = picture.stem
         image, values = read_rgb(picture, image_id), read_label_map(label, image_id)
-        if values.shape != image.shape[:2]:
-            raise DatasetError(
-                f"{label} (image id {image_id}) has {values.shape[1]}x{values.shape[0]} pixels, but the picture "
-                f"{picture.name} has {image.shape[1]}x{image.shape[0]}: they must be equal"
-            )
+        check_same_size(image, values, label, image_id)
         classes = values - self.layout.first
         classes[values == self.layout.void] = VOID
         unknown = (classes >= len(self.vocabulary)) | ((classes < 0) & (values != self.layout.void))
@@ -153,7 +149,11 @@ def _pair(layout: Layout, paths: tuple[Path, ...]) -> list[tuple[Path, Path]]:
 
 def _by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as exc:
+        raise DatasetError(f"{folder} cannot be listed ({exc}): check its permissions") from exc
+    for path in paths:
         if path.suffix.lower() in suffixes and not path.name.startswith("."):
             if path.stem in found:
                 raise DatasetError(f"{folder} holds {found[path.stem].name} and {path.name}: expected one of that name")

@@ -137,7 +137,7 @@ READ_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "id in the JSON only": (lambda root: edit(root, PANOPTIC, _add_ghost), r"ids only in the JSON \[99\]"),
     "mask of another size": (
         lambda root: Image.open(root / FIRST_PNG).resize((64, 64), 0).save(root / FIRST_PNG),
-        "64x64 pixels, but the picture 000000000001.jpg has 128x128",
+        r"000000000001.png \(image id 1\) has 64x64 pixels, but the picture has 128x128",
     ),
     "truncated picture": (lambda root: _truncate(root / FIRST_JPG), "000000000001.jpg .* cannot be read"),
     "truncated mask": (lambda root: _truncate(root / FIRST_PNG), "000000000001.png .* cannot be read"),

@@ -183,7 +183,7 @@ def _png_header(width: int, height: int) -> bytes:
 READ_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "sizes differ": (
         lambda root: _save(root / LABELS / "one.png", np.ones((4, 5), np.uint8)),
-        r"one.png \(image id one\) has 5x4 pixels, but the picture one.jpg has 6x4",
+        r"one.png \(image id one\) has 5x4 pixels, but the picture has 6x4",
     ),
     "value beyond the classes": (
         lambda root: _save(root / LABELS / "one.png", np.full((4, 6), 151, np.uint8)),
