@@ -1,6 +1,10 @@
-"""Measure a checkpoint or a bundle on a COCO-format panoptic data set.
+"""Measure a checkpoint or a bundle on a panoptic or a semantic data set.
 
-Example: python -m training.evaluate training/pretrained/odise-tiny --data runs/sticker --split val --output out/eval
+Panoptic sets are in COCO's format (--format coco, or ade20k-panoptic): PQ, mean IoU, mask AP. Semantic sets lie as they
+are published or prepared for detectron2: mean IoU and pixel accuracy; docs/training.md has a table of their folders.
+
+    python -m training.evaluate training/pretrained/odise-tiny --data runs/sticker --output out/eval
+    python -m training.evaluate CHECKPOINT_OR_BUNDLE --format voc-21 --data datasets --output out/voc
 
 Writes OUTPUT/metrics.json and OUTPUT/pictures.html with the best and worst pictures.
 """
@@ -21,13 +25,20 @@ from tqdm import tqdm
 from odise_rt.errors import CheckpointError, DatasetError, OdiseError, OptionsError
 from odise_rt.options import SegmentOptions
 from odise_rt.segmenter import Segmenter
+from odise_rt.vocabulary import Vocabulary
 from training.checkpoints.own_format import load_checkpoint
 from training.data.coco_panoptic import CocoPanoptic
-from training.evaluation import METRICS, EvaluationReport, evaluate
+from training.data.semantic_formats import SEMANTIC_FORMATS
+from training.data.semantic_sets import SemanticSet
+from training.evaluation import METRICS, evaluate
+from training.evaluation_loop import EvaluationReport
 from training.picture_page import BestAndWorst
+from training.semantic_evaluation import evaluate_semantic
 from training.torch_stages import torch_segmenter
 
 logger = logging.getLogger("training.evaluate")
+
+FORMATS = ("coco", "ade20k-panoptic", *SEMANTIC_FORMATS)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -36,12 +47,28 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path, help="A checkpoint folder, or a bundle folder made by export.")
-    parser.add_argument("--data", type=Path, required=True, help="Folder of a COCO-format panoptic data set.")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="coco", help="What the data set is and how it lies on disk; default: coco."
+    )
+    parser.add_argument(
+        "--data", type=Path, help="Folder of the data set; of a published set also the folder that holds it."
+    )
     parser.add_argument("--split", default="val", help="The part of the data set to measure on.")
+    parser.add_argument("--annotations", type=Path, help="Instead of --data, of a panoptic set: its JSON file,")
+    parser.add_argument("--images", type=Path, help="the folder of its pictures,")
+    parser.add_argument("--masks", type=Path, help="and the folder of its PNGs.")
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        help="Other words for the data set's classes, in its order: a file of OpenSeg's lines (id:synonym,synonym) or "
+        "JSON, such as the prompt-engineered lists of the published figures.",
+    )
     parser.add_argument("--output", type=Path, required=True, help="Folder for metrics.json and pictures.html.")
     parser.add_argument("--limit", type=int, help="Measure on the first N pictures only.")
     parser.add_argument(
-        "--metrics", default="pq,miou,ap", help="Comma-separated choice of pq, miou and ap; pq is always computed."
+        "--metrics",
+        help="Comma-separated choice of pq, miou and ap for a panoptic set (default: all; pq is always computed); a "
+        "semantic set has miou only.",
     )
     parser.add_argument("--pictures", type=int, default=8, help="Best and worst pictures to show of each.")
     parser.add_argument("--device", help="cpu or cuda for a checkpoint; by default cuda where there is one.")
@@ -73,6 +100,52 @@ def open_segmenter(path: Path, device: str, threads: int | None) -> Iterator[Seg
         yield segmenter
 
 
+def chosen_metrics(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Metrics to compute; raises :class:`OptionsError` for an unknown one or one that the format does not have."""
+    possible = ("miou",) if arguments.format in SEMANTIC_FORMATS else METRICS
+    if arguments.metrics is None:
+        return possible
+    metrics = tuple(name.strip() for name in arguments.metrics.split(",") if name.strip())
+    unknown = sorted(set(metrics) - set(METRICS))
+    if unknown:
+        raise OptionsError(f"--metrics has {unknown}: expected some of {', '.join(METRICS)}")
+    refused = sorted(set(metrics) - set(possible))
+    if refused:
+        raise OptionsError(
+            f"--metrics has {refused}, but {arguments.format} says only the class of each pixel: expected miou. PQ and "
+            "AP need segments, as in --format coco or ade20k-panoptic"
+        )
+    return metrics
+
+
+def open_data(arguments: argparse.Namespace) -> CocoPanoptic | SemanticSet:
+    """The data set that the command line names; raises :class:`OptionsError` if it does not name one."""
+    explicit = [arguments.annotations, arguments.images, arguments.masks]
+    if any(explicit):
+        if arguments.format in SEMANTIC_FORMATS:
+            raise OptionsError(
+                f"--annotations, --images and --masks are of panoptic sets: {arguments.format} needs --data"
+            )
+        if not all(explicit) or arguments.data is not None:
+            raise OptionsError("--annotations, --images and --masks come together and replace --data")
+        covered = arguments.format == "ade20k-panoptic"
+        return CocoPanoptic(arguments.annotations, arguments.images, arguments.masks, covered=covered)
+    if arguments.data is None:
+        raise OptionsError("no data set is named: give --data FOLDER")
+    if arguments.format == "coco":
+        return CocoPanoptic.from_root(arguments.data, arguments.split, with_captions=False)
+    if arguments.format == "ade20k-panoptic":
+        return CocoPanoptic.from_ade20k(arguments.data, arguments.split)
+    return SemanticSet.from_root(arguments.data, arguments.format, arguments.split, chosen_words(arguments))
+
+
+def chosen_words(arguments: argparse.Namespace) -> Vocabulary | None:
+    """Words of --classes; without it those of the data set, and of ADE20K ours, whose synonyms are told apart."""
+    if arguments.classes is not None:
+        return Vocabulary.load(arguments.classes)
+    return Vocabulary.builtin("ade20k") if arguments.format == "ade20k-panoptic" else None
+
+
 def summary(report: EvaluationReport) -> list[tuple[str, str]]:
     """The main numbers as (name, value)."""
     lines = [("model", report.model), ("engine", report.engine)]
@@ -88,7 +161,8 @@ def summary(report: EvaluationReport) -> list[tuple[str, str]]:
             )
     for group, scores in report.miou.items():
         if scores["classes"]:
-            lines.append((f"mIoU {group}", f"{scores['miou']:.1f}"))
+            text = f"{scores['miou']:.1f} (pixel accuracy {scores['pixel_accuracy']:.1f}, {scores['classes']} classes)"
+            lines.append((f"mIoU {group}", text))
     for group, scores in report.ap.items():
         lines.append((f"mask AP {group}", f"{scores['ap']:.1f} (AP50 {scores['ap50']:.1f})"))
     return lines
@@ -116,24 +190,28 @@ def main(argv: Sequence[str]) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     try:
-        metrics = [name.strip() for name in arguments.metrics.split(",") if name.strip()]
-        unknown = sorted(set(metrics) - set(METRICS))
-        if unknown:
-            raise OptionsError(f"--metrics has {unknown}: expected some of {', '.join(METRICS)}")
+        metrics = chosen_metrics(arguments)
+        if arguments.limit is not None and arguments.limit < 1:
+            raise OptionsError(f"--limit is {arguments.limit}: expected at least 1")
         options = SegmentOptions(
             overlap_threshold=arguments.overlap_threshold,
             clip_weight_seen=arguments.clip_weight_seen,
             clip_weight_unseen=arguments.clip_weight_unseen,
         )
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        data = CocoPanoptic.from_root(arguments.data, arguments.split, with_captions=False)
+        data = open_data(arguments)
         kept = BestAndWorst(data, arguments.pictures)
         count = len(data) if arguments.limit is None else min(arguments.limit, len(data))
         with open_segmenter(arguments.model, device, arguments.threads) as segmenter:
-            report = evaluate(segmenter, data, range(count), metrics, options, kept, _bar)
+            if isinstance(data, SemanticSet):
+                report = evaluate_semantic(segmenter, data, range(count), options, kept, _bar)
+            else:
+                words = chosen_words(arguments)
+                report = evaluate(segmenter, data, range(count), metrics, options, kept, _bar, words)
         lines = summary(report)
         save_text(arguments.output / "metrics.json", json.dumps(report.to_dict(), indent=1) + "\n")
-        save_text(arguments.output / "pictures.html", kept.page(f"{arguments.model.name} on {arguments.split}", lines))
+        where = arguments.split if arguments.format == "coco" else f"{arguments.format}, {arguments.split}"
+        save_text(arguments.output / "pictures.html", kept.page(f"{arguments.model.name} on {where}", lines))
     except OdiseError as exc:
         logger.error("%s", exc)
         return 1

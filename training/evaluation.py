@@ -7,53 +7,38 @@ own in both cases, so the numbers of two engines differ by their networks only.
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from odise_rt.errors import OptionsError
 from odise_rt.options import Output, SegmentOptions
 from odise_rt.results import PanopticResult
 from odise_rt.segmenter import Segmenter
 from odise_rt.vocabulary import Vocabulary, VocabularyClass
 from training.data.coco_panoptic import Category, CocoPanoptic, PanopticExample
+from training.evaluation_loop import EvaluationReport, Numbers, PictureKeeper, Progress, measure
 from training.metrics.instance_ap import InstanceAp
 from training.metrics.mean_iou import MeanIou
 from training.metrics.panoptic_quality import PanopticQuality, PanopticSegment, picture_counts, picture_quality
 
 METRICS = ("pq", "miou", "ap")
-PictureKeeper = Callable[[float, PanopticExample, PanopticResult], None]
 
 
-@dataclass(frozen=True)
-class EvaluationReport:
-    """Numbers of one evaluation, in percent; plain values, ready for JSON."""
+def data_vocabulary(categories: Sequence[Category], words: Vocabulary | None = None) -> Vocabulary:
+    """The data set's classes in its order, with their synonyms or those of the classes of ``words``.
 
-    model: str
-    """What was measured: name, precision and supervision."""
-    engine: str
-    """What it ran on."""
-    pictures: int
-    seconds_per_picture: float
-    pq: dict[str, dict[str, float]]
-    """Group (all, things, stuff, seen, unseen, and things and stuff of each) to pq, sq, rq, categories."""
-    miou: dict[str, dict[str, float]]
-    """Group to miou, pixel_accuracy, classes; empty unless asked for."""
-    ap: dict[str, dict[str, float]]
-    """Group to ap, ap50, ap75; empty unless asked for."""
-    by_category: dict[str, dict[str, float]]
-    """Category name to pq, sq, rq and counts."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return dataclasses.asdict(self)
-
-
-def data_vocabulary(categories: Sequence[Category]) -> Vocabulary:
-    """The data set's classes in its order, with synonyms."""
-    return Vocabulary(tuple(VocabularyClass(c.synonyms, c.isthing, c.id) for c in categories))
+    Raises:
+        OptionsError: ``words`` has another number of classes.
+    """
+    if words is None:
+        return Vocabulary(tuple(VocabularyClass(c.synonyms, c.isthing, c.id) for c in categories))
+    if len(words) != len(categories):
+        raise OptionsError(
+            f"{len(words)} classes were given for a data set of {len(categories)}: expected as many, in its order"
+        )
+    return Vocabulary(tuple(VocabularyClass(w.words, c.isthing, c.id) for c, w in zip(categories, words, strict=True)))
 
 
 def category_groups(categories: Sequence[Category], seen: Collection[int]) -> dict[str, list[int]]:
@@ -76,7 +61,8 @@ def evaluate(
     metrics: Collection[str] = ("pq",),
     options: SegmentOptions | None = None,
     keep: PictureKeeper | None = None,
-    progress: Callable[[Sequence[int]], Iterator[int]] = iter,
+    progress: Progress = iter,
+    words: Vocabulary | None = None,
 ) -> EvaluationReport:
     """Segment pictures with the data set's classes and count.
 
@@ -88,63 +74,95 @@ def evaluate(
         options: thresholds and weights; its outputs are set by the metrics.
         keep: shown every picture with its own quality, to choose the best and worst.
         progress: wraps the indices, e.g. in a progress bar.
+        words: other words for the data set's classes, in its order.
+
+    Raises:
+        OptionsError: ``words`` has another number of classes than the data set.
     """
-    vocabulary = data_vocabulary(data.categories)
-    flags = vocabulary.seen(segmenter.bundle.training_vocabulary)
-    seen = {category.id for category, flag in zip(data.categories, flags, strict=True) if flag}
-    groups = category_groups(data.categories, seen)
-    quality, semantic, instances = PanopticQuality(), MeanIou(len(data.categories)), InstanceAp()
-    settings = dataclasses.replace(options or SegmentOptions(), outputs=outputs_for(metrics))
-    seconds, engine = 0.0, ""
-    for index in progress(indices):
-        example = data[index]
-        began = time.perf_counter()
-        prediction = segmenter.segment(example.image, vocabulary, settings)
-        seconds += time.perf_counter() - began
-        engine = prediction.facts.engine
+    scorer = PanopticScorer(data, segmenter.bundle.training_vocabulary, metrics, words)
+    return measure(segmenter, data.__getitem__, indices, scorer, options, keep, progress)
+
+
+class PanopticScorer:
+    """Counts panoptic quality, and mean IoU and mask AP if asked for.
+
+    Args:
+        data: for its categories.
+        training_vocabulary: every word of the model's training; tells seen classes from unseen ones.
+        metrics: of :data:`METRICS`; ``pq`` is always computed.
+        words: other words for the data set's classes, in its order.
+    """
+
+    def __init__(
+        self,
+        data: CocoPanoptic,
+        training_vocabulary: Collection[str],
+        metrics: Collection[str],
+        words: Vocabulary | None = None,
+    ) -> None:
+        self.data = data
+        self.metrics = frozenset(metrics)
+        self.vocabulary = data_vocabulary(data.categories, words)
+        self.outputs = outputs_for(metrics)
+        flags = self.vocabulary.seen(training_vocabulary)
+        self.seen = {category.id for category, flag in zip(data.categories, flags, strict=True) if flag}
+        self.groups = category_groups(data.categories, self.seen)
+        self.quality, self.semantic, self.instances = PanopticQuality(), MeanIou(len(data.categories)), InstanceAp()
+
+    def add(self, example: PanopticExample, prediction: PanopticResult) -> float:
+        """Count a picture; returns its own PQ over all categories together."""
         counts = picture_counts(
             example.segment_map,
             [PanopticSegment(s.id, s.category_id, s.iscrowd) for s in example.segments],
             prediction.segment_map,
-            [PanopticSegment(s.id, data.categories[s.class_index].id) for s in prediction.segments],
+            [PanopticSegment(s.id, self.data.categories[s.class_index].id) for s in prediction.segments],
             f"image id {example.image_id}",
         )
-        quality.add(counts)
+        self.quality.add(counts)
         if prediction.semantic_map is not None:
-            semantic.add(semantic_truth(example, data), prediction.semantic_map)
+            self.semantic.add(semantic_truth(example, self.data), prediction.semantic_map)
         if prediction.instances is not None:
-            add_instances(instances, example, prediction, data)
-        if keep is not None:
-            keep(picture_quality(counts), example, prediction)
-    things = set(groups["things"])
-    ap_groups = {n: [c for c in ids if c in things] for n, ids in groups.items() if n in ("all", "seen", "unseen")}
-    bundle = segmenter.bundle
-    return EvaluationReport(
-        f"{bundle.name} ({bundle.facts.variant} supervision, {bundle.precision})",
-        engine,
-        len(indices),
-        seconds / max(1, len(indices)),
-        {name: dataclasses.asdict(quality.scores(ids)) for name, ids in groups.items()},
-        {
-            name: dataclasses.asdict(semantic.scores([data.index_of[c] for c in ids]))
-            for name, ids in groups.items()
-            if "miou" in metrics
-        },
-        {name: dataclasses.asdict(instances.scores(ids)) for name, ids in ap_groups.items() if "ap" in metrics},
-        {
-            category.name: {
-                "pq": 100 * quality.counts[category.id].pq,
-                "sq": 100 * quality.counts[category.id].sq,
-                "rq": 100 * quality.counts[category.id].rq,
-                "true_positives": quality.counts[category.id].true_positives,
-                "false_positives": quality.counts[category.id].false_positives,
-                "false_negatives": quality.counts[category.id].false_negatives,
-                "seen": float(category.id in seen),
+            add_instances(self.instances, example, prediction, self.data)
+        return picture_quality(counts)
+
+    def numbers(self) -> Numbers:
+        """Averages over what was added."""
+        things, groups = set(self.groups["things"]), self.groups
+        ap_groups = {n: [c for c in ids if c in things] for n, ids in groups.items() if n in ("all", "seen", "unseen")}
+        return Numbers(
+            {name: dataclasses.asdict(self.quality.scores(ids)) for name, ids in groups.items()},
+            {
+                name: dataclasses.asdict(self.semantic.scores([self.data.index_of[c] for c in ids]))
+                for name, ids in groups.items()
+                if "miou" in self.metrics
+            },
+            {
+                name: dataclasses.asdict(self.instances.scores(ids))
+                for name, ids in ap_groups.items()
+                if "ap" in self.metrics
+            },
+            self._by_category(),
+        )
+
+    def _by_category(self) -> dict[str, dict[str, float]]:
+        found = {}
+        iou = 100 * self.semantic.iou()
+        for index, category in enumerate(self.data.categories):
+            if category.id not in self.quality.counts:
+                continue
+            counts = self.quality.counts[category.id]
+            found[category.name] = {
+                "pq": 100 * counts.pq,
+                "sq": 100 * counts.sq,
+                "rq": 100 * counts.rq,
+                "true_positives": counts.true_positives,
+                "false_positives": counts.false_positives,
+                "false_negatives": counts.false_negatives,
+                "seen": float(category.id in self.seen),
             }
-            for category in data.categories
-            if category.id in quality.counts
-        },
-    )
+            if not math.isnan(iou[index]):
+                found[category.name]["iou"] = float(iou[index])
+        return found
 
 
 def outputs_for(metrics: Collection[str]) -> tuple[Output, ...]:
@@ -169,15 +187,16 @@ def semantic_truth(example: PanopticExample, data: CocoPanoptic) -> np.ndarray:
 def add_instances(
     instances: InstanceAp, example: PanopticExample, prediction: PanopticResult, data: CocoPanoptic
 ) -> None:
-    """Count the things of one picture for AP."""
+    """Count the things of one picture for AP; one that is wholly covered cannot be found and is left out."""
     things = {category.id for category in data.categories if category.isthing}
     height, width = example.segment_map.shape
+    visible = set(np.unique(example.segment_map).tolist())
     instances.add(
         example.image_id,
         [
             (example.segment_map == segment.id, segment.category_id, segment.iscrowd)
             for segment in example.segments
-            if segment.category_id in things
+            if segment.category_id in things and segment.id in visible
         ],
         [(found.mask, data.categories[found.class_index].id, found.score) for found in prediction.instances or ()],
         (height, width),

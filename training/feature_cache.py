@@ -190,7 +190,7 @@ class FeatureCache:
             tuple(note["labels"]),
             tuple(note["words"]),
             bool(note["words_valid"]),
-            int(note["image_id"]),
+            note["image_id"],
         )
 
     def features(self, indices: Sequence[int]) -> FrozenFeatures:

@@ -15,9 +15,13 @@ from PIL import Image, ImageDraw
 
 from odise_rt.results import PanopticResult
 from training.data.coco_panoptic import CocoPanoptic, PanopticExample
+from training.data.picture_files import ImageId
+from training.data.semantic_sets import SemanticExample, SemanticSet
 
 _STYLE = """body{font:14px/1.4 system-ui,sans-serif;margin:2em;max-width:1100px}
 figure{margin:0 0 1.5em}figcaption{color:#555;margin-bottom:.3em}img{image-rendering:auto;max-width:100%}"""
+SMALL_SIDE = 640
+"""Pixels of the longer side up to which a picture is enlarged, so that names fit on its segments."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +32,27 @@ class Labelled:
     names: dict[int, str]
 
 
-def truth_of(example: PanopticExample, data: CocoPanoptic) -> Labelled:
-    """The annotation's segments."""
+def truth_of(example: PanopticExample | SemanticExample, data: CocoPanoptic | SemanticSet) -> Labelled:
+    """The annotation's segments, or its classes."""
+    if isinstance(data, SemanticSet):
+        assert isinstance(example, SemanticExample)
+        return labelled_classes(example.class_map, data.vocabulary.names)
+    assert isinstance(example, PanopticExample)
     names = {s.id: data.categories[data.index_of[s.category_id]].name for s in example.segments}
     return Labelled(example.segment_map, names)
 
 
-def prediction_of(prediction: PanopticResult) -> Labelled:
-    """The prediction's segments."""
+def prediction_of(prediction: PanopticResult, data: CocoPanoptic | SemanticSet) -> Labelled:
+    """The prediction's segments, or its classes for a semantic set."""
+    if isinstance(data, SemanticSet):
+        assert prediction.semantic_map is not None, "semantic output was asked for"
+        return labelled_classes(prediction.semantic_map, data.vocabulary.names)
     return Labelled(prediction.segment_map, {s.id: s.label for s in prediction.segments})
+
+
+def labelled_classes(class_map: npt.NDArray[np.int32], names: Sequence[str]) -> Labelled:
+    """One segment for each class of an int32 (H, W) map of class indices; -1 is no segment."""
+    return Labelled(class_map + 1, {index + 1: names[index] for index in np.unique(class_map).tolist() if index >= 0})
 
 
 def colour_of(name: str, number: int) -> tuple[int, int, int]:
@@ -72,12 +88,15 @@ def overlay(image: npt.NDArray[np.uint8], labelled: Labelled, scale: int = 2) ->
     return picture
 
 
-def side_by_side(example: PanopticExample, prediction: PanopticResult, data: CocoPanoptic) -> Image.Image:
-    """Picture, prediction and truth in one row."""
+def side_by_side(
+    example: PanopticExample | SemanticExample, prediction: PanopticResult, data: CocoPanoptic | SemanticSet
+) -> Image.Image:
+    """Picture, prediction and truth in one row; small pictures are shown twice as large."""
+    scale = 2 if max(example.image.shape) <= SMALL_SIDE else 1
     parts = [
-        overlay(example.image, Labelled(np.zeros_like(example.segment_map), {})),
-        overlay(example.image, prediction_of(prediction)),
-        overlay(example.image, truth_of(example, data)),
+        overlay(example.image, Labelled(np.zeros(example.image.shape[:2], np.int32), {}), scale),
+        overlay(example.image, prediction_of(prediction, data), scale),
+        overlay(example.image, truth_of(example, data), scale),
     ]
     row = Image.new("RGB", (sum(p.width for p in parts) + 8 * (len(parts) - 1), parts[0].height), "white")
     left = 0
@@ -89,14 +108,14 @@ def side_by_side(example: PanopticExample, prediction: PanopticResult, data: Coc
 
 @dataclass
 class BestAndWorst:
-    """Keeps the pictures of highest and lowest quality while an evaluation runs."""
+    """Keeps the pictures of highest and lowest quality while an evaluation runs; of equals the first."""
 
-    data: CocoPanoptic
+    data: CocoPanoptic | SemanticSet
     count: int = 8
-    best: list[tuple[float, int, Image.Image]] = field(default_factory=list)
-    worst: list[tuple[float, int, Image.Image]] = field(default_factory=list)
+    best: list[tuple[float, ImageId, Image.Image]] = field(default_factory=list)
+    worst: list[tuple[float, ImageId, Image.Image]] = field(default_factory=list)
 
-    def __call__(self, quality: float, example: PanopticExample, prediction: PanopticResult) -> None:
+    def __call__(self, quality: float, example: PanopticExample | SemanticExample, prediction: PanopticResult) -> None:
         """Look at one picture; it is drawn only if it is kept."""
         in_best = len(self.best) < self.count or quality > self.best[-1][0]
         in_worst = len(self.worst) < self.count or quality < self.worst[-1][0]
@@ -104,18 +123,20 @@ class BestAndWorst:
             return
         entry = (quality, example.image_id, side_by_side(example, prediction, self.data))
         if in_best:
-            self.best = sorted([*self.best, entry], key=lambda e: (-e[0], e[1]))[: self.count]
+            self.best = sorted([*self.best, entry], key=lambda e: -e[0])[: self.count]
         if in_worst:
-            self.worst = sorted([*self.worst, entry], key=lambda e: (e[0], e[1]))[: self.count]
+            self.worst = sorted([*self.worst, entry], key=lambda e: e[0])[: self.count]
 
     def page(self, title: str, summary: Sequence[tuple[str, str]]) -> str:
         """A self-contained HTML page."""
+        measure = "mIoU" if isinstance(self.data, SemanticSet) else "PQ"
         rows = "".join(f"<tr><th align=left>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in summary)
         sections = []
         for heading, entries in (("Best", self.best), ("Worst", self.worst)):
             figures = "".join(
-                f"<figure><figcaption>image {image_id}, PQ {100 * quality:.1f}: picture, prediction, truth"
-                f'</figcaption><img alt="image {image_id}" src="data:image/jpeg;base64,{_jpeg(picture)}"></figure>'
+                f"<figure><figcaption>image {html.escape(str(image_id))}, {measure} {100 * quality:.1f}: picture, "
+                f'prediction, truth</figcaption><img alt="image {html.escape(str(image_id))}" '
+                f'src="data:image/jpeg;base64,{_jpeg(picture)}"></figure>'
                 for quality, image_id, picture in entries
             )
             sections.append(f"<h2>{heading} pictures</h2>{figures}")

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from odise_rt.errors import OptionsError
 from odise_rt.options import SegmentOptions
 from odise_rt.results import Instance, Segment
 from odise_rt.vocabulary import Vocabulary
 from training.data.coco_panoptic import CocoPanoptic
+from training.data.semantic_formats import SEMANTIC_FORMATS, Layout
+from training.data.semantic_sets import VOID, SemanticSet
 from training.evaluate import main
 from training.evaluation import METRICS, data_vocabulary, evaluate
 from training.picture_page import BestAndWorst
+from training.semantic_evaluation import distinct_names, evaluate_semantic
 
 
 class Oracle:
@@ -37,6 +44,8 @@ class Oracle:
         for truth in example.segments:
             index = self.data.index_of[truth.category_id]
             mask = example.segment_map == truth.id
+            if not mask.any():
+                continue  # covered: nobody can find it
             if example.image_id == 2 and vocabulary[index].name == "ball":
                 index += 1
             name, isthing = vocabulary[index].name, vocabulary[index].isthing
@@ -69,11 +78,30 @@ def test_an_oracle_with_one_wrong_name(mini_data: Path) -> None:
     assert report.pq["unseen"]["pq"] == pytest.approx(40)
     assert report.miou["stuff"]["miou"] == pytest.approx(100)
     assert report.miou["all"]["classes"] == 3
+    assert report.by_category["sky"]["iou"] == pytest.approx(100)
+    assert "iou" not in report.by_category["zebra"], "no zebra in the truth"
     assert report.ap["all"]["ap50"] == pytest.approx(100 * 67 / 101)  # recall 2/3 at full precision, 101 points
     assert kept.worst[0][1] == 2
     page = kept.page("oracle", [("PQ", "70")])
     assert page.count("<img") == 2
     assert "image 2" in page
+
+
+def test_ade20k_panoptic_has_names_for_ids_and_covered_segments(mini_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "ADEChallengeData2016"
+    (folder / "images").mkdir(parents=True)
+    shutil.copytree(mini_data / "val", folder / "images" / "validation")
+    shutil.copytree(mini_data / "panoptic_val", folder / "ade20k_panoptic_val")
+    content = json.loads((mini_data / "annotations" / "panoptic_val.json").read_text())
+    for image, annotation in zip(content["images"], content["annotations"], strict=True):
+        image["id"] = annotation["image_id"] = f"ADE_val_{image['id']:08d}"
+    content["annotations"][0]["segments_info"].append({"id": 9, "category_id": 14, "iscrowd": 0})
+    (folder / "ade20k_panoptic_val.json").write_text(json.dumps(content))
+    data = CocoPanoptic.from_ade20k(tmp_path, "val")
+    report = evaluate(Oracle(data), data, range(3), METRICS)  # type: ignore[arg-type]
+    assert report.by_category["zebra"]["false_negatives"] == 1
+    assert report.pq["all"] == pytest.approx({"pq": 75.0, "sq": 75.0, "rq": 75.0, "categories": 4})
+    assert report.ap["all"]["ap"] == pytest.approx(100), "what has no pixel is no instance"
 
 
 def test_the_command_measures_a_checkpoint(mini_data: Path, mini_frozen: Path, tmp_path: Path) -> None:
@@ -112,3 +140,140 @@ def test_vocabulary_keeps_the_data_sets_order(mini_data: Path) -> None:
     vocabulary = data_vocabulary(CocoPanoptic.from_root(mini_data, "val", with_captions=False).categories)
     assert vocabulary.names == ("sky", "grass", "ball", "zebra")
     assert vocabulary.words == ("sky", "grass", "lawn", "ball", "zebra")
+
+
+def test_other_words_name_the_same_classes(mini_data: Path) -> None:
+    data = CocoPanoptic.from_root(mini_data, "val", with_captions=False)
+    vocabulary = data_vocabulary(data.categories, Vocabulary.parse("heaven, sky; turf; sphere; horse"))
+    assert vocabulary.words == ("heaven", "sky", "turf", "sphere", "horse")
+    assert [c.id for c in vocabulary] == [11, 12, 13, 14]
+    assert vocabulary.isthing.tolist() == [False, False, True, True]
+    with pytest.raises(OptionsError, match="2 classes were given for a data set of 4"):
+        data_vocabulary(data.categories, Vocabulary.parse("a; b"))
+
+
+# ---- semantic sets ---------------------------------------------------------------------------------------------------
+
+TRUTHS = {
+    # rows of class indices; "." is void
+    "one": ("0011", "0011"),
+    "two": ("2222", "22.."),
+    "all void": ("....",),
+}
+ANSWERS = {"one": ("0001", "0011"), "two": ("2220", "2210"), "all void": ("0000",)}
+
+
+def class_map(rows: tuple[str, ...]) -> np.ndarray:
+    return np.array([[VOID if value == "." else int(value) for value in row] for row in rows], np.int32)
+
+
+class SemanticOracle:
+    """Answers with ANSWERS, told apart by the grey value of the picture."""
+
+    bundle = SimpleNamespace(
+        name="oracle",
+        facts=SimpleNamespace(variant="label"),
+        precision="exact",
+        training_vocabulary=frozenset({"sky", "lawn"}),
+    )
+
+    def segment(self, image: np.ndarray, vocabulary: Vocabulary, options: SegmentOptions) -> SimpleNamespace:
+        assert options.outputs == ("panoptic", "semantic")
+        answer = class_map(tuple(ANSWERS.values())[round(int(image[0, 0, 0]) / 50)])
+        return SimpleNamespace(semantic_map=answer, facts=SimpleNamespace(engine="oracle"))
+
+
+def write_semantic(folder: Path) -> list[tuple[Path, Path]]:
+    pairs = []
+    for number, (name, rows) in enumerate(TRUTHS.items()):
+        truth = class_map(rows)
+        picture, label = folder / f"{name}.jpg", folder / f"{name}.png"
+        Image.fromarray(np.full((*truth.shape, 3), 50 * number, np.uint8)).save(picture)
+        Image.fromarray(np.where(truth == VOID, 255, truth).astype(np.uint8)).save(label)
+        pairs.append((picture, label))
+    return pairs
+
+
+def test_semantic_scores_by_hand(tmp_path: Path) -> None:
+    vocabulary = Vocabulary.parse("sky; grass, lawn; ball; zebra")
+    data = SemanticSet(write_semantic(tmp_path), vocabulary, Layout("", "", void=255))
+    kept = BestAndWorst(data, count=1)
+    report = evaluate_semantic(SemanticOracle(), data, range(3), keep=kept)  # type: ignore[arg-type]
+    # sky: 4 right and two invented; grass: 3 of 4, and what is invented lies on void; ball: 5 of 6.
+    sky, grass, ball = 4 / (4 + 1 + 1), 3 / 4, 5 / 6
+    assert report.miou["all"] == pytest.approx(
+        {"miou": 100 * (sky + grass + ball) / 3, "pixel_accuracy": 100 * 12 / 14, "classes": 3}
+    )
+    assert report.miou["seen"] == pytest.approx(
+        {"miou": 100 * (sky + grass) / 2, "pixel_accuracy": 100 * 7 / 8, "classes": 2}
+    ), "grass is seen by its synonym lawn"
+    assert report.miou["unseen"] == pytest.approx({"miou": 100 * ball, "pixel_accuracy": 100 * 5 / 6, "classes": 1})
+    assert report.by_category["grass"] == pytest.approx({"iou": 75, "pixels": 4, "seen": 1})
+    assert "zebra" not in report.by_category
+    assert report.pq == report.ap == {}
+    assert report.pictures == 3
+    assert [entry[1] for entry in (*kept.best, *kept.worst)] == ["two", "one"]
+    assert kept.worst[0][0] == pytest.approx((4 / 5 + 3 / 4) / 2)
+    page = kept.page("oracle", [])
+    assert "image two, mIoU 83.3" in page
+    assert "all void" not in page, "it has no quality"
+
+
+def test_classes_of_one_name_are_told_apart_in_the_report() -> None:
+    names = distinct_names(SEMANTIC_FORMATS["ade20k-847"].vocabulary())
+    assert len(set(names)) == 847
+    assert names[0] == "wall"
+    assert names[114] == "bag [114]"
+
+
+def test_the_command_measures_a_semantic_set(mini_frozen: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    root, output = tmp_path / "data" / "pascal_voc_d2", tmp_path / "out"
+    for folder in ("images/validation", "annotations_pascal21/validation"):
+        (root / folder).mkdir(parents=True)
+    Image.fromarray(np.full((32, 48, 3), 80, np.uint8)).save(root / "images" / "validation" / "a.jpg")
+    Image.fromarray(np.full((32, 48), 15, np.uint8)).save(root / "annotations_pascal21" / "validation" / "a.png")
+    flags = [str(mini_frozen), "--format", "voc-21", "--data", str(tmp_path / "data"), "--output", str(output)]
+    assert main([*flags, "--device", "cpu"]) == 0
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["miou"]["all"]["classes"] == 1
+    assert 0 <= metrics["miou"]["all"]["pixel_accuracy"] <= 100
+    assert metrics["by_category"]["person"]["pixels"] == 32 * 48
+    assert metrics["pq"] == {}
+    page = (output / "pictures.html").read_text()
+    assert "on voc-21, val" in page
+    assert "<img" in page
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--format", "voc-21", "--data", "D", "--metrics", "miou,pq"], r"\['pq'\], but voc-21 says only the class"),
+        (["--format", "voc-21", "--data", "D"], "is not under D: looked for VOCdevkit/VOC2012/JPEGImages"),
+        (["--format", "voc-21", "--annotations", "a.json"], "voc-21 needs --data"),
+        (["--annotations", "a.json", "--images", "i"], "come together and replace --data"),
+        (["--data", "D", "--annotations", "a.json", "--images", "i", "--masks", "m"], "come together and replace"),
+        ([], "give --data FOLDER"),
+        (["--format", "ade20k-panoptic", "--data", "D"], "ADE20K panoptic is not under D"),
+        (["--data", "D", "--limit", "0"], "--limit is 0"),
+        (["--format", "voc-21", "--data", "D", "--classes", "none.txt"], "cannot read the vocabulary none.txt"),
+    ],
+)
+def test_a_data_set_that_is_not_named_right(
+    flags: list[str], message: str, mini_frozen: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main([str(mini_frozen), "--output", str(tmp_path / "out"), *flags]) == 1
+    assert re.search(message, caplog.text)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_a_panoptic_set_named_one_by_one(mini_data: Path, mini_frozen: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    words = tmp_path / "words.txt"
+    words.write_text("0:heaven,sky\n1:lawn\n2:ball\n3:zebra\n")
+    flags = ["--annotations", str(mini_data / "annotations" / "panoptic_val.json"), "--images", str(mini_data / "val")]
+    flags += ["--masks", str(mini_data / "panoptic_val"), "--classes", str(words), "--limit", "1", "--metrics", "pq"]
+    assert main([str(mini_frozen), "--output", str(tmp_path / "out"), "--device", "cpu", *flags]) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["pq"]["all"]["categories"] >= 3
+    assert set(metrics["by_category"]) >= {"sky", "grass", "ball"}, "categories keep the data set's names"

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from odise_rt.errors import DatasetError
+from odise_rt.errors import DatasetError, OptionsError
+from training.data.data_roots import SPLITS, find_paths, looked_for
+from training.data.picture_files import ImageId, check_same_size, read_rgb
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Segment:
 class PanopticExample:
     """A picture and its truth."""
 
-    image_id: int
+    image_id: ImageId
     file_name: str
     image: np.ndarray
     """uint8 (H, W, 3) RGB."""
@@ -80,16 +81,27 @@ def _read_json(path: Path, required: tuple[str, ...]) -> dict[str, Any]:
     return content
 
 
-def read_captions(path: Path) -> dict[int, tuple[str, ...]]:
+def image_id_of(value: Any) -> ImageId:
+    """An image id of a JSON file: a number where it is one, else text, such as ADE20K's ``ADE_val_00000001``.
+
+    Raises:
+        TypeError: neither number nor text.
+    """
+    if isinstance(value, str) and value and not value.isdecimal():
+        return value
+    return int(value)
+
+
+def read_captions(path: Path) -> dict[ImageId, tuple[str, ...]]:
     """Captions by image id from a COCO captions file.
 
     Raises:
         DatasetError: Not a captions file, or an entry without image id or text.
     """
-    captions: dict[int, list[str]] = {}
+    captions: dict[ImageId, list[str]] = {}
     for position, entry in enumerate(_read_json(path, ("annotations",))["annotations"]):
         try:
-            image_id, text = int(entry["image_id"]), str(entry["caption"]).strip()
+            image_id, text = image_id_of(entry["image_id"]), str(entry["caption"]).strip()
         except (KeyError, TypeError, ValueError) as exc:
             raise DatasetError(f"{path}: annotations[{position}] needs image_id and caption ({exc!r})") from exc
         if not text:
@@ -106,6 +118,8 @@ class CocoPanoptic:
         images: Folder of the pictures.
         masks: Folder of the panoptic PNGs.
         captions: Captions JSON, or None to go without.
+        covered: Accept segments of the JSON of which the PNG has no pixel, as in ADE20K's, where things are pasted over
+            stuff. They are kept, so that they count as missed in panoptic quality, as in COCO's evaluation.
 
     Attributes:
         categories: Classes in the order of the file.
@@ -116,24 +130,27 @@ class CocoPanoptic:
         DatasetError: A file that is missing, broken or contradicts itself.
     """
 
-    def __init__(self, annotations: Path, images: Path, masks: Path, captions: Path | None = None) -> None:
+    def __init__(
+        self, annotations: Path, images: Path, masks: Path, captions: Path | None = None, covered: bool = False
+    ) -> None:
         self.annotations_path, self.images_path, self.masks_path = Path(annotations), Path(images), Path(masks)
         self.captions_path = captions
+        self._covered = covered
         content = _read_json(self.annotations_path, ("images", "annotations", "categories"))
         self.categories = tuple(self._category(entry) for entry in content["categories"])
         self.index_of = {category.id: index for index, category in enumerate(self.categories)}
         if len(self.index_of) != len(self.categories):
             raise DatasetError(f"{self.annotations_path}: two categories share an id")
-        truth: dict[int, dict[str, Any]] = {}
+        truth: dict[ImageId, dict[str, Any]] = {}
         for position, entry in enumerate(content["annotations"]):
-            image_id = self._field(entry, "image_id", f"annotations[{position}]")
+            image_id = self._image_id(entry, "image_id", f"annotations[{position}]")
             if image_id in truth:
                 raise DatasetError(f"{self.annotations_path}: image id {image_id} is annotated twice")
             truth[image_id] = entry
         self._captions = None if captions is None else read_captions(Path(captions))
         self._entries: list[tuple[dict[str, Any], dict[str, Any]]] = []
         for position, entry in enumerate(content["images"]):
-            image_id = self._field(entry, "id", f"images[{position}]")
+            image_id = self._image_id(entry, "id", f"images[{position}]")
             self._field(entry, "file_name", f"image id {image_id}")
             if image_id not in truth:
                 raise DatasetError(
@@ -142,7 +159,7 @@ class CocoPanoptic:
             if self._captions is not None and image_id not in self._captions:
                 raise DatasetError(f"{captions}: image id {image_id} ({entry['file_name']}) has no caption")
             self._entries.append((entry, truth[image_id]))
-        self.image_ids = [int(entry["id"]) for entry, _ in self._entries]
+        self.image_ids = [image_id_of(entry["id"]) for entry, _ in self._entries]
 
     @classmethod
     def from_root(cls, root: Path, split: str, with_captions: bool = True) -> CocoPanoptic:
@@ -161,6 +178,27 @@ class CocoPanoptic:
             folder / f"captions_{split}.json" if with_captions else None,
         )
 
+    @classmethod
+    def from_ade20k(cls, root: Path, split: str) -> CocoPanoptic:
+        """Open ADE20K's 150 classes as Mask2Former's preparation writes them in this format.
+
+        ``ADEChallengeData2016/ade20k_panoptic_{split}.json``, ``ade20k_panoptic_{split}`` and ``images`` below
+        ``root``, or ``root`` is that folder.
+        """
+        if split not in SPLITS:
+            raise OptionsError(f"the split of ADE20K is {split!r}: expected {' or '.join(SPLITS)}")
+        folder = "ADEChallengeData2016"
+        relative = (
+            f"{folder}/ade20k_panoptic_{split}.json",
+            f"{folder}/images/{SPLITS[split]}",
+            f"{folder}/ade20k_panoptic_{split}",
+        )
+        paths = find_paths(Path(root), relative)
+        if paths is None:
+            raise DatasetError(f"ADE20K panoptic is not under {root}: {looked_for(Path(root), [relative])}")
+        annotations, images, masks = paths
+        return cls(annotations, images, masks, covered=True)
+
     def __len__(self) -> int:
         return len(self._entries)
 
@@ -175,20 +213,16 @@ class CocoPanoptic:
             DatasetError: A file is missing or broken, or PNG and JSON disagree.
         """
         entry, truth = self._entries[index]
-        image_id, file_name = int(entry["id"]), str(entry["file_name"])
-        image = self._picture(self.images_path / file_name, image_id, orient=True)
+        image_id, file_name = image_id_of(entry["id"]), str(entry["file_name"])
+        image = read_rgb(self.images_path / file_name, image_id)
         mask_path = self.masks_path / str(self._field(truth, "file_name", f"annotation of image id {image_id}"))
-        segment_map = decode_ids(self._picture(mask_path, image_id, orient=False))
-        if segment_map.shape != image.shape[:2]:
-            raise DatasetError(
-                f"{mask_path} (image id {image_id}) has {segment_map.shape[1]}x{segment_map.shape[0]} pixels, but the "
-                f"picture {file_name} has {image.shape[1]}x{image.shape[0]}: they must be equal"
-            )
+        segment_map = decode_ids(read_rgb(mask_path, image_id, orient=False))
+        check_same_size(image, segment_map, mask_path, image_id)
         segments = self._segments(truth, image_id)
         declared = {segment.id for segment in segments}
         present = set(np.unique(segment_map).tolist()) - {0}
-        if declared != present:
-            unknown, absent = sorted(present - declared)[:3], sorted(declared - present)[:3]
+        unknown, absent = sorted(present - declared)[:3], sorted(declared - present)[:3]
+        if unknown or (absent and not self._covered):
             raise DatasetError(
                 f"{mask_path} (image id {image_id}) and {self.annotations_path.name} disagree: ids only in the PNG "
                 f"{unknown}, ids only in the JSON {absent}"
@@ -199,9 +233,9 @@ class CocoPanoptic:
     def categories_of(self, index: int) -> set[int]:
         """Category ids in picture ``index``, from the JSON alone."""
         entry, truth = self._entries[index]
-        return {segment.category_id for segment in self._segments(truth, int(entry["id"]))}
+        return {segment.category_id for segment in self._segments(truth, image_id_of(entry["id"]))}
 
-    def _segments(self, truth: dict[str, Any], image_id: int) -> tuple[Segment, ...]:
+    def _segments(self, truth: dict[str, Any], image_id: ImageId) -> tuple[Segment, ...]:
         where = f"segments_info of image id {image_id}"
         segments = []
         for info in self._field(truth, "segments_info", f"annotation of image id {image_id}"):
@@ -224,18 +258,16 @@ class CocoPanoptic:
         synonyms = tuple(str(synonym) for synonym in entry.get("synonyms", ()) if synonym != name)
         return Category(number, name, (name, *synonyms), bool(self._field(entry, "isthing", f"category {number}")))
 
+    def _image_id(self, entry: Any, key: str, where: str) -> ImageId:
+        value = self._field(entry, key, where)
+        try:
+            return image_id_of(value)
+        except (TypeError, ValueError):
+            raise DatasetError(
+                f"{self.annotations_path}: {where} has {key} {value!r}: expected a number or a name"
+            ) from None
+
     def _field(self, entry: Any, key: str, where: str) -> Any:
         if not isinstance(entry, dict) or key not in entry:
             raise DatasetError(f"{self.annotations_path}: {where} lacks {key!r}")
         return entry[key]
-
-    @staticmethod
-    def _picture(path: Path, image_id: int, orient: bool) -> np.ndarray:
-        try:
-            with Image.open(path) as picture:
-                upright = ImageOps.exif_transpose(picture) if orient else picture
-                return np.asarray(upright.convert("RGB"))
-        except FileNotFoundError:
-            raise DatasetError(f"{path} (image id {image_id}) does not exist") from None
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as exc:
-            raise DatasetError(f"{path} (image id {image_id}) cannot be read as a picture: {exc}") from exc

@@ -36,7 +36,7 @@ class ExampleLike(Protocol):
     """An annotated picture as the readers in :mod:`training.data` give it."""
 
     @property
-    def image_id(self) -> int: ...
+    def image_id(self) -> int | str: ...
     @property
     def image(self) -> npt.NDArray[np.uint8]: ...
     @property
@@ -67,7 +67,7 @@ class View:
     words: tuple[str, ...]
     """Noun phrases of one caption, drawn with replacement; empty strings where there are none."""
     words_valid: bool
-    image_id: int
+    image_id: int | str
 
 
 def draw_seed(seed: int, draw: int) -> int:

@@ -19,7 +19,7 @@ class MaskTargets:
     """(B, M) int64 class index of each segment; padding holds 0."""
     counts: tuple[int, ...]
     """Segments of each image; 0 is allowed."""
-    image_ids: tuple[int, ...]
+    image_ids: tuple[int | str, ...]
     """Data set ids, named in errors."""
     seeds: tuple[int, ...]
     """Seed of the random points of each image in this step: they depend on the sample, not on batch or process."""
@@ -34,7 +34,7 @@ class MaskTargets:
 
 
 def collate_targets(
-    masks: Sequence[Tensor], labels: Sequence[Tensor], image_ids: Sequence[int], seeds: Sequence[int]
+    masks: Sequence[Tensor], labels: Sequence[Tensor], image_ids: Sequence[int | str], seeds: Sequence[int]
 ) -> MaskTargets:
     """Stack per-image segments.
 

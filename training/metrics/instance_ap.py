@@ -34,13 +34,13 @@ def _encode(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
 class InstanceAp:
     """Collects ground truth and detections of a data set."""
 
-    images: list[dict[str, int]] = field(default_factory=list)
+    images: list[dict[str, Any]] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
     detections: list[dict[str, Any]] = field(default_factory=list)
 
     def add(
         self,
-        image_id: int,
+        image_id: int | str,
         truth: Sequence[tuple[npt.NDArray[np.bool_], int, bool]],
         predicted: Sequence[tuple[npt.NDArray[np.bool_], int, float]],
         size: tuple[int, int],

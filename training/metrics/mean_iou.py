@@ -30,12 +30,15 @@ class MeanIou:
         self.ignore = ignore
         self.confusion = np.zeros((classes, classes + 1), dtype=np.int64)  # truth, prediction (last: none)
 
-    def add(self, truth: npt.NDArray[np.integer], predicted: npt.NDArray[np.integer]) -> None:
+    def add(self, truth: npt.NDArray[np.integer], predicted: npt.NDArray[np.integer]) -> float:
         """Count one picture.
 
         Args:
             truth: (H, W) class index in [0, K) or ``ignore``.
             predicted: (H, W) class index in [0, K), or -1 where nothing is predicted (wrong everywhere).
+
+        Returns:
+            Mean IoU in [0, 1] of this picture alone, over the classes of its truth; NaN if it has none.
 
         Raises:
             DatasetError: sizes differ or a class is out of range.
@@ -54,14 +57,13 @@ class MeanIou:
         if found.size and (found.min() < 0 or found.max() > self.classes):
             raise DatasetError(f"prediction holds a class outside -1..{self.classes - 1}")
         flat = np.bincount(wanted * (self.classes + 1) + found, minlength=self.confusion.size)
-        self.confusion += flat.reshape(self.confusion.shape)
+        picture = flat.reshape(self.confusion.shape)
+        self.confusion += picture
+        return float(np.nanmean(_iou(picture))) if wanted.size else float("nan")
 
     def iou(self) -> npt.NDArray[np.float64]:
         """(K,) IoU of each class; NaN for a class absent from the ground truth."""
-        hits = np.diag(self.confusion[:, : self.classes]).astype(np.float64)
-        truth = self.confusion.sum(1)
-        union = truth + self.confusion[:, : self.classes].sum(0) - hits
-        return np.where(truth > 0, hits / np.maximum(union, 1), np.nan)
+        return _iou(self.confusion)
 
     def scores(self, indices: Iterable[int] | None = None) -> SemanticScores:
         """Averages over ``indices`` (default: all classes) that occur in the ground truth."""
@@ -75,3 +77,11 @@ class MeanIou:
             100 * hits / pixels if pixels else 0.0,
             int(present.sum()),
         )
+
+
+def _iou(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """(K,) IoU of each class for a (K, K + 1) confusion matrix; NaN for a class absent from the ground truth."""
+    hits = np.diag(confusion[:, :-1]).astype(np.float64)
+    truth = confusion.sum(1)
+    union = truth + confusion[:, :-1].sum(0) - hits
+    return np.where(truth > 0, hits / np.maximum(union, 1), np.nan)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odise_rt.errors import DatasetError
+from odise_rt.errors import DatasetError, OptionsError
 from training.data.coco_panoptic import CocoPanoptic, decode_ids
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "sticker_world"
@@ -88,6 +88,32 @@ def test_a_grey_picture_becomes_rgb_and_crowds_are_kept(root: Path) -> None:
     assert example.segments[0].iscrowd
 
 
+def _ade20k(root: Path, tmp_path: Path) -> Path:
+    """The committed scenes as Mask2Former's preparation of ADE20K would lay and name them; returns the data root."""
+    folder = tmp_path / "datasets" / "ADEChallengeData2016"
+    (folder / "images").mkdir(parents=True)
+    shutil.copytree(root / "train", folder / "images" / "validation")
+    shutil.copytree(root / "panoptic_train", folder / "ade20k_panoptic_val")
+    content = json.loads((root / PANOPTIC).read_text())
+    for image, annotation in zip(content["images"], content["annotations"], strict=True):
+        image["id"] = annotation["image_id"] = f"ADE_val_{image['id']:08d}"
+    _add_ghost(content)
+    (folder / "ade20k_panoptic_val.json").write_text(json.dumps(content))
+    return tmp_path / "datasets"
+
+
+def test_ade20k_has_names_for_ids_and_covered_segments(root: Path, tmp_path: Path) -> None:
+    datasets = _ade20k(root, tmp_path)
+    data = CocoPanoptic.from_ade20k(datasets, "val")
+    assert data.image_ids[0] == data[0].image_id == "ADE_val_00000001"
+    assert data[0].segments[-1].id == 99, "a segment without pixels is kept, to count as missed"
+    assert len(CocoPanoptic.from_ade20k(datasets / "ADEChallengeData2016", "val")) == 4
+    with pytest.raises(DatasetError, match=r"ade20k_panoptic_train.json \(missing\)"):
+        CocoPanoptic.from_ade20k(datasets, "train")
+    with pytest.raises(OptionsError, match="'test': expected val or train"):
+        CocoPanoptic.from_ade20k(datasets, "test")
+
+
 def test_decode_ids_is_little_endian_in_the_channels() -> None:
     assert decode_ids(np.array([[[1, 2, 3]]], np.uint8)).tolist() == [[1 + 2 * 256 + 3 * 65536]]
 
@@ -111,7 +137,7 @@ READ_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "id in the JSON only": (lambda root: edit(root, PANOPTIC, _add_ghost), r"ids only in the JSON \[99\]"),
     "mask of another size": (
         lambda root: Image.open(root / FIRST_PNG).resize((64, 64), 0).save(root / FIRST_PNG),
-        "64x64 pixels, but the picture 000000000001.jpg has 128x128",
+        r"000000000001.png \(image id 1\) has 64x64 pixels, but the picture has 128x128",
     ),
     "truncated picture": (lambda root: _truncate(root / FIRST_JPG), "000000000001.jpg .* cannot be read"),
     "truncated mask": (lambda root: _truncate(root / FIRST_PNG), "000000000001.png .* cannot be read"),
@@ -169,6 +195,10 @@ OPEN_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "annotated twice": (
         lambda root: edit(root, PANOPTIC, lambda c: c["annotations"].append(c["annotations"][0])),
         "image id 1 is annotated twice",
+    ),
+    "image id of no kind": (
+        lambda root: edit(root, PANOPTIC, lambda c: c["images"][1].update(id=None)),
+        r"images\[1\] has id None: expected a number or a name",
     ),
     "categories share an id": (
         lambda root: edit(root, PANOPTIC, lambda c: c["categories"][0].update(id=2)),

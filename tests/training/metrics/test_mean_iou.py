@@ -23,6 +23,14 @@ def test_by_hand() -> None:
     assert metric.scores([]).classes == 0
 
 
+def test_each_picture_has_its_own_value() -> None:
+    metric = MeanIou(3)
+    assert metric.add(np.array([[0, 0, 1]]), np.array([[0, 1, 1]])) == pytest.approx(1 / 2)
+    assert metric.add(np.array([[2, 2]]), np.array([[2, 2]])) == 1
+    assert np.isnan(metric.add(np.array([[-1]]), np.array([[0]])))
+    assert metric.scores().miou == pytest.approx(100 * (1 / 2 + 1 / 2 + 1) / 3)
+
+
 def test_sums_over_pictures_equal_one_big_picture() -> None:
     random = np.random.default_rng(0)
     truth, predicted = random.integers(-1, 5, (6, 8, 8)), random.integers(-1, 5, (6, 8, 8))

@@ -1,0 +1,121 @@
+"""The loop of every evaluation: segment each picture, let a scorer compare, keep the best and worst, report.
+
+:mod:`training.evaluation` scores panoptic data sets, :mod:`training.semantic_evaluation` semantic ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from odise_rt.options import Output, SegmentOptions
+from odise_rt.results import PanopticResult
+from odise_rt.segmenter import Segmenter
+from odise_rt.vocabulary import Vocabulary
+
+PictureKeeper = Callable[[float, Any, PanopticResult], None]
+"""Takes a picture's quality in [0, 1], the example and its prediction."""
+Progress = Callable[[Sequence[int]], Iterator[int]]
+"""Wraps the indices of pictures, e.g. in a progress bar."""
+AnExample = TypeVar("AnExample", contravariant=True)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a :class:`Scorer` has counted; the fields are those of :class:`EvaluationReport`."""
+
+    pq: dict[str, dict[str, float]] = field(default_factory=dict)
+    miou: dict[str, dict[str, float]] = field(default_factory=dict)
+    ap: dict[str, dict[str, float]] = field(default_factory=dict)
+    by_category: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Numbers of one evaluation, in percent; plain values, ready for JSON."""
+
+    model: str
+    """What was measured: name, precision and supervision."""
+    engine: str
+    """What it ran on."""
+    pictures: int
+    seconds_per_picture: float
+    pq: dict[str, dict[str, float]]
+    """Group (all, things, stuff, seen, unseen, and things and stuff of each) to pq, sq, rq, categories; empty for a
+    semantic set."""
+    miou: dict[str, dict[str, float]]
+    """Group to miou, pixel_accuracy, classes; empty unless asked for."""
+    ap: dict[str, dict[str, float]]
+    """Group to ap, ap50, ap75; empty unless asked for."""
+    by_category: dict[str, dict[str, float]]
+    """Category name to pq, sq, rq and counts, and iou where mean IoU was asked for."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)
+
+
+class Scorer(Protocol[AnExample]):
+    """Compares predictions with the truth of one kind of data set."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What to look for."""
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What to predict."""
+
+    def add(self, example: AnExample, prediction: PanopticResult) -> float:
+        """Count a picture; returns its own quality in [0, 1], NaN if it has none."""
+
+    def numbers(self) -> Numbers:
+        """Averages over what was added."""
+
+
+def measure(
+    segmenter: Segmenter,
+    example_at: Callable[[int], AnExample],
+    indices: Sequence[int],
+    scorer: Scorer[AnExample],
+    options: SegmentOptions | None = None,
+    keep: PictureKeeper | None = None,
+    progress: Progress = iter,
+) -> EvaluationReport:
+    """Segment pictures and count.
+
+    Args:
+        segmenter: what to measure.
+        example_at: reads the picture of an index.
+        indices: which pictures.
+        scorer: knows the vocabulary and counts.
+        options: thresholds and weights; its outputs are set by the scorer.
+        keep: shown every picture with its own quality, to choose the best and worst.
+        progress: wraps the indices.
+    """
+    settings = dataclasses.replace(options or SegmentOptions(), outputs=scorer.outputs)
+    seconds, engine = 0.0, ""
+    for index in progress(indices):
+        example: Any = example_at(index)
+        began = time.perf_counter()
+        prediction = segmenter.segment(example.image, scorer.vocabulary, settings)
+        seconds += time.perf_counter() - began
+        engine = prediction.facts.engine
+        quality = scorer.add(example, prediction)
+        if keep is not None and not math.isnan(quality):
+            keep(quality, example, prediction)
+    bundle, numbers = segmenter.bundle, scorer.numbers()
+    return EvaluationReport(
+        f"{bundle.name} ({bundle.facts.variant} supervision, {bundle.precision})",
+        engine,
+        len(indices),
+        seconds / max(1, len(indices)),
+        numbers.pq,
+        numbers.miou,
+        numbers.ap,
+        numbers.by_category,
+    )

@@ -1,0 +1,81 @@
+"""Evaluates a segmenter on a semantic segmentation set: mean IoU and pixel accuracy, overall and by seen or unseen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from odise_rt.options import Output, SegmentOptions
+from odise_rt.results import PanopticResult
+from odise_rt.segmenter import Segmenter
+from odise_rt.vocabulary import Vocabulary
+from training.data.semantic_sets import VOID, SemanticExample, SemanticSet
+from training.evaluation_loop import EvaluationReport, Numbers, PictureKeeper, Progress, measure
+from training.metrics.mean_iou import MeanIou
+
+
+def evaluate_semantic(
+    segmenter: Segmenter,
+    data: SemanticSet,
+    indices: Sequence[int],
+    options: SegmentOptions | None = None,
+    keep: PictureKeeper | None = None,
+    progress: Progress = iter,
+) -> EvaluationReport:
+    """Segment pictures with the set's classes and compare the class of every pixel.
+
+    Args:
+        segmenter: what to measure.
+        data: pictures and truth.
+        indices: which of them.
+        options: thresholds and weights.
+        keep: shown every picture with its own mean IoU, to choose the best and worst.
+        progress: wraps the indices, e.g. in a progress bar.
+    """
+    scorer = SemanticScorer(data.vocabulary, segmenter.bundle.training_vocabulary)
+    return measure(segmenter, data.__getitem__, indices, scorer, options, keep, progress)
+
+
+class SemanticScorer:
+    """Counts pixels by class.
+
+    Args:
+        vocabulary: the set's classes in the order of its class maps.
+        training_vocabulary: every word of the model's training; tells seen classes from unseen ones.
+    """
+
+    outputs: tuple[Output, ...] = ("semantic",)
+
+    def __init__(self, vocabulary: Vocabulary, training_vocabulary: Collection[str]) -> None:
+        self.vocabulary = vocabulary
+        self.seen = vocabulary.seen(training_vocabulary)
+        self.semantic = MeanIou(len(vocabulary), VOID)
+
+    def add(self, example: SemanticExample, prediction: PanopticResult) -> float:
+        """Count a picture; returns the mean IoU of its own classes, NaN if all of it is void."""
+        assert prediction.semantic_map is not None, "semantic output was asked for"
+        return self.semantic.add(example.class_map, prediction.semantic_map)
+
+    def numbers(self) -> Numbers:
+        """Averages over what was added; classes that occur nowhere in the truth take no part."""
+        members = {
+            "all": range(len(self.vocabulary)),
+            "seen": self.seen.nonzero()[0].tolist(),
+            "unseen": (~self.seen).nonzero()[0].tolist(),
+        }
+        iou, pixels = 100 * self.semantic.iou(), self.semantic.confusion.sum(axis=1)
+        return Numbers(
+            miou={name: dataclasses.asdict(self.semantic.scores(indices)) for name, indices in members.items()},
+            by_category={
+                name: {"iou": float(iou[k]), "pixels": int(pixels[k]), "seen": float(self.seen[k])}
+                for k, name in enumerate(distinct_names(self.vocabulary))
+                if pixels[k]
+            },
+        )
+
+
+def distinct_names(vocabulary: Vocabulary) -> list[str]:
+    """Names of the classes; where several share one, as in ADE20K's 847, each has its position behind it."""
+    often = Counter(vocabulary.names)
+    return [name if often[name] == 1 else f"{name} [{index}]" for index, name in enumerate(vocabulary.names)]
