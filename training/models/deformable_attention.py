@@ -63,7 +63,7 @@ class DeformableAttention(nn.Module):
         weights = weights.softmax(dim=-1).unflatten(3, (self.levels, self.points))
 
         sample = sample_by_grid if self.sampling == "grid_sample" else sample_by_gather
-        sampled = []
+        parts = []
         start = 0
         for level, (height, width) in enumerate(shapes):
             # (B, heads, C / heads, height, width)
@@ -72,10 +72,11 @@ class DeformableAttention(nn.Module):
             x = references[:, :, None, None, 0] + offsets[:, :, :, level, :, 0] / width  # (B, M, heads, points)
             y = references[:, :, None, None, 1] + offsets[:, :, :, level, :, 1] / height
             locations = torch.stack([x, y], dim=-1)
-            sampled.append(sample(image, locations.transpose(1, 2)))  # (B, heads, C / heads, M, points)
+            sampled = sample(image, locations.transpose(1, 2))  # (B, heads, C / heads, M, points)
+            # Summed level by level: all samples side by side would be the largest array of the mask decoder.
+            parts.append((sampled * weights[:, :, :, level].transpose(1, 2)[:, :, None]).sum(dim=4))
             start = start + height * width
-        stacked = torch.stack(sampled, dim=4)  # (B, heads, C / heads, M, levels, points)
-        attended = (stacked * weights.permute(0, 2, 1, 3, 4)[:, :, None]).sum(dim=(4, 5))
+        attended = sum(parts[1:], parts[0])  # (B, heads, C / heads, M)
         out: Tensor = self.output_projection(attended.flatten(1, 2).transpose(1, 2))
         return out
 
