@@ -25,6 +25,7 @@ from training.metrics.panoptic_quality import PanopticQuality, PanopticSegment, 
 
 METRICS = ("pq", "miou", "ap")
 PictureKeeper = Callable[[float, PanopticExample, PanopticResult], None]
+PictureTeller = Callable[[PanopticExample], None]
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def evaluate(
     options: SegmentOptions | None = None,
     keep: PictureKeeper | None = None,
     progress: Callable[[Sequence[int]], Iterator[int]] = iter,
+    tell: PictureTeller | None = None,
 ) -> EvaluationReport:
     """Segment pictures with the data set's classes and count.
 
@@ -88,6 +90,7 @@ def evaluate(
         options: thresholds and weights; its outputs are set by the metrics.
         keep: shown every picture with its own quality, to choose the best and worst.
         progress: wraps the indices, e.g. in a progress bar.
+        tell: told of every picture before it is segmented, for models that need to know more of it than its pixels.
     """
     vocabulary = data_vocabulary(data.categories)
     flags = vocabulary.seen(segmenter.bundle.training_vocabulary)
@@ -98,6 +101,8 @@ def evaluate(
     seconds, engine = 0.0, ""
     for index in progress(indices):
         example = data[index]
+        if tell is not None:
+            tell(example)
         began = time.perf_counter()
         prediction = segmenter.segment(example.image, vocabulary, settings)
         seconds += time.perf_counter() - began

@@ -16,13 +16,13 @@ import os
 import shutil
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from odise_rt.errors import CheckpointError
+from training.experiment import Experiment
 from training.models.odise import Odise
 
 _KEPT = 2
@@ -40,7 +40,7 @@ def save_state(
     model: Odise,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
-    experiment: dict[str, Any],
+    experiment: Experiment,
 ) -> Path:
     """Write the state before iteration ``step`` and drop all but the latest two.
 
@@ -56,7 +56,9 @@ def save_state(
         save_file(trained, str(beside / "trained.safetensors"))
         extra = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else {}}
         torch.save(extra, beside / "optimizer.pt")
-        (beside / "state.json").write_text(json.dumps({"step": step, "experiment": experiment}, indent=1), "utf-8")
+        (beside / "state.json").write_text(
+            json.dumps({"step": step, "experiment": experiment.to_dict()}, indent=1), "utf-8"
+        )
         for path in beside.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -76,7 +78,7 @@ def load_state(
     model: Odise,
     optimizer: torch.optim.Optimizer | None,
     scaler: torch.amp.GradScaler | None,
-    experiment: dict[str, Any] | None,
+    experiment: Experiment | None,
 ) -> int:
     """Restore a state in place.
 
@@ -99,7 +101,7 @@ def load_state(
         extra = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as exc:
         raise CheckpointError(f"training state {path} cannot be read ({exc}): delete it to use the one before") from exc
-    if experiment is not None and state["experiment"] != json.loads(json.dumps(experiment)):
+    if experiment is not None and not experiment.is_described_by(state["experiment"]):
         raise CheckpointError(
             f"{path} belongs to another experiment than the one asked for: resume with the same config, or start a new "
             "run folder"

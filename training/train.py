@@ -108,11 +108,12 @@ def main(argv: Sequence[str]) -> int:
         if arguments.finish:
             if not states:
                 raise CheckpointError(f"{arguments.run} holds no saved state to finish: train first")
-            steps = load_state(states[-1], parts.step.model, None, None, config.to_dict())
+            steps = load_state(states[-1], parts.step.model, None, None, config)
             logger.info("wrote %s", write_checkpoint(parts, config, arguments.run, steps))
             return 0
         pictures = None
-        if (arguments.data / "annotations" / f"panoptic_{arguments.examples}.json").exists():
+        has_examples = (arguments.data / "annotations" / f"panoptic_{arguments.examples}.json").exists()
+        if has_examples and config.model.conditioning != "caption":
             examples = CocoPanoptic.from_root(arguments.data, arguments.examples, with_captions=False)
             pictures = ExamplePictures(
                 parts.step.model, parts.tokenizer_json, parts.training_vocabulary, examples, arguments.run / "pictures"

@@ -68,7 +68,7 @@ class Trainer:
         """Go on from the latest saved state, or from the start where there is none; returns the iteration."""
         states = saved_states(self.run_folder)
         if states:
-            self.start = load_state(states[-1], self.step.model, self.optimizer, self.scaler, self.experiment.to_dict())
+            self.start = load_state(states[-1], self.step.model, self.optimizer, self.scaler, self.experiment)
             logger.info("resumed %s", states[-1])
         return self.start
 
@@ -149,9 +149,7 @@ class Trainer:
             return
         self.log.write(report)
         if last or finished % self.experiment.save_every == 0:
-            save_state(
-                self.run_folder, finished, self.step.model, self.optimizer, self.scaler, self.experiment.to_dict()
-            )
+            save_state(self.run_folder, finished, self.step.model, self.optimizer, self.scaler, self.experiment)
         if self.pictures is not None and (last or finished % self.experiment.picture_every == 0):
             self.pictures(finished)
             self.wrapped.train()
