@@ -14,16 +14,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from odise_rt.errors import CheckpointError
 from training.experiment import Experiment
 from training.models.odise import Odise
+from training.sharding import like, whole
 
 _KEPT = 2
 
@@ -34,14 +38,50 @@ def saved_states(run: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
 
 
-def save_state(
-    run: Path,
-    step: int,
+@dataclass(frozen=True)
+class TrainerState:
+    """What a state holds of model and optimizer: whole tensors on the CPU, however many processes share them."""
+
+    trained: dict[str, Tensor]
+    """Trained parameters by name."""
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+
+
+def trainer_state(
     model: Odise,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
-    experiment: Experiment,
-) -> Path:
+    shapes: dict[str, torch.Size],
+) -> TrainerState:
+    """The present state; under FSDP all processes must call this together.
+
+    Args:
+        model: as it trains.
+        optimizer: over its trained parameters.
+        scaler: of gradients, if there is one.
+        shapes: of the trained parameters before they were sharded.
+    """
+    parameters = model.trained_parameters()
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+    def kept(tensor: Tensor, name: str) -> Tensor:
+        return whole(tensor).cpu().reshape(shapes[name]).contiguous()
+
+    described = optimizer.state_dict()
+    moments = {
+        index: {key: value if key == "step" else kept(value, order[index]) for key, value in values.items()}
+        for index, values in described["state"].items()
+    }
+    return TrainerState(
+        {name: kept(parameter, name) for name, parameter in parameters.items()},
+        {**described, "state": moments},
+        scaler.state_dict() if scaler else {},
+    )
+
+
+def save_state(run: Path, step: int, state: TrainerState, experiment: Experiment) -> Path:
     """Write the state before iteration ``step`` and drop all but the latest two.
 
     Raises:
@@ -52,10 +92,8 @@ def save_state(
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        trained = {name: p.detach().cpu().contiguous() for name, p in model.trained_parameters().items()}
-        save_file(trained, str(beside / "trained.safetensors"))
-        extra = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else {}}
-        torch.save(extra, beside / "optimizer.pt")
+        save_file(state.trained, str(beside / "trained.safetensors"))
+        torch.save({"optimizer": state.optimizer, "scaler": state.scaler}, beside / "optimizer.pt")
         (beside / "state.json").write_text(
             json.dumps({"step": step, "experiment": experiment.to_dict()}, indent=1), "utf-8"
         )
@@ -107,13 +145,24 @@ def load_state(
             "run folder"
         )
     parameters = model.trained_parameters()
-    if set(trained) != set(parameters) or any(trained[n].shape != p.shape for n, p in parameters.items()):
+    # Sharded scalars have one dimension, saved ones none.
+    unlike = [n for n, p in parameters.items() if n in trained and not _same_shape(trained[n], p)]
+    if set(trained) != set(parameters) or unlike:
         raise CheckpointError(f"{path} holds other parameters than the model: it was saved with another config")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(trained[name])
+            parameter.copy_(like(trained[name], parameter))
     if optimizer is not None:
-        optimizer.load_state_dict(extra["optimizer"])
+        owners = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        moments = {
+            index: {key: value if key == "step" else like(value, owners[index]) for key, value in values.items()}
+            for index, values in extra["optimizer"]["state"].items()
+        }
+        optimizer.load_state_dict({**extra["optimizer"], "state": moments})
     if scaler is not None and extra["scaler"]:
         scaler.load_state_dict(extra["scaler"])
     return int(state["step"])
+
+
+def _same_shape(saved: Tensor, parameter: Tensor) -> bool:
+    return saved.shape == parameter.shape or (saved.dim() == 0 and parameter.shape == (1,))
