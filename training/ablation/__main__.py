@@ -29,6 +29,7 @@ from training.ablation.measure import Places, RunTask, carry_out, prepare, read_
 from training.ablation.rows import Row, chosen_rows, with_budget
 from training.ablation.table import collect, markdown, write_table
 from training.checkpoints.own_format import WEIGHTS_NAME, read_description
+from training.data.coco_panoptic import CocoPanoptic
 from training.distributed import rank, world_size
 from training.experiment import Experiment
 from training.experiment import experiment as named_experiment
@@ -79,10 +80,11 @@ def setup_of(base: Experiment, arguments: argparse.Namespace) -> dict[str, Any]:
         OdiseError: the checkpoint or data set is not there.
     """
     read_description(arguments.frozen)
+    held_out = CocoPanoptic.from_root(arguments.data, arguments.held_out, with_captions=False)
     return {
         "experiment": json.loads(json.dumps(base.to_dict())),
         "iterations": base.iterations,
-        "scenes": arguments.scenes,
+        "scenes": min(arguments.scenes, len(held_out)),
         "train": annotation_fingerprint(arguments.data, arguments.split),
         "held_out": annotation_fingerprint(arguments.data, arguments.held_out),
         "frozen": file_sha256(arguments.frozen / WEIGHTS_NAME),
@@ -219,7 +221,7 @@ def main(argv: Sequence[str]) -> int:
             print(markdown(json.loads((arguments.out / "ablation.json").read_text("utf-8"))))
             logger.info("wrote %s and ablation.md beside it", arguments.out / "ablation.json")
         if failures:
-            logger.error("%d runs failed: the table says why; give the same command again to retry", failures)
+            logger.error("failed: %d of the runs; the table says why, the same command tries again", failures)
             return 1
     except OdiseError as exc:
         logger.error("%s", exc)

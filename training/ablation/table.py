@@ -86,6 +86,7 @@ def _claim(claim: Claim, rows: dict[str, dict[str, Any]]) -> dict[str, Any] | No
         "metric": claim.metric,
         "mean_difference": mean(first - second for first, second in pairs),
         "seeds_that_agree": sum(first > second for first, second in pairs),
+        "seeds_against": sum(first < second for first, second in pairs),
         "seeds": len(pairs),
     }
 
@@ -131,11 +132,12 @@ def _cell(average: float | None, values: Sequence[float | None]) -> str:
 
 
 def _verdict(claim: dict[str, Any]) -> str:
-    agree, seeds = claim["seeds_that_agree"], claim["seeds"]
-    verdict = "agrees" if agree == seeds else "does not agree" if agree == 0 else "undecided"
+    agree, against, seeds = claim["seeds_that_agree"], claim["seeds_against"], claim["seeds"]
+    verdict = "agrees" if agree == seeds else "does not agree" if against == seeds else "undecided"
     return (
         f"- Expected: {METRICS[claim['metric']]} of *{_TITLES[claim['better']]}* above *{_TITLES[claim['worse']]}*. "
-        f"Measured: {claim['mean_difference']:+.1f}, above in {agree} of {seeds} seeds: {verdict}."
+        f"Measured: {claim['mean_difference']:+.1f}, above in {agree} and below in {against} of {seeds} seeds: "
+        f"{verdict}."
     )
 
 

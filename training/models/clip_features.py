@@ -1,8 +1,8 @@
 """CLIP's image tokens in place of diffusion features: what the paper compares with (its section 4.3).
 
 Frozen ViT tokens of four depths, a quarter of the layers apart, are resized to the levels of the pyramid: each level
-gets one depth of its own, shallow ones to the fine levels, and the last layer's. Behind them stand fresh projections
-like those of the diffusion taps, and the same heads.
+gets a depth of its own, shallow ones for fine levels, the next deeper one, and the last layer's. Behind them stand
+fresh projections like those of the diffusion taps, of about the same size in all, and the same heads.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def clip_depths(config: OdiseConfig) -> tuple[int, ...]:
 
 
 def clip_taps(config: OdiseConfig) -> tuple[FeatureTap, ...]:
-    """Which depths feed which level: one of its own each, and the last to all."""
+    """Which depths feed which level: its own, the next, and the last."""
     depths = clip_depths(config)
     taps = []
     for number, level in enumerate(LEVEL_STRIDES):
-        own = depths[min(number, len(depths) - 1)]
-        taps += [FeatureTap(f"clip.visual.{depth}", level, config.clip.width) for depth in sorted({own, depths[-1]})]
+        chosen = sorted({*depths[number : number + 2], depths[-1]})
+        taps += [FeatureTap(f"clip.visual.{depth}", level, config.clip.width) for depth in chosen]
     return tuple(taps)
 
 

@@ -40,12 +40,15 @@ def test_means_claims_and_gaps(places: Places) -> None:
     for seed, pq in ((42, 10.0), (43, 12.0)):
         note(places, "base", seed, pq)
         note(places, "empty_caption", seed, pq - 2)
+    for seed, pq in ((42, 10.0), (43, 12.5)):
+        note(places, "t300", seed, pq)
+        note(places, "random_unet", seed, pq + 1)
     note(places, "t100", 42, 9.0, unseen=None)
     note(places, "t100", 43, 13.0)
     failed = places.folder("true_caption", 42)
     failed.mkdir(parents=True)
     (failed / "failure.json").write_text('{"error": "no text encoder"}')
-    table = collect(places, SETUP, (42, 43), {"timestep/300"})
+    table = collect(places, SETUP, (42, 43), {"features/clip"})
     rows = {row["id"]: row for row in table["rows"]}
     implicit = rows["conditioning/implicit"]
     assert implicit["mean"] == pytest.approx({"pq": 11, "pq_seen": 11, "pq_unseen": 1, "miou": 21, "ap": 5.5})
@@ -55,7 +58,7 @@ def test_means_claims_and_gaps(places: Places) -> None:
         {"seed": 42, "reason": "no text encoder"},
         {"seed": 43, "reason": "not asked for"},
     ]
-    assert rows["timestep/300"]["not_run"][0]["reason"].startswith("not yet")
+    assert rows["features/clip"]["not_run"][0]["reason"].startswith("not yet")
     claims = {(claim["better"], claim["worse"]): claim for claim in table["claims"]}
     empty = claims["conditioning/implicit", "conditioning/empty"]
     assert (empty["seeds_that_agree"], empty["seeds"], empty["mean_difference"]) == (2, 2, 2.0)
@@ -67,8 +70,10 @@ def test_means_claims_and_gaps(places: Places) -> None:
     assert "| 1.35 M | 1.5 min |" in text
     assert "| the true caption | not run | | | | | | |" in text
     assert "- the true caption, seed 42: no text encoder" in text
-    assert "above in 2 of 2 seeds: agrees." in text
-    assert "above in 1 of 2 seeds: undecided." in text
+    assert "above in 2 and below in 0 of 2 seeds: agrees." in text
+    assert "Measured: -0.2, above in 0 and below in 1 of 2 seeds: undecided." in text, "a tie says nothing"
+    assert "Measured: -1.2, above in 0 and below in 2 of 2 seeds: does not agree." in text
+    assert "above in 1 and below in 1 of 2 seeds: undecided." in text
     assert "| t = 100 | 11.0 (9.0, 13.0) | 11.0 (9.0, 13.0) | 1.0 (–, 1.0) |" in text
 
     write_table(places.out, table)

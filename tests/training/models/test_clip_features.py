@@ -16,6 +16,8 @@ from training.config import preset
 from training.frozen_features import frozen_features, pyramid_from_features
 from training.initialization import tokenizer_for
 from training.models.clip_features import ClipFeatureOdise, clip_depths, clip_taps
+from training.models.diffusion_features import feature_taps
+from training.models.feature_pyramid import FeaturePyramid
 from training.models.odise import Odise
 from training.models.variants import build_odise
 from training.torch_stages import torch_segmenter
@@ -38,7 +40,8 @@ def test_depths_are_spread_and_every_level_sees_the_last() -> None:
     assert clip_depths(tiny) == (2, 3, 4, 5)
     assert clip_depths(full) == (6, 12, 18, 24)
     levels = {level: [t.module for t in clip_taps(full) if t.level == level] for level in ("s2", "s3", "s4", "s5")}
-    assert levels["s2"] == ["clip.visual.6", "clip.visual.24"]
+    assert levels["s2"] == ["clip.visual.6", "clip.visual.12", "clip.visual.24"]
+    assert levels["s4"] == ["clip.visual.18", "clip.visual.24"]
     assert levels["s5"] == ["clip.visual.24"]
 
 
@@ -78,12 +81,15 @@ def test_trained_parts_get_gradients_and_the_captioner_does_not(clip_model: Odis
     assert leaked == []
 
 
-def test_size_is_comparable_to_that_of_the_diffusion_projections() -> None:
-    config = preset("odise-tiny")
+@pytest.mark.parametrize("name", ["odise-tiny", "odise-sd1"])
+def test_size_is_comparable_to_that_of_the_diffusion_projections(name: str) -> None:
+    config = preset(name)
     counts = []
-    for model in (Odise(config), build_odise(dataclasses.replace(config, features="clip", conditioning="empty"))):
-        counts.append(sum(parameter.numel() for parameter in model.feature_pyramid.parameters()))
-    assert 0.6 < counts[1] / counts[0] < 1.4, counts
+    for taps in (feature_taps(config), clip_taps(config)):
+        with torch.device("meta"):
+            pyramid = FeaturePyramid(taps, config.head.pyramid_channels, config.head.norm_groups)
+        counts.append(sum(parameter.numel() for parameter in pyramid.parameters()))
+    assert 0.7 < counts[1] / counts[0] < 1.4, counts
 
 
 def test_a_checkpoint_keeps_the_variant_and_export_refuses_it(tmp_path: Path) -> None:
