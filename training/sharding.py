@@ -9,6 +9,7 @@ CLIP's text tower stays whole, as processes embed words at a pace of their own.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ from training.distributed import rank, world_size
 from training.models.clip_features import ClipFeatureOdise
 from training.models.odise import Odise
 from training.training_step import TrainingStep
+
+logger = logging.getLogger(__name__)
 
 Parallel = Literal["ddp", "fsdp"]
 """How several processes train together: each with the whole model, or with a part of every tensor."""
@@ -68,11 +71,12 @@ def shard(step: TrainingStep) -> None:
     if model.sd_text is not None and model.sd_text not in whole_parts:
         fully_shard(model.sd_text, mesh=mesh)
     fully_shard(step, mesh=mesh, ignored_params=ignored)
+    logger.info("process %d keeps %.2f of %.2f M parameters", rank(), _kept(model) / 1e6, _total(model) / 1e6)
     visual = model.clip.visual
     model.clip_image_encoder = Gathered(model.clip_image_encoder, visual)  # type: ignore[assignment]
     model.mask_clip = Gathered(model.mask_clip, visual)  # type: ignore[assignment]
     if isinstance(model, ClipFeatureOdise):
-        model.token_maps = Gathered(model.token_maps, visual)  # type: ignore[method-assign]
+        model.token_maps = Gathered(model.token_maps, visual)  # type: ignore[method-assign, assignment]
 
 
 @contextlib.contextmanager
@@ -117,6 +121,15 @@ def whole_model(model: Odise) -> Odise | None:
         if copy is not None:
             targets[name].copy_(gathered.reshape(targets[name].shape))
     return copy
+
+
+def _kept(model: Odise) -> int:
+    parts = (p.to_local() if isinstance(p, DTensor) else p for p in model.parameters())
+    return sum(part.numel() for part in parts)
+
+
+def _total(model: Odise) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _scalars_to_vectors(model: Odise) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -79,15 +80,16 @@ def test_kill_and_resume_equal_an_unbroken_run(
     assert all(torch.equal(tensor, weights[name]) for name, tensor in first.model.state_dict().items())
 
 
-def run_two_processes(kind: str, flags: list[str]) -> None:
-    """The mini experiment on two processes over gloo, both of which must succeed."""
+def run_two_processes(kind: str, flags: list[str]) -> list[str]:
+    """The mini experiment on two processes over gloo, both of which must succeed; returns what each logged."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [start(kind, 0, flags, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
-    errors = [process.communicate()[1].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    logs = [process.communicate()[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], logs
+    return logs
 
 
 def assert_same_course(
@@ -111,6 +113,7 @@ def assert_same_course(
         ("label", "fsdp"),
         pytest.param("caption", "fsdp", marks=pytest.mark.slow),
         pytest.param("label-bf16", "fsdp", marks=pytest.mark.slow),
+        pytest.param("label-fp16", "fsdp", marks=pytest.mark.slow),
     ],
     indirect=["mini"],
 )
@@ -120,7 +123,7 @@ def test_two_processes_equal_one(
     kind = mini.model.variant + ("" if mini.precision == "fp32" else f"-{mini.precision}")
     one, two = tmp_path / "one", tmp_path / "two"
     assert training.train.main(arguments(mini_data, mini_frozen, one)) == 0
-    run_two_processes(kind, arguments(mini_data, mini_frozen, two, "--parallel", parallel))
+    logs = run_two_processes(kind, arguments(mini_data, mini_frozen, two, "--parallel", parallel))
     assert_same_course(log(one), log(two), 2e-5 if mini.precision == "fp32" else 2e-3)
     assert ("word" in log(one)[0]) == (mini.model.variant == "caption")
     assert list((two / "pictures").glob("*.jpg"))
@@ -132,6 +135,10 @@ def test_two_processes_equal_one(
         if name not in first.trained_parameters():
             assert torch.equal(tensor, weights[name]), name
     if parallel == "fsdp":
+        for text in logs:
+            found = re.search(r"keeps ([\d.]+) of ([\d.]+) M parameters", text)
+            assert found is not None
+            assert float(found[1]) < 0.65 * float(found[2]), "half of all but the text tower"
         # What sharded processes saved at iteration 4, a single one takes up.
         shutil.rmtree(two / "states" / "000005")
         assert training.train.main(arguments(mini_data, mini_frozen, two, "--resume")) == 0
