@@ -23,6 +23,8 @@ from training.losses import CriterionOptions, PointOptions
 from training.models.odise import Odise
 
 SIDE = 64
+FP16_SCALE = 8.0
+"""Loss scale that fp16 starts with in tests; the usual 65536 would spend all five iterations on coming down."""
 
 
 def mini_config() -> OdiseConfig:

@@ -6,11 +6,14 @@ process kills itself with SIGKILL, 0 for never. KIND is that of ``conftest.mini_
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import signal
 import sys
 from pathlib import Path
+
+import torch
 
 import training.train
 from training.run_log import StepReport
@@ -25,6 +28,7 @@ def run(kind: str, kill_after: int, arguments: list[str]) -> int:
     conftest = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(conftest)
     training.train.experiment = lambda name: conftest.mini_experiment(kind)  # type: ignore[assignment]
+    torch.amp.GradScaler = functools.partial(torch.amp.GradScaler, init_scale=conftest.FP16_SCALE)  # type: ignore[misc]
     after_step = Trainer.after_step
 
     def step_and_die(self: Trainer, report: StepReport) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -56,6 +57,8 @@ def mini(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Exp
     spec.loader.exec_module(conftest)
     found: Experiment = conftest.mini_experiment(getattr(request, "param", "label"))
     monkeypatch.setattr(training.train, "experiment", lambda name: found)
+    scaler = functools.partial(torch.amp.GradScaler, init_scale=conftest.FP16_SCALE)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
     torch.set_num_threads(1)
     return found
 
