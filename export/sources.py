@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from odise_rt.bundle import file_sha256
-from odise_rt.errors import CheckpointError
+from odise_rt.errors import CheckpointError, ExportError
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints import LoadedCheckpoint, load_checkpoint, load_released
 from training.config import preset
@@ -28,8 +28,16 @@ def from_checkpoint(path: Path) -> Source:
 
     Raises:
         CheckpointError: it is none.
+        ExportError: the runtime's stages cannot express the model.
     """
     loaded = load_checkpoint(path)
+    config = loaded.config
+    if config.features != "diffusion" or config.conditioning == "caption":
+        raise ExportError(
+            f"{path} has features {config.features!r} and conditioning {config.conditioning!r}: a bundle's stages "
+            "compute diffusion features under implicit or empty conditioning. This model is an ablation: measure it "
+            "with `python -m training.ablation`, and export one that was trained as published"
+        )
     files = {p.name: file_sha256(p) for p in sorted(path.iterdir()) if p.suffix in (".json", ".safetensors")}
     return Source(loaded, {"kind": "checkpoint", "files": files})
 

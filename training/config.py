@@ -14,6 +14,8 @@ from typing import Any, Literal
 from odise_rt.errors import ConfigError
 
 Variant = Literal["label", "caption"]
+Conditioning = Literal["implicit", "empty", "caption"]
+FeatureSource = Literal["diffusion", "clip"]
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,11 @@ class OdiseConfig:
     """Weight of CLIP's probability for classes in the training vocabulary: p^(1-w) * p_clip^w (paper eq. 6)."""
     clip_weight_unseen: float = 0.7
     """The same for classes outside it."""
+    conditioning: Conditioning = "implicit"
+    """What the UNet is told of a picture: the implicit captioner's words, nothing, or the picture's own caption. The
+    latter two are ablations, and the captioner is not trained."""
+    features: FeatureSource = "diffusion"
+    """What the feature pyramid is made of: diffusion features, or, as an ablation, the image tokens of CLIP."""
 
     def __post_init__(self) -> None:
         latent_factor = 2 ** (len(self.vae.channels) - 1)
@@ -162,6 +169,15 @@ class OdiseConfig:
                 f"head.hidden_dim {self.head.hidden_dim} must be a multiple of {self.head.attention_heads} heads",
             ),
             (0 <= self.timestep < 1000, f"timestep is {self.timestep}: expected 0 to 999"),
+            (
+                self.conditioning in ("implicit", "empty", "caption"),
+                f"conditioning is {self.conditioning!r}: expected 'implicit', 'empty' or 'caption'",
+            ),
+            (
+                self.features == "diffusion" or (self.features == "clip" and self.conditioning == "empty"),
+                f"features is {self.features!r} with conditioning {self.conditioning!r}: expected 'diffusion', or "
+                "'clip' with 'empty'",
+            ),
             (
                 0 <= self.clip_weight_seen <= 1 and 0 <= self.clip_weight_unseen <= 1,
                 "clip_weight_seen and clip_weight_unseen must lie in [0, 1]",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from training.metrics.mean_iou import MeanIou
 from training.metrics.panoptic_quality import PanopticQuality, PanopticSegment, picture_counts, picture_quality
 
 METRICS = ("pq", "miou", "ap")
+PictureTeller = Callable[[PanopticExample], None]
 
 
 def data_vocabulary(categories: Sequence[Category], words: Vocabulary | None = None) -> Vocabulary:
@@ -63,6 +64,7 @@ def evaluate(
     keep: PictureKeeper | None = None,
     progress: Progress = iter,
     words: Vocabulary | None = None,
+    tell: PictureTeller | None = None,
 ) -> EvaluationReport:
     """Segment pictures with the data set's classes and count.
 
@@ -75,12 +77,20 @@ def evaluate(
         keep: shown every picture with its own quality, to choose the best and worst.
         progress: wraps the indices, e.g. in a progress bar.
         words: other words for the data set's classes, in its order.
+        tell: told of every picture before it is segmented, for models that need to know more of it than its pixels.
 
     Raises:
         OptionsError: ``words`` has another number of classes than the data set.
     """
+
+    def picture(index: int) -> PanopticExample:
+        example = data[index]
+        if tell is not None:
+            tell(example)
+        return example
+
     scorer = PanopticScorer(data, segmenter.bundle.training_vocabulary, metrics, words)
-    return measure(segmenter, data.__getitem__, indices, scorer, options, keep, progress)
+    return measure(segmenter, picture, indices, scorer, options, keep, progress)
 
 
 class PanopticScorer:

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from training.data.coco_panoptic import CocoPanoptic
+from training.distributed import rank
 from training.evaluation import data_vocabulary
 from training.models.odise import Odise
 from training.picture_page import side_by_side
@@ -35,7 +36,10 @@ class ExamplePictures:
         self.count = min(count, len(data))
 
     def __call__(self, step: int) -> Path:
-        """Write ``FOLDER/STEP.jpg`` and leave the model in the mode it was in; returns the path."""
+        """Write ``FOLDER/STEP.jpg`` and leave the model in the mode it was in; returns the path.
+
+        Processes that share a model call this together, and the first one writes.
+        """
         training = self.model.training
         self.model.eval()
         vocabulary = data_vocabulary(self.data.categories)
@@ -51,6 +55,7 @@ class ExamplePictures:
             sheet.paste(row, (0, top))
             top += row.height + 8
         path = self.folder / f"{step:06d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path, quality=88)
+        if rank() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sheet.save(path, quality=88)
         return path

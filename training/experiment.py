@@ -28,6 +28,8 @@ class Phase:
     cached_views: int = 0
     """With N > 0, N views are drawn once and what the frozen networks compute of them is kept on disk; 0 augments anew
     at every step."""
+    cached_view_seed: int | None = None
+    """Seed of the views that are kept, for runs with different seeds to share them; None: the experiment's."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Experiment:
     precision: Precision = "fp32"
     gradient_checkpointing: bool = False
     """Recompute UNet and feature projections in the backward pass instead of keeping their activations."""
+    random_unet_seed: int | None = None
+    """As an ablation, the UNet gets random weights of this seed in place of the frozen checkpoint's."""
     seed: int = 42
     save_every: int = 1000
     """Iterations between saved states."""
@@ -104,6 +108,28 @@ class Experiment:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, stored with every run."""
         return dataclasses.asdict(self)
+
+    def is_described_by(self, stored: Any) -> bool:
+        """Whether what :meth:`to_dict` once gave, read back from JSON, is this experiment.
+
+        Fields that the stored description lacks are younger than it: they must have their default here.
+        """
+        return _describes(stored, self)
+
+
+def _describes(stored: Any, value: Any) -> bool:
+    if dataclasses.is_dataclass(value):
+        fields = {item.name: item for item in dataclasses.fields(value)}
+        if not isinstance(stored, dict) or not set(stored) <= set(fields):
+            return False
+        return all(
+            _describes(stored[name], getattr(value, name)) if name in stored else getattr(value, name) == item.default
+            for name, item in fields.items()
+        )
+    if isinstance(value, tuple):
+        same_length = isinstance(stored, list) and len(stored) == len(value)
+        return same_length and all(_describes(*pair) for pair in zip(stored, value, strict=True))
+    return bool(stored == value)
 
 
 def experiment(name: str) -> Experiment:

@@ -1,8 +1,8 @@
 """Keeps on disk what the frozen networks compute of a fixed set of views, so that a small machine computes it once.
 
-Stored in fp16: the VAE's posterior mean and its four taps, and CLIP's image embedding of every window, each network in
-a folder of its own, so that training one of them anew leaves the other's results valid. The UNet is not cached: its
-conditioning, the implicit captioner, is trained, so it runs (with gradients to the conditioning) each step.
+Stored in fp16: what :mod:`training.frozen_features` names, e.g. the VAE's posterior mean and its four taps, and CLIP's
+image embedding of every window, each network in a folder of its own, so that training one of them anew leaves the
+other's results valid, and models that share a network share its folder.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from odise_rt.errors import DatasetError
-from odise_rt.windows import WindowGrid, window_grid
 from training.data.views import TrainingViews, View
+from training.frozen_features import FrozenFeatures, FrozenNetwork, frozen_networks, network_features
 from training.models.odise import Odise
-from training.models.windows import cut_windows, stitch_levels
 
-_VAE_ARRAYS = ("mean", "encoder_s2", "encoder_s3", "decoder_s3", "decoder_s2")
-_CLIP_ARRAYS = ("image_embedding",)
 _INDEX = "segment_index"
 _FACTS = "facts.json"
 _VIEWS = "views.jsonl"
@@ -35,70 +31,12 @@ Progress = Callable[[Iterator[int], int], Iterator[int]]
 """Wraps an iterator of known length, e.g. in a progress bar."""
 
 
-@dataclass(frozen=True)
-class FrozenFeatures:
-    """Results of VAE and CLIP for N windows of each of B views, flattened to B * N."""
-
-    mean: Tensor
-    """(B * N, 4, h, h) posterior mean, unscaled."""
-    encoder_taps: tuple[Tensor, Tensor]
-    decoder_taps: tuple[Tensor, Tensor]
-    image_embedding: Tensor
-    """(B * N, D)."""
-
-    def to(self, device: torch.device | str) -> FrozenFeatures:
-        """The same as float32 on a device."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, torch.float32)
-
-        first, second = self.encoder_taps
-        third, fourth = self.decoder_taps
-        return FrozenFeatures(
-            move(self.mean), (move(first), move(second)), (move(third), move(fourth)), move(self.image_embedding)
-        )
-
-
-@torch.no_grad()
-def vae_features(model: Odise, images: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Posterior mean, encoder taps and decoder taps of all windows of images (B, 3, H, W) in [0, 1]."""
-    windows = cut_windows(images, window_grid(images.shape[2], images.shape[3], model.config.window))
-    features = model.diffusion_features
-    mean, encoder_taps = features.encode(features.to_vae_pixels(windows))
-    return mean, encoder_taps, features.decode_prefix(mean)
-
-
-@torch.no_grad()
-def clip_features(model: Odise, images: Tensor) -> Tensor:
-    """CLIP's embedding of all windows of images (B, 3, H, W) in [0, 1]."""
-    windows = cut_windows(images, window_grid(images.shape[2], images.shape[3], model.config.window))
-    return model.clip_image(windows)
-
-
-def frozen_features(model: Odise, images: Tensor) -> FrozenFeatures:
-    """All that the frozen networks say of images (B, 3, H, W) in [0, 1]."""
-    mean, encoder_taps, decoder_taps = vae_features(model, images)
-    return FrozenFeatures(
-        mean, (encoder_taps[0], encoder_taps[1]), (decoder_taps[0], decoder_taps[1]), clip_features(model, images)
-    )
-
-
-def pyramid_from_features(model: Odise, features: FrozenFeatures, grid: WindowGrid) -> dict[str, Tensor]:
-    """Stitched levels s2..s5 of views whose frozen features are known: the trained half of ``Odise.pyramid``."""
-    context, time = model.implicit_captioner(features.image_embedding, model.null_text_embedding)
-    latent = model.diffusion_features.add_noise(features.mean, model.noise)
-    unet_taps = model.diffusion_features.denoise_prefix(latent, context, time)
-    taps = [*features.encoder_taps, *unet_taps, *features.decoder_taps]
-    return stitch_levels(model.feature_pyramid(taps, grid.side), grid)
-
-
-def weights_fingerprint(modules: Sequence[nn.Module]) -> str:
+def weights_fingerprint(module: nn.Module) -> str:
     """Hash of all parameters and buffers."""
     digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -170,13 +108,15 @@ class ArrayStore:
 
 
 class FeatureCache:
-    """What VAE and CLIP say of a fixed set of views, numbered from 0 to ``len - 1``."""
+    """What the frozen networks say of a fixed set of views, numbered from 0 to ``len - 1``."""
 
-    def __init__(self, vae: ArrayStore, clip: ArrayStore) -> None:
-        self.notes = vae.notes
-        self.arrays = {**vae.arrays, **clip.arrays}
-        if vae.notes != clip.notes:
-            raise DatasetError(f"feature caches {vae.folder} and {clip.folder} disagree: delete both folders")
+    def __init__(self, stores: Sequence[ArrayStore]) -> None:
+        first, *others = stores
+        self.notes = first.notes
+        self.arrays = {name: array for store in stores for name, array in store.arrays.items()}
+        for other in others:
+            if other.notes != first.notes:
+                raise DatasetError(f"feature caches {first.folder} and {other.folder} disagree: delete both folders")
 
     def __len__(self) -> int:
         return len(self.notes)
@@ -199,50 +139,30 @@ class FeatureCache:
         def read(name: str) -> Tensor:
             return torch.from_numpy(np.stack([self.arrays[name][i] for i in indices])).flatten(0, 1)
 
-        return FrozenFeatures(
-            read("mean"),
-            (read("encoder_s2"), read("encoder_s3")),
-            (read("decoder_s3"), read("decoder_s2")),
-            read("image_embedding"),
-        )
+        return FrozenFeatures({name: read(name) for name in self.arrays if name != _INDEX})
 
 
-def vae_store(
+def network_store(
     root: Path,
     facts: dict[str, Any],
     model: Odise,
+    network: FrozenNetwork,
+    with_index: bool,
     views: TrainingViews,
     count: int,
     batch: int = 16,
     progress: Progress | None = None,
 ) -> ArrayStore:
-    """VAE features and segment maps of views 0 to ``count - 1``; see :func:`open_or_build`."""
+    """One network's features of views 0 to ``count - 1``, and their segment maps if asked for; see
+    :func:`open_or_build`.
+    """
 
     def compute(drawn: Sequence[View]) -> dict[str, npt.NDArray[Any]]:
-        mean, encoder_taps, decoder_taps = vae_features(model, _pictures(drawn, model))
-        tensors = zip(_VAE_ARRAYS, (mean, *encoder_taps, *decoder_taps), strict=True)
-        rows = {name: _rows(tensor, len(drawn)) for name, tensor in tensors}
-        return {**rows, _INDEX: np.stack([view.segment_index for view in drawn])}
+        found = network_features(model, network, _pictures(drawn, model))
+        rows = {name: _rows(tensor, len(drawn)) for name, tensor in found.items()}
+        return {**rows, _INDEX: np.stack([view.segment_index for view in drawn])} if with_index else rows
 
-    facts = {**facts, "weights": weights_fingerprint([model.vae]), "network": "vae"}
-    return ArrayStore.open_or_build(root, facts, views, count, compute, batch, progress)
-
-
-def clip_store(
-    root: Path,
-    facts: dict[str, Any],
-    model: Odise,
-    views: TrainingViews,
-    count: int,
-    batch: int = 16,
-    progress: Progress | None = None,
-) -> ArrayStore:
-    """CLIP embeddings of the windows of views 0 to ``count - 1``; see :func:`open_or_build`."""
-
-    def compute(drawn: Sequence[View]) -> dict[str, npt.NDArray[Any]]:
-        return {_CLIP_ARRAYS[0]: _rows(clip_features(model, _pictures(drawn, model)), len(drawn))}
-
-    facts = {**facts, "weights": weights_fingerprint([model.clip]), "network": "clip"}
+    facts = {**facts, "weights": weights_fingerprint(network.module), "network": network.name}
     return ArrayStore.open_or_build(root, facts, views, count, compute, batch, progress)
 
 
@@ -260,15 +180,17 @@ def open_or_build(
     Args:
         root: folder of all caches.
         facts: what the views depend on, as JSON types: data set, augmentation, seed. Weights are added here.
-        model: supplies VAE and CLIP.
+        model: supplies the frozen networks.
         views: source of the views; draws 0 to ``count - 1`` are stored.
         count: number of views.
         batch: views computed at once.
         progress: wraps the iterator over first draws, e.g. in a progress bar.
     """
     return FeatureCache(
-        vae_store(root, facts, model, views, count, batch, progress),
-        clip_store(root, facts, model, views, count, batch, progress),
+        [
+            network_store(root, facts, model, network, position == 0, views, count, batch, progress)
+            for position, network in enumerate(frozen_networks(model))
+        ]
     )
 
 

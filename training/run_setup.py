@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from odise_rt.errors import CheckpointError, DatasetError
 from training.batches import BatchSource, CachedBatches, LiveBatches
+from training.caption_conditioning import CaptionContexts, CaptionedBatches
 from training.checkpoints.own_format import load_checkpoint
 from training.data.coco_panoptic import Category, CocoPanoptic
 from training.data.views import TrainingViews
@@ -25,7 +26,9 @@ from training.distributed import rank, world_size
 from training.experiment import Experiment, Phase
 from training.feature_cache import open_or_build
 from training.losses import Criterion
+from training.models import frozen as frozen_networks
 from training.models.odise import Odise
+from training.models.variants import build_odise
 from training.training_step import ClassText, TrainingStep
 from training.words import WordEmbedder
 
@@ -61,7 +64,11 @@ def model_with_fresh_heads(experiment: Experiment, frozen: Path) -> tuple[Odise,
                 f"{getattr(wanted, part)}: name the checkpoint that belongs to it"
             )
     torch.manual_seed(experiment.seed)
-    model = Odise(wanted)
+    model = build_odise(wanted)
+    if experiment.random_unet_seed is not None:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(experiment.random_unet_seed)
+            loaded.model.unet = frozen_networks.build_unet(wanted.unet, wanted.latent_side)
     for part in ("vae", "unet", "clip"):
         getattr(model, part).load_state_dict(getattr(loaded.model, part).state_dict())
     if loaded.model.sd_text is not None and model.sd_text is not None:
@@ -113,6 +120,9 @@ def prepare_run(
         model, Criterion(experiment.criterion), class_text, experiment.precision, experiment.gradient_checkpointing
     )
     caption_words = embedder if class_text is None else None
+    contexts = None
+    if experiment.model.conditioning == "caption":
+        contexts = CaptionContexts(model, tokenizer_json, data.first_captions())
     facts = {
         "annotations": annotation_fingerprint(data_root, split),
         "window": experiment.model.window,
@@ -120,10 +130,12 @@ def prepare_run(
 
     def source(index: int, phase: Phase) -> BatchSource:
         seed = experiment.seed + 1000 * index
-        views = TrainingViews(data, class_of, phase.jitter, seed)
         if not phase.cached_views:
+            views = TrainingViews(data, class_of, phase.jitter, seed)
             return LiveBatches(views, phase.jitter.crop, caption_words, workers)
-        key = {**facts, "jitter": dataclasses.asdict(phase.jitter), "views": phase.cached_views, "seed": seed}
+        view_seed = seed if phase.cached_view_seed is None else phase.cached_view_seed
+        views = TrainingViews(data, class_of, phase.jitter, view_seed)
+        key = {**facts, "jitter": dataclasses.asdict(phase.jitter), "views": phase.cached_views, "seed": view_seed}
         build = functools.partial(open_or_build, cache, key, model, views, phase.cached_views, progress=_progress)
         if rank() == 0:
             with threads_of_all_processes(device):
@@ -134,7 +146,11 @@ def prepare_run(
             found = build()
         return CachedBatches(found, phase.jitter.crop, seed, caption_words)
 
-    sources = tuple(functools.partial(source, index, phase) for index, phase in enumerate(experiment.phases))
+    def conditioned(index: int, phase: Phase) -> BatchSource:
+        plain = source(index, phase)
+        return plain if contexts is None else CaptionedBatches(plain, contexts)
+
+    sources = tuple(functools.partial(conditioned, index, phase) for index, phase in enumerate(experiment.phases))
     return RunParts(step, sources, tuple(words), tokenizer_json)
 
 

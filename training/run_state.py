@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -21,9 +22,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from odise_rt.errors import CheckpointError
+from training.experiment import Experiment
 from training.models.odise import Odise
+from training.sharding import like, whole
 
 _KEPT = 2
 
@@ -34,14 +38,50 @@ def saved_states(run: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
 
 
-def save_state(
-    run: Path,
-    step: int,
+@dataclass(frozen=True)
+class TrainerState:
+    """What a state holds of model and optimizer: whole tensors on the CPU, however many processes share them."""
+
+    trained: dict[str, Tensor]
+    """Trained parameters by name."""
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+
+
+def trainer_state(
     model: Odise,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
-    experiment: dict[str, Any],
-) -> Path:
+    shapes: dict[str, torch.Size],
+) -> TrainerState:
+    """The present state; under FSDP all processes must call this together.
+
+    Args:
+        model: as it trains.
+        optimizer: over its trained parameters.
+        scaler: of gradients, if there is one.
+        shapes: of the trained parameters before they were sharded.
+    """
+    parameters = model.trained_parameters()
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+    def kept(tensor: Tensor, name: str) -> Tensor:
+        return whole(tensor).cpu().reshape(shapes[name]).contiguous()
+
+    described = optimizer.state_dict()
+    moments = {
+        index: {key: value if key == "step" else kept(value, order[index]) for key, value in values.items()}
+        for index, values in described["state"].items()
+    }
+    return TrainerState(
+        {name: kept(parameter, name) for name, parameter in parameters.items()},
+        {**described, "state": moments},
+        scaler.state_dict() if scaler else {},
+    )
+
+
+def save_state(run: Path, step: int, state: TrainerState, experiment: Experiment) -> Path:
     """Write the state before iteration ``step`` and drop all but the latest two.
 
     Raises:
@@ -52,11 +92,11 @@ def save_state(
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        trained = {name: p.detach().cpu().contiguous() for name, p in model.trained_parameters().items()}
-        save_file(trained, str(beside / "trained.safetensors"))
-        extra = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else {}}
-        torch.save(extra, beside / "optimizer.pt")
-        (beside / "state.json").write_text(json.dumps({"step": step, "experiment": experiment}, indent=1), "utf-8")
+        save_file(state.trained, str(beside / "trained.safetensors"))
+        torch.save({"optimizer": state.optimizer, "scaler": state.scaler}, beside / "optimizer.pt")
+        (beside / "state.json").write_text(
+            json.dumps({"step": step, "experiment": experiment.to_dict()}, indent=1), "utf-8"
+        )
         for path in beside.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -76,7 +116,7 @@ def load_state(
     model: Odise,
     optimizer: torch.optim.Optimizer | None,
     scaler: torch.amp.GradScaler | None,
-    experiment: dict[str, Any] | None,
+    experiment: Experiment | None,
 ) -> int:
     """Restore a state in place.
 
@@ -99,19 +139,30 @@ def load_state(
         extra = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as exc:
         raise CheckpointError(f"training state {path} cannot be read ({exc}): delete it to use the one before") from exc
-    if experiment is not None and state["experiment"] != json.loads(json.dumps(experiment)):
+    if experiment is not None and not experiment.is_described_by(state["experiment"]):
         raise CheckpointError(
             f"{path} belongs to another experiment than the one asked for: resume with the same config, or start a new "
             "run folder"
         )
     parameters = model.trained_parameters()
-    if set(trained) != set(parameters) or any(trained[n].shape != p.shape for n, p in parameters.items()):
+    # Sharded scalars have one dimension, saved ones none.
+    unlike = [n for n, p in parameters.items() if n in trained and not _same_shape(trained[n], p)]
+    if set(trained) != set(parameters) or unlike:
         raise CheckpointError(f"{path} holds other parameters than the model: it was saved with another config")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(trained[name])
+            parameter.copy_(like(trained[name], parameter))
     if optimizer is not None:
-        optimizer.load_state_dict(extra["optimizer"])
+        owners = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        moments = {
+            index: {key: value if key == "step" else like(value, owners[index]) for key, value in values.items()}
+            for index, values in extra["optimizer"]["state"].items()
+        }
+        optimizer.load_state_dict({**extra["optimizer"], "state": moments})
     if scaler is not None and extra["scaler"]:
         scaler.load_state_dict(extra["scaler"])
     return int(state["step"])
+
+
+def _same_shape(saved: Tensor, parameter: Tensor) -> bool:
+    return saved.shape == parameter.shape or (saved.dim() == 0 and parameter.shape == (1,))

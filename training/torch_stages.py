@@ -19,6 +19,7 @@ from torch import Tensor
 from odise_rt.backends.base import Backend, Device, StageFacts
 from odise_rt.backends.pool import StagePool
 from odise_rt.bundle import CONSTANTS_NAME, TOKENIZER_NAME, Bundle, StageEntry, StageFile
+from odise_rt.errors import ConfigError
 from odise_rt.segmenter import Segmenter
 from odise_rt.specs import STAGES, ModelFacts, StageSpec, stage_specs
 from odise_rt.text_embeddings import TextEmbedder
@@ -169,7 +170,15 @@ def torch_segmenter(
         tokenizer_json: of CLIP's text tower, as in a checkpoint.
         training_vocabulary: names and synonyms seen in training.
         backend: runs the stages, e.g. to record them; ``None``: a :class:`TorchBackend` of the model.
+
+    Raises:
+        ConfigError: the model must be told each picture's caption, and no backend does so.
     """
+    if model.config.conditioning == "caption" and backend is None:
+        raise ConfigError(
+            f"{model.config.name!r} is conditioned on the captions of pictures, which segmenting does not know: it is "
+            "measured by `python -m training.ablation --only conditioning/caption`"
+        )
     facts = model_facts(model)
     with tempfile.TemporaryDirectory(prefix="odise-torch-") as folder:
         root = Path(folder)

@@ -20,11 +20,11 @@ import torch.distributed as dist
 from odise_rt.errors import CheckpointError, OdiseError
 from training.checkpoints.own_format import save_checkpoint
 from training.data.coco_panoptic import CocoPanoptic
-from training.distributed import rank
 from training.example_pictures import ExamplePictures
 from training.experiment import Experiment, experiment
 from training.run_setup import RunParts, prepare_run
 from training.run_state import load_state, saved_states
+from training.sharding import whole_model
 from training.trainer import Trainer
 
 logger = logging.getLogger("training.train")
@@ -49,6 +49,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="Processes that read and augment pictures.")
     parser.add_argument("--device", help="cpu or cuda; by default cuda where there is one.")
     parser.add_argument("--threads", type=int, help="CPU threads of this process; by default PyTorch's choice.")
+    parser.add_argument(
+        "--parallel",
+        choices=("ddp", "fsdp"),
+        default="ddp",
+        help="With several processes: each holds the whole model (ddp), or a part of every tensor (fsdp).",
+    )
     parser.add_argument("--examples", default="val", help="The part of the data set to draw example predictions of.")
     parser.add_argument("--tensorboard", action="store_true", help="Write curves to OUTPUT/tensorboard too.")
     parser.add_argument("--until", type=int, help="Stop after this many iterations in all, leaving the rest for later.")
@@ -73,8 +79,14 @@ def start_processes(device: str) -> str:
     return device
 
 
-def write_checkpoint(parts: RunParts, config: Experiment, run: Path, steps: int) -> Path:
-    """The result of a run: a whole checkpoint with frozen networks and trained heads."""
+def write_checkpoint(parts: RunParts, config: Experiment, run: Path, steps: int) -> Path | None:
+    """The result of a run: a whole checkpoint with frozen networks and trained heads.
+
+    All processes must call this together; the first one writes and gets the path.
+    """
+    model = whole_model(parts.step.model)
+    if model is None:
+        return None
     card = (
         f"# {config.model.name} ({config.model.variant} supervision)\n\n"
         f"Trained by `python -m training.train {config.name}`: {steps} of {config.iterations} iterations, seed "
@@ -82,11 +94,17 @@ def write_checkpoint(parts: RunParts, config: Experiment, run: Path, steps: int)
     )
     return save_checkpoint(
         run / "checkpoint",
-        parts.step.model,
+        model,
         tokenizer_json=parts.tokenizer_json,
         training_vocabulary=parts.training_vocabulary,
         card=card,
     )
+
+
+def report_checkpoint(written: Path | None) -> None:
+    """Say where the result is; other processes than the first have none."""
+    if written is not None:
+        logger.info("wrote %s", written)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -108,21 +126,24 @@ def main(argv: Sequence[str]) -> int:
         if arguments.finish:
             if not states:
                 raise CheckpointError(f"{arguments.run} holds no saved state to finish: train first")
-            steps = load_state(states[-1], parts.step.model, None, None, config.to_dict())
-            logger.info("wrote %s", write_checkpoint(parts, config, arguments.run, steps))
+            steps = load_state(states[-1], parts.step.model, None, None, config)
+            report_checkpoint(write_checkpoint(parts, config, arguments.run, steps))
             return 0
         pictures = None
-        if (arguments.data / "annotations" / f"panoptic_{arguments.examples}.json").exists():
+        has_examples = (arguments.data / "annotations" / f"panoptic_{arguments.examples}.json").exists()
+        if has_examples and config.model.conditioning != "caption":
             examples = CocoPanoptic.from_root(arguments.data, arguments.examples, with_captions=False)
             pictures = ExamplePictures(
                 parts.step.model, parts.tokenizer_json, parts.training_vocabulary, examples, arguments.run / "pictures"
             )
-        trainer = Trainer(config, parts.step, parts.sources, arguments.run, pictures, arguments.tensorboard)
+        trainer = Trainer(
+            config, parts.step, parts.sources, arguments.run, pictures, arguments.tensorboard, arguments.parallel
+        )
         if arguments.resume:
             trainer.resume()
         trainer.train(arguments.until)
-        if trainer.start == config.iterations and rank() == 0:
-            logger.info("wrote %s", write_checkpoint(parts, config, arguments.run, trainer.start))
+        if trainer.start == config.iterations:
+            report_checkpoint(write_checkpoint(parts, config, arguments.run, trainer.start))
     except OdiseError as exc:
         logger.error("%s", exc)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,8 @@ from training.experiment import Experiment
 from training.losses import NonFiniteLossError
 from training.optimizer import build_optimizer
 from training.run_log import RunLog, StepReport
-from training.run_state import load_state, save_state, saved_states
+from training.run_state import load_state, save_state, saved_states, trainer_state
+from training.sharding import Parallel, shard, usable, whole
 from training.training_step import StepInput, TrainingStep
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class Trainer:
         run: Path,
         pictures: PictureWriter | None = None,
         tensorboard: bool = False,
+        parallel: Parallel = "ddp",
     ) -> None:
         """Prepare.
 
@@ -45,20 +48,28 @@ class Trainer:
             step: model and losses, on its device.
             sources: one for each phase, made when the phase starts.
             run: folder for states, log and pictures.
-            pictures: called with the iteration every ``picture_every`` iterations.
+            pictures: called with the iteration every ``picture_every`` iterations; under FSDP by all processes.
             tensorboard: write curves to ``RUN/tensorboard`` too.
+            parallel: how several processes share the work; of no meaning to a single one.
         """
         self.experiment = experiment
         self.step = step
-        self.sources = sources
+        self.sources: Sequence[Callable[[], BatchSource]] = sources
         self.run_folder = run
         self.pictures = pictures
         self.log = RunLog(run, tensorboard and rank() == 0)
         self.device = step.model.noise.device
+        self.wrapped: nn.Module = step
+        self.shapes = {name: parameter.shape for name, parameter in step.model.trained_parameters().items()}
+        self.sharded = world_size() > 1 and parallel == "fsdp"
+        if self.sharded:
+            # Features are cached by one process alone, which needs whole networks.
+            made = [source() for source in sources]
+            self.sources = [functools.partial(made.__getitem__, index) for index in range(len(made))]
+            shard(step)
         self.optimizer = build_optimizer(step.model, experiment.optimizer)
         self.scaler = torch.amp.GradScaler(self.device.type) if experiment.precision == "fp16" else None
-        self.wrapped: nn.Module = step
-        if world_size() > 1:
+        if world_size() > 1 and not self.sharded:
             devices = [self.device] if self.device.type == "cuda" else None
             # Buffers are constants, and logging is done on averages: neither needs to travel every step.
             self.wrapped = DistributedDataParallel(step, device_ids=devices, broadcast_buffers=False)
@@ -68,7 +79,7 @@ class Trainer:
         """Go on from the latest saved state, or from the start where there is none; returns the iteration."""
         states = saved_states(self.run_folder)
         if states:
-            self.start = load_state(states[-1], self.step.model, self.optimizer, self.scaler, self.experiment.to_dict())
+            self.start = load_state(states[-1], self.step.model, self.optimizer, self.scaler, self.experiment)
             logger.info("resumed %s", states[-1])
         return self.start
 
@@ -117,12 +128,12 @@ class Trainer:
         if self.scaler is not None:
             self.scaler.scale(total).backward()
             self.scaler.unscale_(self.optimizer)
-            norm = nn.utils.clip_grad_norm_(parameters, self.experiment.optimizer.clip_norm)
+            norm = whole(nn.utils.clip_grad_norm_(parameters, self.experiment.optimizer.clip_norm))
             self.scaler.step(self.optimizer)  # skips the update where a gradient overflowed
             self.scaler.update()
         else:
             total.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, self.experiment.optimizer.clip_norm)
+            norm = whole(nn.utils.clip_grad_norm_(parameters, self.experiment.optimizer.clip_norm))
             if not bool(norm.isfinite()):
                 raise NonFiniteLossError(
                     f"the gradient of iteration {self.start} is NaN or infinite; image ids "
@@ -145,13 +156,15 @@ class Trainer:
         """Log, and save and draw where it is time."""
         finished = self.start
         last = finished == self.experiment.iterations
-        if rank() != 0:
+        if rank() == 0:
+            self.log.write(report)
+        elif not self.sharded:
             return
-        self.log.write(report)
         if last or finished % self.experiment.save_every == 0:
-            save_state(
-                self.run_folder, finished, self.step.model, self.optimizer, self.scaler, self.experiment.to_dict()
-            )
+            state = trainer_state(self.step.model, self.optimizer, self.scaler, self.shapes)
+            if rank() == 0:
+                save_state(self.run_folder, finished, state, self.experiment)
         if self.pictures is not None and (last or finished % self.experiment.picture_every == 0):
-            self.pictures(finished)
+            with usable(self.step):
+                self.pictures(finished)
             self.wrapped.train()

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from odise_rt.windows import window_grid
 from training.experiment import Precision
-from training.feature_cache import FrozenFeatures, frozen_features, pyramid_from_features
+from training.frozen_features import FrozenFeatures, frozen_features, pyramid_from_features
 from training.losses import CaptionWords, Criterion, MaskTargets, Prediction
 from training.models.mask_decoder import MaskPrediction
 from training.models.odise import Odise
@@ -42,6 +42,8 @@ class StepInput:
     """(B, W, D) CLIP embeddings of caption words; caption variant only."""
     words_valid: Tensor | None = None
     """(B,) bool."""
+    caption_context: Tensor | None = None
+    """(B, T, context_dim) text encoder's output for the pictures' captions; conditioning "caption" only."""
 
 
 class TrainingStep(nn.Module):
@@ -85,12 +87,13 @@ class TrainingStep(nn.Module):
             assert batch.images is not None
             features = frozen_features(self.model, batch.images.to(device).float() / 255.0)
         grid = window_grid(batch.side, batch.side, self.model.config.window)
+        context = None if batch.caption_context is None else batch.caption_context.to(device)
         if self.gradient_checkpointing:
             levels: dict[str, Tensor] = checkpoint(
-                pyramid_from_features, self.model, features, grid, use_reentrant=False
+                pyramid_from_features, self.model, features, grid, context, use_reentrant=False
             )
             return levels
-        return pyramid_from_features(self.model, features, grid)
+        return pyramid_from_features(self.model, features, grid, context)
 
     def classified(self, head: MaskPrediction) -> Prediction:
         """One prediction head with its class logits."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -17,11 +18,13 @@ from tokenizers.pre_tokenizers import ByteLevel
 from training.checkpoints.own_format import save_checkpoint
 from training.config import ODISE_TINY, OdiseConfig, caption_variant
 from training.data.transforms import JitterOptions
-from training.experiment import Experiment, OptimizerOptions, Phase
+from training.experiment import Experiment, OptimizerOptions, Phase, Precision
 from training.losses import CriterionOptions, PointOptions
 from training.models.odise import Odise
 
 SIDE = 64
+FP16_SCALE = 8.0
+"""Loss scale that fp16 starts with in tests; the usual 65536 would spend all five iterations on coming down."""
 
 
 def mini_config() -> OdiseConfig:
@@ -31,8 +34,12 @@ def mini_config() -> OdiseConfig:
     )
 
 
-def mini_experiment(variant: str = "label", cached: bool = True) -> Experiment:
-    """Five iterations: three on cached single windows, two on scenes of four windows."""
+def mini_experiment(kind: str = "label", cached: bool = True) -> Experiment:
+    """Five iterations: three on cached single windows, two on scenes of four windows.
+
+    ``kind`` is a variant, or ``variant-precision``; the latter recomputes activations too.
+    """
+    variant, _, precision = kind.partition("-")
     small = JitterOptions(target=SIDE, crop=SIDE, smallest=0.7, largest=1.3)
     large = JitterOptions(target=2 * SIDE, crop=2 * SIDE, smallest=0.7, largest=1.0)
     config = mini_config()
@@ -42,6 +49,8 @@ def mini_experiment(variant: str = "label", cached: bool = True) -> Experiment:
         phases=(Phase(3, 2, small, 4 if cached else 0), Phase(2, 2, large, 0)),
         criterion=CriterionOptions(points=PointOptions(points=64)),
         optimizer=OptimizerOptions(learning_rate=1e-3, warmup=0.2),
+        precision=cast(Precision, precision or "fp32"),
+        gradient_checkpointing=bool(precision),
         save_every=2,
         picture_every=100,
     )

@@ -1,30 +1,34 @@
-"""Trains the mini experiment in a process of its own: ``mini_run.py VARIANT KILL_AFTER ARGUMENTS...``.
+"""Trains the mini experiment in a process of its own: ``mini_run.py KIND KILL_AFTER ARGUMENTS...``.
 
 Run by the trainer's tests to be killed, or as one of several processes. KILL_AFTER is the iteration after which the
-process kills itself with SIGKILL, 0 for never.
+process kills itself with SIGKILL, 0 for never. KIND is that of ``conftest.mini_experiment``.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import signal
 import sys
 from pathlib import Path
 
+import torch
+
 import training.train
 from training.run_log import StepReport
 from training.trainer import Trainer
 
 
-def run(variant: str, kill_after: int, arguments: list[str]) -> int:
+def run(kind: str, kill_after: int, arguments: list[str]) -> int:
     """``training.train`` with the mini experiment in place of a named one."""
     spec = importlib.util.spec_from_file_location("mini_conftest", Path(__file__).with_name("conftest.py"))
     assert spec is not None
     assert spec.loader is not None
     conftest = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(conftest)
-    training.train.experiment = lambda name: conftest.mini_experiment(variant)  # type: ignore[assignment]
+    training.train.experiment = lambda name: conftest.mini_experiment(kind)  # type: ignore[assignment]
+    torch.amp.GradScaler = functools.partial(torch.amp.GradScaler, init_scale=conftest.FP16_SCALE)  # type: ignore[misc]
     after_step = Trainer.after_step
 
     def step_and_die(self: Trainer, report: StepReport) -> None:

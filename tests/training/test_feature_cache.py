@@ -16,7 +16,8 @@ from training.checkpoints.own_format import load_checkpoint
 from training.data.coco_panoptic import CocoPanoptic
 from training.data.transforms import JitterOptions
 from training.data.views import TrainingViews
-from training.feature_cache import FeatureCache, open_or_build, pyramid_from_features
+from training.feature_cache import FeatureCache, open_or_build
+from training.frozen_features import pyramid_from_features
 from training.models.odise import Odise
 
 SIDE = 64

@@ -36,6 +36,7 @@ from training.checkpoints.stable_diffusion import text_prefix
 from training.checkpoints.tensor_files import read_tensors
 from training.config import OdiseConfig
 from training.models.odise import Odise
+from training.models.variants import build_odise
 
 FORMAT = "odise_rt-checkpoint"
 FORMAT_VERSION = 1
@@ -176,7 +177,7 @@ def read_description(path: Path) -> dict[str, Any]:
 def uninitialised_model(config: OdiseConfig) -> Odise:
     """A model whose random initialisation is skipped, to be filled from a file: saves a minute at full size."""
     with _NoRandomInitialisation():
-        return Odise(config)
+        return build_odise(config)
 
 
 class _NoRandomInitialisation(TorchFunctionMode):

@@ -230,6 +230,16 @@ class CocoPanoptic:
         captions = () if self._captions is None else self._captions[image_id]
         return PanopticExample(image_id, file_name, image, segment_map, segments, captions)
 
+    def first_captions(self) -> dict[int | str, str]:
+        """The first caption of each picture by image id.
+
+        Raises:
+            DatasetError: the data set was opened without captions.
+        """
+        if self._captions is None:
+            raise DatasetError(f"{self.annotations_path} was opened without captions: name a captions file")
+        return {image_id: self._captions[image_id][0] for image_id in self.image_ids}
+
     def categories_of(self, index: int) -> set[int]:
         """Category ids in picture ``index``, from the JSON alone."""
         entry, truth = self._entries[index]

@@ -27,6 +27,11 @@ TRAINED = ("implicit_captioner", "feature_pyramid", "mask_generator", "mask_clas
 """Submodules with trained weights; the others are frozen Stable Diffusion and CLIP."""
 
 
+def trained_parts(config: OdiseConfig) -> tuple[str, ...]:
+    """:data:`TRAINED`, without the captioner where the config has the UNet conditioned in another way."""
+    return tuple(part for part in TRAINED if part != "implicit_captioner" or config.conditioning == "implicit")
+
+
 class Odise(nn.Module):
     """The whole model. Its five stage methods are the five exported graphs, with the same names and shapes.
 
@@ -74,6 +79,7 @@ class Odise(nn.Module):
         self.register_buffer("null_text_embedding", torch.zeros(context_shape))
         for module in (self.vae, self.unet, self.sd_text, self.clip):
             module.requires_grad_(False)
+        self.implicit_captioner.requires_grad_("implicit_captioner" in trained_parts(config))
 
     # ------------------------------------------------------------------ frozen parts
 
@@ -96,7 +102,8 @@ class Odise(nn.Module):
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Name to parameter of all that is trained (28.1 M at full size)."""
-        return {name: p for name, p in self.named_parameters() if name.split(".")[0] in TRAINED}
+        parts = trained_parts(self.config)
+        return {name: p for name, p in self.named_parameters() if name.split(".")[0] in parts}
 
     # ------------------------------------------------------------------ the five stages
 
