@@ -2,6 +2,7 @@
 
     python -m training.checkpoints convert --config odise-sd1 --odise odise_label_coco_50e-b67d2efc.pth \
         --stable-diffusion sd-v1-3.ckpt --clip ViT-L-14-336px.pt --out checkpoints/odise-label
+    python -m training.checkpoints compact runs/odise-tiny/checkpoint --out checkpoints/odise-tiny
     python -m training.checkpoints inspect checkpoints/odise-label
 """
 
@@ -13,9 +14,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from odise_rt.errors import OdiseError
+from odise_rt.errors import OdiseError, OptionsError
 from odise_rt.vocabulary import Vocabulary
-from training.checkpoints.own_format import WEIGHTS_NAME, read_description, save_checkpoint
+from training.checkpoints.own_format import WEIGHTS_NAME, load_checkpoint, read_description, save_checkpoint
 from training.checkpoints.released import load_released
 from training.checkpoints.tensor_files import TensorFile, read_tensors
 from training.config import PRESETS, preset
@@ -49,13 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--without-sd-text", action="store_true", help="Leave the diffusion text encoder out: inference needs it not."
     )
 
+    compact = commands.add_parser("compact", help="Write a smaller copy of a checkpoint directory, for inference.")
+    compact.add_argument("path", type=Path, help="Checkpoint directory, e.g. RUN/checkpoint.")
+    compact.add_argument("--out", type=Path, required=True, help="Directory to write.")
+    compact.add_argument("--storage", choices=("fp16", "fp32"), default="fp16", help="Precision in the file.")
+    compact.add_argument("--with-sd-text", action="store_true", help="Keep the diffusion text encoder.")
+
     inspect = commands.add_parser("inspect", help="Say what a checkpoint directory or a file of tensors holds.")
     inspect.add_argument("path", type=Path, help="Directory or file.")
     inspect.add_argument("--tensors", action="store_true", help="List every tensor with its shape and type.")
 
     args = parser.parse_args(argv)
     try:
-        return _convert(args) if args.command == "convert" else _inspect(args)
+        return {"convert": _convert, "compact": _compact, "inspect": _inspect}[args.command](args)
     except OdiseError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
@@ -80,9 +87,29 @@ def _convert(args: argparse.Namespace) -> int:
         storage=args.storage,
         include_sd_text=not args.without_sd_text,
     )
-    size = sum(file.stat().st_size for file in args.out.iterdir())
-    print(f"wrote {args.out}, {size / 2**20:.1f} MiB")
+    _print_size(args.out)
     return 0
+
+
+def _compact(args: argparse.Namespace) -> int:
+    if args.out.resolve() == args.path.resolve():
+        raise OptionsError(f"--out {args.out} is the checkpoint itself: name another directory")
+    loaded = load_checkpoint(args.path)
+    save_checkpoint(
+        args.out,
+        loaded.model,
+        tokenizer_json=loaded.tokenizer_json,
+        training_vocabulary=loaded.training_vocabulary,
+        storage=args.storage,
+        include_sd_text=args.with_sd_text,
+    )
+    _print_size(args.out)
+    return 0
+
+
+def _print_size(folder: Path) -> None:
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"wrote {folder}, {size / 2**20:.1f} MiB")
 
 
 def _inspect(args: argparse.Namespace) -> int:

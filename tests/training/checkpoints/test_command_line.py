@@ -55,6 +55,22 @@ def test_convert_and_inspect(
     assert "logit_scale\tscalar\tfloat32" in printed
 
 
+def test_compact_leaves_the_model_the_same(wide: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, small = tmp_path / "whole", tmp_path / "small"
+    assert main([*wide, "--out", str(whole)]) == 0
+    assert main(["compact", str(whole), "--out", str(small)]) == 0
+    assert f"wrote {small}" in capsys.readouterr().out
+    assert (small / "model.safetensors").stat().st_size < 0.6 * (whole / "model.safetensors").stat().st_size
+    before, after = load_checkpoint(whole), load_checkpoint(small)
+    assert after.model.sd_text is None
+    assert (after.config, after.training_vocabulary) == (before.config, before.training_vocabulary)
+    for name, parameter in after.model.named_parameters():
+        torch.testing.assert_close(parameter, before.model.get_parameter(name), rtol=1e-3, atol=1e-6)
+
+    assert main(["compact", str(small), "--out", str(small)]) == 1
+    assert "is the checkpoint itself" in capsys.readouterr().err
+
+
 def test_errors_end_in_one_line(wide: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = [*wide, "--out", str(tmp_path / "out")]
     wrong[wrong.index("--clip") + 1] = str(tmp_path / "none.pt")
