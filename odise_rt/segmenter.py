@@ -31,7 +31,7 @@ from odise_rt.backends.pool import StagePool
 from odise_rt.backends.select import DeviceRequest, open_backend
 from odise_rt.backends.window_batching import BatchingBackend, Observer, WindowBatching
 from odise_rt.bundle import Bundle
-from odise_rt.classification import MaskEmbeddings, MaskNames, name_queries
+from odise_rt.classification import Classification, MaskEmbeddings, MaskNames, classify, name_queries
 from odise_rt.embedding_cache import EmbeddingCache, default_cache_dir
 from odise_rt.errors import OptionsError, OutOfMemoryError, VocabularyError
 from odise_rt.options import ResolvedOptions, SegmentOptions
@@ -347,6 +347,29 @@ class Segmenter:
             watch.lap("instance")
         facts = self._run_facts(proposals, words, seen, settings, proposals.seconds | watch.seconds)
         return PanopticResult(segment_map, segments, classes, facts, semantic, instances)
+
+    def classify_masks(
+        self, proposals: MaskProposals, vocabulary: Vocabulary | str, options: SegmentOptions | None = None
+    ) -> Classification:
+        """What both classifiers say of every mask and class, before anything is merged; for analysis.
+
+        Args:
+            proposals: from :meth:`find_masks`.
+            vocabulary: the classes.
+            options: of these, the ensemble weights matter here.
+        """
+        words = _vocabulary(vocabulary)
+        settings = _options(options).resolve(self.facts)
+        return classify(
+            proposals.embeddings,
+            self._embedder.embed(words),
+            words.first_word,
+            words.seen(self.bundle.training_vocabulary),
+            self.facts,
+            self._constants.get("no_object_embedding"),
+            settings.clip_weight_seen,
+            settings.clip_weight_unseen,
+        )
 
     def _classify(
         self,

@@ -46,18 +46,19 @@ class RunParts:
     tokenizer_json: str
 
 
-def model_with_fresh_heads(experiment: Experiment, frozen: Path) -> tuple[Odise, str]:
-    """A model with the frozen networks of a checkpoint and newly initialised heads.
+def starting_model(experiment: Experiment, frozen: Path, keep_heads: bool = False) -> tuple[Odise, str]:
+    """A model with the frozen networks of a checkpoint, and newly initialised heads or those of the checkpoint.
 
     Returns:
         The model, and the text of its tokenizer file.
 
     Raises:
-        CheckpointError: the checkpoint's frozen networks have another shape than the experiment's.
+        CheckpointError: what is taken from the checkpoint has another shape than the experiment's.
     """
     loaded = load_checkpoint(frozen)
     wanted = experiment.model
-    for part in ("vae", "unet", "sd_text", "clip"):
+    taken = ("vae", "unet", "sd_text", "clip", *(("head", "variant", "features", "conditioning") if keep_heads else ()))
+    for part in taken:
         if getattr(loaded.config, part) != getattr(wanted, part):
             raise CheckpointError(
                 f"{frozen} has {part} {getattr(loaded.config, part)}, experiment {experiment.name!r} needs "
@@ -76,6 +77,12 @@ def model_with_fresh_heads(experiment: Experiment, frozen: Path) -> tuple[Odise,
     else:
         model.drop_sd_text()
     model.null_text_embedding.copy_(loaded.model.null_text_embedding)
+    if keep_heads:
+        kept = loaded.model.trained_parameters()
+        with torch.no_grad():
+            for name, parameter in model.trained_parameters().items():
+                parameter.copy_(kept[name])
+        return model, loaded.tokenizer_json
     embedder = WordEmbedder(model, loaded.tokenizer_json)
     if model.mask_classifier.no_object_embedding is not None:
         with torch.no_grad():
@@ -93,7 +100,14 @@ def training_categories(data: CocoPanoptic) -> tuple[Category, ...]:
 
 
 def prepare_run(
-    experiment: Experiment, data_root: Path, split: str, frozen: Path, cache: Path, device: str, workers: int
+    experiment: Experiment,
+    data_root: Path,
+    split: str,
+    frozen: Path,
+    cache: Path,
+    device: str,
+    workers: int,
+    keep_heads: bool = False,
 ) -> RunParts:
     """Read the data set and the frozen weights, and build everything.
 
@@ -105,12 +119,13 @@ def prepare_run(
         cache: folder for feature caches.
         device: where to train.
         workers: processes that augment pictures.
+        keep_heads: start from the trained heads of ``frozen``, not from fresh ones.
     """
     data = CocoPanoptic.from_root(data_root, split)
     categories = training_categories(data)
     class_of = {category.id: index for index, category in enumerate(categories)}
     words = [word for category in categories for word in category.synonyms]
-    model, tokenizer_json = model_with_fresh_heads(experiment, frozen)
+    model, tokenizer_json = starting_model(experiment, frozen, keep_heads)
     model.to(device)
     embedder = WordEmbedder(model, tokenizer_json)
     class_text = None

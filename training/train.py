@@ -42,6 +42,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--frozen", type=Path, required=True, help="Checkpoint folder whose frozen networks and tokenizer are used."
     )
     parser.add_argument(
+        "--keep-heads",
+        action="store_true",
+        help="Start from the trained heads of the --frozen checkpoint, not from fresh ones (fine-tuning).",
+    )
+    parser.add_argument(
         "--output", dest="run", type=Path, required=True, help="Folder for states, log, pictures and the result."
     )
     parser.add_argument("--cache", type=Path, help="Folder for features of frozen networks; OUTPUT/../feature_cache.")
@@ -122,7 +127,16 @@ def main(argv: Sequence[str]) -> int:
                 f"{arguments.run} already holds a run (state {states[-1].name}): add --resume, or name a new --output"
             )
         cache = arguments.cache or arguments.run.parent / "feature_cache"
-        parts = prepare_run(config, arguments.data, arguments.split, arguments.frozen, cache, device, arguments.workers)
+        parts = prepare_run(
+            config,
+            arguments.data,
+            arguments.split,
+            arguments.frozen,
+            cache,
+            device,
+            arguments.workers,
+            arguments.keep_heads,
+        )
         if arguments.finish:
             if not states:
                 raise CheckpointError(f"{arguments.run} holds no saved state to finish: train first")

@@ -1,0 +1,76 @@
+"""Say where a checkpoint or a bundle loses quality on a COCO-format panoptic data set.
+
+Example: python -m training.diagnose training/pretrained/odise-tiny --data runs/sticker --limit 100 --output out/diagnosis.json
+
+For every annotated segment: is there a mask for it among the proposals, and does that mask get the right name from the
+mask classifier, from CLIP, from both? Prints a table by seen and unseen, things and stuff, and size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from odise_rt.errors import OdiseError
+from odise_rt.options import SegmentOptions
+from training.data.coco_panoptic import CocoPanoptic
+from training.diagnosis import as_json, as_table, diagnose
+from training.evaluate import open_segmenter, save_text
+
+logger = logging.getLogger("training.diagnose")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.diagnose", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="A checkpoint folder, or a bundle folder made by export.")
+    parser.add_argument("--data", type=Path, required=True, help="Folder of a COCO-format panoptic data set.")
+    parser.add_argument("--split", default="val", help="The part of the data set to look at.")
+    parser.add_argument("--output", type=Path, help="JSON file with the averages and every segment.")
+    parser.add_argument("--limit", type=int, help="Look at the first N pictures only.")
+    parser.add_argument("--device", help="cpu or cuda; by default cuda where there is one.")
+    parser.add_argument("--threads", type=int, help="CPU threads; by default PyTorch's choice.")
+    parser.add_argument("--clip-weight-seen", type=float, help="CLIP's weight for seen classes; default: the model's.")
+    parser.add_argument("--clip-weight-unseen", type=float, help="The same for unseen classes.")
+    return parser.parse_args(argv)
+
+
+def _bar(indices: Sequence[int]) -> Iterator[int]:
+    return iter(tqdm(indices, desc="diagnose", mininterval=5))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run; returns the exit status."""
+    arguments = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    try:
+        options = SegmentOptions(
+            clip_weight_seen=arguments.clip_weight_seen, clip_weight_unseen=arguments.clip_weight_unseen
+        )
+        device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        data = CocoPanoptic.from_root(arguments.data, arguments.split, with_captions=False)
+        count = len(data) if arguments.limit is None else min(arguments.limit, len(data))
+        with open_segmenter(arguments.model, device, arguments.threads) as segmenter:
+            findings = diagnose(segmenter, data, range(count), options, _bar)
+        if arguments.output is not None:
+            save_text(arguments.output, json.dumps(as_json(findings), indent=1))
+        print(as_table(findings))
+    except OdiseError as exc:
+        logger.error("%s", exc)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
