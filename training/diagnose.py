@@ -1,6 +1,6 @@
 """Say where a checkpoint or a bundle loses quality on a COCO-format panoptic data set.
 
-Example: python -m training.diagnose training/pretrained/odise-tiny --data runs/sticker --limit 100 --output out/diagnosis.json
+Example: python -m training.diagnose training/pretrained/odise-tiny --data runs/sticker --output out/diagnosis.json
 
 For every annotated segment: is there a mask for it among the proposals, and does that mask get the right name from the
 mask classifier, from CLIP, from both? Prints a table by seen and unseen, things and stuff, and size.

@@ -1,8 +1,8 @@
-"""Where a model loses quality: how many segments have a good mask among the proposals, and how many of these are named right.
+"""Where a model loses quality: how many segments have a good mask, and how many of these masks are named right.
 
 Panoptic quality mixes three things: whether a segment has a mask at all, whether the mask gets its name, and whether it
-survives the merge. This looks at the first two, segment by segment, before anything is merged. A checkpoint and a bundle
-can be looked at alike.
+survives the merge. This looks at the first two, segment by segment, before anything is merged. A checkpoint and a
+bundle can be looked at alike.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _best_masks(example: PanopticExample, proposals: MaskProposals) -> Iterator[
     """Category, area, best query and its IoU for each segment that is not a crowd."""
     logits = proposals.mask_logits
     resizer = MaskResizer((logits.shape[1], logits.shape[2]), proposals.network_size, proposals.original_size)
-    height, width = proposals.original_size
+    width = proposals.original_size[1]
     segments = [segment for segment in example.segments if not segment.iscrowd]
     truth = np.stack([example.segment_map == segment.id for segment in segments]) if segments else np.empty((0, 1, 1))
     areas = truth.sum(axis=(1, 2)).astype(np.int64)
