@@ -12,17 +12,17 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from odise_rt.errors import OdiseError
 from odise_rt.options import SegmentOptions
 from training.data.coco_panoptic import CocoPanoptic
 from training.diagnosis import as_json, as_table, diagnose
-from training.evaluate import open_segmenter, save_text
+from training.evaluate import check_limit, open_segmenter, save_text
+from training.evaluation_loop import progress_bar
 
 logger = logging.getLogger("training.diagnose")
 
@@ -44,10 +44,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _bar(indices: Sequence[int]) -> Iterator[int]:
-    return iter(tqdm(indices, desc="diagnose", mininterval=5))
-
-
 def main(argv: Sequence[str]) -> int:
     """Run; returns the exit status."""
     arguments = parse(argv)
@@ -55,14 +51,15 @@ def main(argv: Sequence[str]) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     try:
+        check_limit(arguments.limit)
         options = SegmentOptions(
             clip_weight_seen=arguments.clip_weight_seen, clip_weight_unseen=arguments.clip_weight_unseen
         )
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
         data = CocoPanoptic.from_root(arguments.data, arguments.split, with_captions=False)
-        count = len(data) if arguments.limit is None else min(arguments.limit, len(data))
+        indices = range(len(data))[: arguments.limit]
         with open_segmenter(arguments.model, device, arguments.threads) as segmenter:
-            findings = diagnose(segmenter, data, range(count), options, _bar)
+            findings = diagnose(segmenter, data, indices, options, progress_bar("diagnose"))
         if arguments.output is not None:
             save_text(arguments.output, json.dumps(as_json(findings), indent=1))
         print(as_table(findings))

@@ -19,6 +19,7 @@ from odise_rt.postprocessing import MaskResizer
 from odise_rt.segmenter import MaskProposals, Segmenter
 from training.data.coco_panoptic import CocoPanoptic, PanopticExample
 from training.evaluation import data_vocabulary
+from training.evaluation_loop import Progress
 
 MATCH_IOU = 0.5
 """A mask that overlaps a segment by more is *its* mask, as in panoptic quality."""
@@ -74,7 +75,7 @@ def diagnose(
     data: CocoPanoptic,
     indices: Sequence[int],
     options: SegmentOptions | None = None,
-    progress: Callable[[Sequence[int]], Iterator[int]] = iter,
+    progress: Progress = iter,
 ) -> list[SegmentFinding]:
     """Look at every annotated segment of some pictures; crowds are left out.
 
@@ -121,7 +122,9 @@ def _best_masks(example: PanopticExample, proposals: MaskProposals) -> Iterator[
     resizer = MaskResizer((logits.shape[1], logits.shape[2]), proposals.network_size, proposals.original_size)
     width = proposals.original_size[1]
     segments = [segment for segment in example.segments if not segment.iscrowd]
-    truth = np.stack([example.segment_map == segment.id for segment in segments]) if segments else np.empty((0, 1, 1))
+    if not segments:
+        return
+    truth = np.stack([example.segment_map == segment.id for segment in segments])
     areas = truth.sum(axis=(1, 2)).astype(np.int64)
     shared = np.zeros((len(segments), len(logits)), np.int64)
     sizes = np.zeros(len(logits), np.int64)

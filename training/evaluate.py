@@ -20,9 +20,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from odise_rt.errors import CheckpointError, DatasetError, OdiseError, OptionsError
+from odise_rt.files import atomic_writer
 from odise_rt.options import SegmentOptions
 from odise_rt.segmenter import Segmenter
 from odise_rt.vocabulary import Vocabulary
@@ -31,7 +31,7 @@ from training.data.coco_panoptic import CocoPanoptic
 from training.data.semantic_formats import SEMANTIC_FORMATS
 from training.data.semantic_sets import SemanticSet
 from training.evaluation import METRICS, evaluate
-from training.evaluation_loop import EvaluationReport
+from training.evaluation_loop import EvaluationReport, progress_bar
 from training.picture_page import BestAndWorst
 from training.semantic_evaluation import evaluate_semantic
 from training.torch_stages import torch_segmenter
@@ -168,19 +168,20 @@ def summary(report: EvaluationReport) -> list[tuple[str, str]]:
     return lines
 
 
+def check_limit(limit: int | None) -> None:
+    """Raises :class:`OptionsError` for a ``--limit`` that leaves no picture."""
+    if limit is not None and limit < 1:
+        raise OptionsError(f"--limit is {limit}: expected at least 1")
+
+
 def save_text(path: Path, text: str) -> None:
     """Write beside and rename; raises :class:`DatasetError` when the disk refuses."""
-    beside = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        beside.rename(path)
+        with atomic_writer(path) as file:
+            file.write(text.encode())
     except OSError as exc:
         raise DatasetError(f"cannot write {path}: {exc}") from exc
-
-
-def _bar(indices: Sequence[int]) -> Iterator[int]:
-    return iter(tqdm(indices, desc="evaluate", mininterval=5))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -191,8 +192,7 @@ def main(argv: Sequence[str]) -> int:
         torch.set_num_threads(arguments.threads)
     try:
         metrics = chosen_metrics(arguments)
-        if arguments.limit is not None and arguments.limit < 1:
-            raise OptionsError(f"--limit is {arguments.limit}: expected at least 1")
+        check_limit(arguments.limit)
         options = SegmentOptions(
             overlap_threshold=arguments.overlap_threshold,
             clip_weight_seen=arguments.clip_weight_seen,
@@ -201,13 +201,13 @@ def main(argv: Sequence[str]) -> int:
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
         data = open_data(arguments)
         kept = BestAndWorst(data, arguments.pictures)
-        count = len(data) if arguments.limit is None else min(arguments.limit, len(data))
+        indices = range(len(data))[: arguments.limit]
         with open_segmenter(arguments.model, device, arguments.threads) as segmenter:
             if isinstance(data, SemanticSet):
-                report = evaluate_semantic(segmenter, data, range(count), options, kept, _bar)
+                report = evaluate_semantic(segmenter, data, indices, options, kept, progress_bar("evaluate"))
             else:
                 words = chosen_words(arguments)
-                report = evaluate(segmenter, data, range(count), metrics, options, kept, _bar, words)
+                report = evaluate(segmenter, data, indices, metrics, options, kept, progress_bar("evaluate"), words)
         lines = summary(report)
         save_text(arguments.output / "metrics.json", json.dumps(report.to_dict(), indent=1) + "\n")
         where = arguments.split if arguments.format == "coco" else f"{arguments.format}, {arguments.split}"

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from tqdm import tqdm
+
 from odise_rt.options import Output, SegmentOptions
 from odise_rt.results import PanopticResult
 from odise_rt.segmenter import Segmenter
@@ -21,6 +23,13 @@ PictureKeeper = Callable[[float, Any, PanopticResult], None]
 """Takes a picture's quality in [0, 1], the example and its prediction."""
 Progress = Callable[[Sequence[int]], Iterator[int]]
 """Wraps the indices of pictures, e.g. in a progress bar."""
+
+
+def progress_bar(title: str) -> Progress:
+    """A bar on the terminal."""
+    return lambda indices: iter(tqdm(indices, desc=title, mininterval=5))
+
+
 AnExample = TypeVar("AnExample", contravariant=True)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from odise_rt.options import SegmentOptions
 from odise_rt.vocabulary import Vocabulary
@@ -89,6 +91,24 @@ def test_the_command_looks_at_a_checkpoint(
     assert main([*flags, "--output", str(output)]) == 0
     assert "| unseen things | 2 |" in capsys.readouterr().out
     assert len(json.loads(output.read_text())["segments"]) == 6
+
+
+def test_a_picture_without_segments_is_passed_over(mini_data: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(mini_data, root)
+    path = root / "annotations" / "panoptic_val.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segments_info"] = []
+    path.write_text(json.dumps(content))
+    png = root / "panoptic_val" / content["annotations"][0]["file_name"]
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(png)
+    data = CocoPanoptic.from_root(root, "val", with_captions=False)
+    assert len(diagnose(KnowsSkyAndBall(data), data, range(2))) == 3  # type: ignore[arg-type]
+
+
+def test_no_picture_is_refused(mini_data: Path, mini_frozen: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main([str(mini_frozen), "--data", str(mini_data), "--limit", "0"]) == 1
+    assert "--limit is 0: expected at least 1" in caplog.text
 
 
 def test_a_missing_data_set_is_one_line(mini_frozen: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

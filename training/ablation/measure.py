@@ -13,13 +13,12 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from tqdm import tqdm
 
 from odise_rt.errors import CheckpointError, OdiseError
 from odise_rt.files import write_json
@@ -30,6 +29,7 @@ from training.caption_conditioning import CaptionContexts, CaptionedBackend
 from training.data.coco_panoptic import CocoPanoptic
 from training.distributed import rank, world_size
 from training.evaluation import METRICS, EvaluationReport, evaluate
+from training.evaluation_loop import progress_bar
 from training.experiment import Experiment
 from training.run_setup import RunParts, prepare_run, threads_of_all_processes
 from training.torch_stages import torch_segmenter
@@ -166,7 +166,7 @@ def _evaluate(task: RunTask, how: Classification, parts: RunParts, scenes: int, 
             range(min(scenes, len(data))),
             METRICS,
             options,
-            progress=_bar,
+            progress=progress_bar("evaluate"),
             tell=None if backend is None else backend.tell,
         )
     folder = places.folder(task.run, task.seed)
@@ -194,7 +194,3 @@ def training_seconds(folder: Path) -> float:
             continue  # cut off by a kill
         seconds[int(line["step"])] = float(line["seconds"])
     return round(sum(seconds.values()), 1)
-
-
-def _bar(indices: Sequence[int]) -> Iterator[int]:
-    return iter(tqdm(indices, desc="evaluate", mininterval=5))
