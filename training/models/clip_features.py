@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.config import OdiseConfig
-from training.models.clip_image_encoder import ClipPixels
-from training.models.clip_layers import embed_patches, self_attention_layer
+from training.models.clip_image_encoder import embed_windows
+from training.models.clip_layers import self_attention_layer
 from training.models.diffusion_features import FeatureTap
 from training.models.feature_pyramid import LEVEL_STRIDES, FeaturePyramid
 from training.models.odise import Odise
-from training.models.resampling import resample
 
 _DEPTHS = 4
 
@@ -48,9 +47,7 @@ class ClipFeatureOdise(Odise):
 
     def token_maps(self, windows: Tensor) -> dict[int, Tensor]:
         """Windows ``(N, 3, s, s)`` in [0, 1] to tokens of each depth as maps ``(N, width, grid, grid)``."""
-        pixels: ClipPixels = self.clip_pixels
-        side = self.config.window
-        tokens = embed_patches(self.clip, pixels(resample(windows, side, side, "bicubic"), "bicubic"))
+        tokens = embed_windows(self.clip, self.clip_pixels, windows, self.config.window)
         grid = self.config.clip.image_size // self.config.clip.patch_size
         maps: dict[int, Tensor] = {}
         for depth, block in enumerate(self.clip.visual.transformer.resblocks, start=1):

@@ -36,6 +36,14 @@ class ClipPixels(nn.Module):
         return (resample(images, self.image_size, self.image_size, kind) - self.mean) / self.std
 
 
+def embed_windows(clip: CLIP, pixels: ClipPixels, windows: Tensor, side: int) -> Tensor:
+    """Windows ``(N, 3, s, s)`` in [0, 1] to the tokens that enter layer 0: ``(N, 1 + patches, width)``, CLS first.
+
+    As in the published model they are brought to the model's window side first and to CLIP's side second, both bicubic.
+    """
+    return embed_patches(clip, pixels(resample(windows, side, side, "bicubic"), "bicubic"))
+
+
 class ClipImageEncoder:
     """CLS embedding of image windows. A composition over a CLIP that its owner holds: it has no weights of its own."""
 
@@ -44,22 +52,16 @@ class ClipImageEncoder:
         self.pixels = pixels
         self.window = window
 
-    def embed(self, windows: Tensor) -> Tensor:
-        """Windows as for :meth:`__call__` to the tokens that enter layer 0: ``(N, 1 + patches, width)``, CLS first."""
-        windows = resample(windows, self.window, self.window, "bicubic")
-        return embed_patches(self.clip, self.pixels(windows, "bicubic"))
-
     def __call__(self, windows: Tensor) -> Tensor:
         """Embed windows.
 
         Args:
-            windows: ``(N, 3, s, s)`` in [0, 1]. As in the published model they are brought to the model's window side
-                first and to CLIP's side second, both bicubic.
+            windows: ``(N, 3, s, s)`` in [0, 1].
 
         Returns:
             ``(N, embed_dim)``, not normalised.
         """
-        tokens = self.embed(windows)
+        tokens = embed_windows(self.clip, self.pixels, windows, self.window)
         *blocks, last = self.clip.visual.transformer.resblocks
         for block in blocks:
             tokens = self_attention_layer(block, tokens)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from odise_rt.windows import window_grid
 from training.models import frozen
+from training.models.clip_image_encoder import embed_windows
 from training.models.clip_layers import embed_patches, project_image_tokens, self_attention_layer
 from training.models.diffusion_features import DiffusionFeatures
 from training.models.feature_pyramid import LEVEL_STRIDES
@@ -37,7 +38,7 @@ def official_forward(model: Odise, images: Tensor) -> MaskPrediction:
 
 def official_clip_image(model: Odise, windows: Tensor) -> Tensor:
     """:meth:`Odise.clip_image` with all tokens through the last layer, of which only CLS is read."""
-    tokens = model.clip_image_encoder.embed(windows)
+    tokens = embed_windows(model.clip, model.clip_pixels, windows, model.config.window)
     for block in model.clip.visual.transformer.resblocks:
         tokens = self_attention_layer(block, tokens)
     return project_image_tokens(model.clip, tokens[:, 0])
