@@ -16,7 +16,13 @@ from pathlib import Path
 
 from odise_rt.errors import OdiseError, OptionsError
 from odise_rt.vocabulary import Vocabulary
-from training.checkpoints.own_format import WEIGHTS_NAME, load_checkpoint, read_description, save_checkpoint
+from training.checkpoints.own_format import (
+    WEIGHTS_NAME,
+    LoadedCheckpoint,
+    load_checkpoint,
+    read_description,
+    save_checkpoint,
+)
 from training.checkpoints.released import load_released
 from training.checkpoints.tensor_files import TensorFile, read_tensors
 from training.config import PRESETS, preset
@@ -79,37 +85,27 @@ def _convert(args: argparse.Namespace) -> int:
         tokenizer_json=None if args.tokenizer is None else args.tokenizer.read_text(encoding="utf-8"),
     )
     print(loaded.report)
-    save_checkpoint(
-        args.out,
-        loaded.model,
-        tokenizer_json=loaded.tokenizer_json,
-        training_vocabulary=loaded.training_vocabulary,
-        storage=args.storage,
-        include_sd_text=not args.without_sd_text,
-    )
-    _print_size(args.out)
-    return 0
+    return _save(loaded, args, include_sd_text=not args.without_sd_text)
 
 
 def _compact(args: argparse.Namespace) -> int:
     if args.out.resolve() == args.path.resolve():
         raise OptionsError(f"--out {args.out} is the checkpoint itself: name another directory")
-    loaded = load_checkpoint(args.path)
+    return _save(load_checkpoint(args.path), args, include_sd_text=args.with_sd_text)
+
+
+def _save(loaded: LoadedCheckpoint, args: argparse.Namespace, include_sd_text: bool) -> int:
     save_checkpoint(
         args.out,
         loaded.model,
         tokenizer_json=loaded.tokenizer_json,
         training_vocabulary=loaded.training_vocabulary,
         storage=args.storage,
-        include_sd_text=args.with_sd_text,
+        include_sd_text=include_sd_text,
     )
-    _print_size(args.out)
+    size = sum(file.stat().st_size for file in args.out.iterdir())
+    print(f"wrote {args.out}, {size / 2**20:.1f} MiB")
     return 0
-
-
-def _print_size(folder: Path) -> None:
-    size = sum(file.stat().st_size for file in folder.iterdir())
-    print(f"wrote {folder}, {size / 2**20:.1f} MiB")
 
 
 def _inspect(args: argparse.Namespace) -> int:
