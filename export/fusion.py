@@ -42,7 +42,9 @@ class FusionCounts:
 
 
 def fuse_for_ort_cpu(model: ir.Model) -> FusionCounts:
-    """Rewrite a portable float32 graph for ONNX Runtime's CPU provider. In place.
+    """Fuse attention in a portable float32 graph for ONNX Runtime's CPU provider. In place.
+
+    Winograd products are not among this: the exporter tries them afterwards and keeps them where they agree.
 
     Args:
         model: as :func:`export.onnx_from_stage.onnx_from_stage` makes it, static shapes still attached.

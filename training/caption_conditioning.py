@@ -21,6 +21,7 @@ from odise_rt.errors import CheckpointError, DatasetError
 from odise_rt.tokenizer import clean_text
 from training.batches import BatchSource
 from training.data.coco_panoptic import PanopticExample
+from training.data.picture_files import ImageId
 from training.models.odise import Odise
 from training.torch_stages import TorchBackend, TorchStage
 from training.training_step import StepInput
@@ -38,7 +39,7 @@ class CaptionContexts:
     """Embeds captions by image id and remembers the latest of them."""
 
     def __init__(
-        self, model: Odise, tokenizer_json: str, captions: Mapping[int | str, str], remembered: int = 2048
+        self, model: Odise, tokenizer_json: str, captions: Mapping[ImageId, str], remembered: int = 2048
     ) -> None:
         """Wrap a model.
 
@@ -58,7 +59,7 @@ class CaptionContexts:
         self.captions = captions
         self.remembered = remembered
         self.tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
-        self._known: OrderedDict[int | str, Tensor] = OrderedDict()
+        self._known: OrderedDict[ImageId, Tensor] = OrderedDict()
 
     def tokens(self, caption: str) -> Tensor:
         """Ids (1, T): start token, pieces (cut where they are too many), end tokens."""
@@ -68,7 +69,7 @@ class CaptionContexts:
         return torch.tensor([ids + [config.end_token] * (config.context_length - len(ids))])
 
     @torch.no_grad()
-    def __call__(self, image_ids: Sequence[int | str]) -> Tensor:
+    def __call__(self, image_ids: Sequence[ImageId]) -> Tensor:
         """Contexts (B, T, context_dim) of pictures.
 
         Raises:

@@ -230,7 +230,7 @@ class CocoPanoptic:
         captions = () if self._captions is None else self._captions[image_id]
         return PanopticExample(image_id, file_name, image, segment_map, segments, captions)
 
-    def first_captions(self) -> dict[int | str, str]:
+    def first_captions(self) -> dict[ImageId, str]:
         """The first caption of each picture by image id.
 
         Raises:

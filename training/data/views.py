@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from odise_rt.errors import DatasetError
+from training.data.picture_files import ImageId
 from training.data.transforms import JitterOptions, large_scale_jitter
 from training.losses.targets import MaskTargets, collate_targets
 from training.noun_phrases import caption_words
@@ -36,7 +37,7 @@ class ExampleLike(Protocol):
     """An annotated picture as the readers in :mod:`training.data` give it."""
 
     @property
-    def image_id(self) -> int | str: ...
+    def image_id(self) -> ImageId: ...
     @property
     def image(self) -> npt.NDArray[np.uint8]: ...
     @property
@@ -67,7 +68,7 @@ class View:
     words: tuple[str, ...]
     """Noun phrases of one caption, drawn with replacement; empty strings where there are none."""
     words_valid: bool
-    image_id: int | str
+    image_id: ImageId
 
 
 def draw_seed(seed: int, draw: int) -> int:

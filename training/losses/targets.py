@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from training.data.picture_files import ImageId
+
 
 @dataclass(frozen=True)
 class MaskTargets:
@@ -19,7 +21,7 @@ class MaskTargets:
     """(B, M) int64 class index of each segment; padding holds 0."""
     counts: tuple[int, ...]
     """Segments of each image; 0 is allowed."""
-    image_ids: tuple[int | str, ...]
+    image_ids: tuple[ImageId, ...]
     """Data set ids, named in errors."""
     seeds: tuple[int, ...]
     """Seed of the random points of each image in this step: they depend on the sample, not on batch or process."""
@@ -34,7 +36,7 @@ class MaskTargets:
 
 
 def collate_targets(
-    masks: Sequence[Tensor], labels: Sequence[Tensor], image_ids: Sequence[int | str], seeds: Sequence[int]
+    masks: Sequence[Tensor], labels: Sequence[Tensor], image_ids: Sequence[ImageId], seeds: Sequence[int]
 ) -> MaskTargets:
     """Stack per-image segments.
 

@@ -14,6 +14,8 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from training.data.picture_files import ImageId
+
 
 @dataclass(frozen=True)
 class InstanceScores:
@@ -40,7 +42,7 @@ class InstanceAp:
 
     def add(
         self,
-        image_id: int | str,
+        image_id: ImageId,
         truth: Sequence[tuple[npt.NDArray[np.bool_], int, bool]],
         predicted: Sequence[tuple[npt.NDArray[np.bool_], int, float]],
         size: tuple[int, int],
