@@ -15,6 +15,7 @@ from training.data.transforms import JitterOptions
 from training.losses import CriterionOptions
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Decay = Literal["steps", "linear"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,16 @@ class OptimizerOptions:
     warmup_factor: float = 0.067
     """Share of the rate at the first iteration."""
     milestones: tuple[float, ...] = (163889 / 184375, 177546 / 184375)
-    """Shares of all iterations after which the rate is divided by ten."""
+    """Shares of all iterations after which the rate is divided by ten; of no meaning to linear decay."""
+    decay: Decay = "steps"
+    """How the rate falls: in steps at the milestones, as published, or "linear", from the warm-up to 0 at the end."""
+    matrix_rate: float | None = None
+    """With a rate, Muon (:mod:`training.muon`) moves the weight matrices, on the schedule of the other rate, and AdamW
+    the rest; None: AdamW moves everything, as published."""
+
+    def __post_init__(self) -> None:
+        if self.decay not in ("steps", "linear"):
+            raise ConfigError(f"decay is {self.decay!r}: expected 'steps' or 'linear'")
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,8 @@ class Experiment:
         rate = options.learning_rate
         if share < options.warmup:
             rate *= options.warmup_factor + (1 - options.warmup_factor) * share / options.warmup
+        if options.decay == "linear":
+            return rate * min(1.0, (1 - share) / (1 - options.warmup))
         return rate * 0.1 ** sum(share >= milestone for milestone in options.milestones)
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from odise_rt.errors import CheckpointError, DatasetError
 from training.batches import BatchSource, CachedBatches, LiveBatches
 from training.caption_conditioning import CaptionContexts, CaptionedBatches
 from training.checkpoints.own_format import load_checkpoint
+from training.config import OdiseConfig
 from training.data.coco_panoptic import Category, CocoPanoptic
 from training.data.views import TrainingViews
 from training.distributed import rank, world_size
@@ -46,8 +47,8 @@ class RunParts:
     tokenizer_json: str
 
 
-def starting_model(experiment: Experiment, frozen: Path, keep_heads: bool = False) -> tuple[Odise, str]:
-    """A model with the frozen networks of a checkpoint, and newly initialised heads or those of the checkpoint.
+def starting_model(experiment: Experiment, frozen: Path, heads: Path | None = None) -> tuple[Odise, str]:
+    """A model with the frozen networks of a checkpoint, and heads newly initialised or those of a checkpoint.
 
     Returns:
         The model, and the text of its tokenizer file.
@@ -57,13 +58,11 @@ def starting_model(experiment: Experiment, frozen: Path, keep_heads: bool = Fals
     """
     loaded = load_checkpoint(frozen)
     wanted = experiment.model
-    taken = ("vae", "unet", "sd_text", "clip", *(("head", "variant", "features", "conditioning") if keep_heads else ()))
-    for part in taken:
-        if getattr(loaded.config, part) != getattr(wanted, part):
-            raise CheckpointError(
-                f"{frozen} has {part} {getattr(loaded.config, part)}, experiment {experiment.name!r} needs "
-                f"{getattr(wanted, part)}: name the checkpoint that belongs to it"
-            )
+    _check_parts(experiment, frozen, loaded.config, ("vae", "unet", "sd_text", "clip"))
+    kept = None
+    if heads is not None:
+        kept = loaded if heads == frozen else load_checkpoint(heads)
+        _check_parts(experiment, heads, kept.config, ("head", "variant", "features", "conditioning"))
     torch.manual_seed(experiment.seed)
     model = build_odise(wanted)
     if experiment.random_unet_seed is not None:
@@ -77,17 +76,31 @@ def starting_model(experiment: Experiment, frozen: Path, keep_heads: bool = Fals
     else:
         model.drop_sd_text()
     model.null_text_embedding.copy_(loaded.model.null_text_embedding)
-    if keep_heads:
-        kept = loaded.model.trained_parameters()
+    if kept is not None:
+        values = kept.model.trained_parameters()
         with torch.no_grad():
             for name, parameter in model.trained_parameters().items():
-                parameter.copy_(kept[name])
+                if values[name].shape != parameter.shape:
+                    raise CheckpointError(
+                        f"{name} has shape {tuple(values[name].shape)} in {heads}, experiment {experiment.name!r} "
+                        f"needs {tuple(parameter.shape)}: its frozen networks have other widths"
+                    )
+                parameter.copy_(values[name])
         return model, loaded.tokenizer_json
     embedder = WordEmbedder(model, loaded.tokenizer_json)
     if model.mask_classifier.no_object_embedding is not None:
         with torch.no_grad():
             model.mask_classifier.no_object_embedding.copy_(embedder.embed([""]))
     return model, loaded.tokenizer_json
+
+
+def _check_parts(experiment: Experiment, path: Path, config: OdiseConfig, parts: Sequence[str]) -> None:
+    for part in parts:
+        if getattr(config, part) != getattr(experiment.model, part):
+            raise CheckpointError(
+                f"{path} has {part} {getattr(config, part)}, experiment {experiment.name!r} needs "
+                f"{getattr(experiment.model, part)}: name the checkpoint that belongs to it"
+            )
 
 
 def training_categories(data: CocoPanoptic) -> tuple[Category, ...]:
@@ -107,7 +120,7 @@ def prepare_run(
     cache: Path,
     device: str,
     workers: int,
-    keep_heads: bool = False,
+    heads: Path | None = None,
 ) -> RunParts:
     """Read the data set and the frozen weights, and build everything.
 
@@ -119,13 +132,13 @@ def prepare_run(
         cache: folder for feature caches.
         device: where to train.
         workers: processes that augment pictures.
-        keep_heads: start from the trained heads of ``frozen``, not from fresh ones.
+        heads: checkpoint whose trained heads are the start; None: fresh ones.
     """
     data = CocoPanoptic.from_root(data_root, split)
     categories = training_categories(data)
     class_of = {category.id: index for index, category in enumerate(categories)}
     words = [word for category in categories for word in category.synonyms]
-    model, tokenizer_json = starting_model(experiment, frozen, keep_heads)
+    model, tokenizer_json = starting_model(experiment, frozen, heads)
     model.to(device)
     embedder = WordEmbedder(model, tokenizer_json)
     class_text = None

@@ -42,9 +42,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--frozen", type=Path, required=True, help="Checkpoint folder whose frozen networks and tokenizer are used."
     )
     parser.add_argument(
-        "--keep-heads",
-        action="store_true",
-        help="Start from the trained heads of the --frozen checkpoint, not from fresh ones (fine-tuning).",
+        "--heads",
+        type=Path,
+        help="Checkpoint folder whose trained heads are the start, not fresh ones (fine-tuning); may be --frozen.",
     )
     parser.add_argument(
         "--output", dest="run", type=Path, required=True, help="Folder for states, log, pictures and the result."
@@ -135,7 +135,7 @@ def main(argv: Sequence[str]) -> int:
             cache,
             device,
             arguments.workers,
-            arguments.keep_heads,
+            arguments.heads,
         )
         if arguments.finish:
             if not states:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from odise_rt.errors import ConfigError
 from training.batches import BatchSource
 from training.distributed import mean_over_processes, rank, world_size
 from training.experiment import Experiment
@@ -62,6 +63,11 @@ class Trainer:
         self.wrapped: nn.Module = step
         self.shapes = {name: parameter.shape for name, parameter in step.model.trained_parameters().items()}
         self.sharded = world_size() > 1 and parallel == "fsdp"
+        if self.sharded and experiment.optimizer.matrix_rate is not None:
+            raise ConfigError(
+                f"experiment {experiment.name!r} has a matrix_rate: Muon needs whole matrices, which fsdp divides; use "
+                "--parallel ddp"
+            )
         if self.sharded:
             # Features are cached by one process alone, which needs whole networks.
             made = [source() for source in sources]
@@ -120,7 +126,7 @@ class Trainer:
         began = time.perf_counter()
         rate = self.experiment.learning_rate(self.start)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate_scale", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = self.wrapped(batch)
         total = torch.stack(list(losses.values())).sum()

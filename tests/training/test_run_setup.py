@@ -17,7 +17,7 @@ from training.run_setup import starting_model
 @pytest.mark.parametrize("keep_heads", [False, True])
 def test_heads_are_fresh_or_the_checkpoints(mini_frozen: Path, keep_heads: bool) -> None:
     experiment = dataclasses.replace(mini_experiment(), seed=7)
-    model, _ = starting_model(experiment, mini_frozen, keep_heads)
+    model, _ = starting_model(experiment, mini_frozen, mini_frozen if keep_heads else None)
     stored = load_checkpoint(mini_frozen).model
     for name, parameter in model.clip.named_parameters():
         assert torch.equal(parameter, stored.clip.get_parameter(name))
@@ -32,4 +32,4 @@ def test_heads_of_another_shape_are_refused(mini_frozen: Path) -> None:
     wider = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, head=head))
     starting_model(wider, mini_frozen)
     with pytest.raises(CheckpointError, match=r"has head HeadConfig\(.*queries=6.* needs .*queries=9"):
-        starting_model(wider, mini_frozen, keep_heads=True)
+        starting_model(wider, mini_frozen, mini_frozen)

@@ -21,6 +21,7 @@ from training.checkpoints.own_format import (
     LoadedCheckpoint,
     load_checkpoint,
     read_description,
+    read_tokenizer,
     save_checkpoint,
 )
 from training.checkpoints.released import load_released
@@ -82,7 +83,7 @@ def _convert(args: argparse.Namespace) -> int:
         stable_diffusion=args.stable_diffusion,
         clip=args.clip,
         training_vocabulary=words,
-        tokenizer_json=None if args.tokenizer is None else args.tokenizer.read_text(encoding="utf-8"),
+        tokenizer_json=None if args.tokenizer is None else read_tokenizer(args.tokenizer),
     )
     print(loaded.report)
     return _save(loaded, args, include_sd_text=not args.without_sd_text)

@@ -202,6 +202,23 @@ class _NoRandomInitialisation(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def read_tokenizer(path: Path) -> str:
+    """Text of a ``tokenizers`` file.
+
+    Raises:
+        CheckpointError: it is not there, or is no such file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        Tokenizer.from_str(text)
+    except Exception as exc:  # tokenizers raises bare Exception
+        raise CheckpointError(
+            f"{path} cannot be read as a tokenizers file ({str(exc)[:200]}): name the tokenizer.json "
+            "that belongs to the CLIP in use"
+        ) from exc
+    return text
+
+
 def check_tokenizer(tokenizer_json: str, config: OdiseConfig, source: str) -> None:
     """Refuse a tokenizer that cannot be read or makes ids beyond CLIP's vocabulary.
 

@@ -28,7 +28,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from odise_rt.errors import OdiseError
+from odise_rt.errors import CheckpointError, OdiseError
+from training.checkpoints.own_format import load_checkpoint, read_tokenizer
 from training.config import ClipConfig, preset
 from training.data.sticker_world.nouns import all_nouns
 from training.models.frozen import build_clip
@@ -164,8 +165,9 @@ class ClipTrainer:
             count("ground", embeddings[:, 10:].flatten(0, 1), mosaic.nouns[:, 10:].flatten())
             collage = draw_collages(self.sampler, 25, self.config, rng, scatter=False)
             embeddings = encode_images(self.model, collage.images, collage.visible)[:, 1:]
-            count("collage_thing", embeddings[:, :4].flatten(0, 1), collage.nouns[:, :4].flatten())
-            count("collage_stuff", embeddings[:, 4:].flatten(0, 1), collage.nouns[:, 4:].flatten())
+            is_thing = collage.nouns < len(self.sampler.things)
+            count("collage_thing", embeddings[is_thing], collage.nouns[is_thing])
+            count("collage_stuff", embeddings[~is_thing], collage.nouns[~is_thing])
         self.model.train()
         return {name: torch.cat(values).mean().item() for name, values in hits.items()}
 
@@ -180,9 +182,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--text-steps", type=int, default=120, help="first steps, on captions alone")
     parser.add_argument("--mosaics", type=int, default=7, help="mosaics (twelve regions each) a step")
-    parser.add_argument("--collages", type=int, default=8, help="collages (six regions each) a step")
+    parser.add_argument("--collages", type=int, default=8, help="collages (nine regions each) a step")
     parser.add_argument("--close-ups", type=int, default=8, help="close-ups a step")
     parser.add_argument("--scene-batch", type=int, default=8, help="scenes a step")
+    parser.add_argument("--start", type=Path, help="checkpoint folder whose CLIP is trained further, not a fresh one")
     parser.add_argument("--freeze-text", action="store_true", help="train the image tower only, against fixed texts")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--evaluate-every", type=int, default=150)
@@ -198,11 +201,16 @@ def main(arguments: list[str] | None = None) -> int:
         config = preset(options.config).clip
         trainer = ClipTrainer(
             config,
-            Tokenizer.from_file(str(options.tokenizer)),
+            Tokenizer.from_str(read_tokenizer(options.tokenizer)),
             SceneBank(options.scenes),
             CloseUpSampler(options.seed, options.font, device=options.device),
             options.seed,
         )
+        if options.start is not None:
+            start_from(options.start, trainer.model, options.tokenizer)
+        if options.freeze_text:
+            for name, parameter in trainer.model.named_parameters():
+                parameter.requires_grad_(name.startswith("visual."))
         session = Session(
             options.out,
             {"clip": trainer.model},
@@ -214,9 +222,6 @@ def main(arguments: list[str] | None = None) -> int:
             orthogonal=("resblocks",),
         )
         session.resume()
-        if options.freeze_text:
-            for name, parameter in trainer.model.named_parameters():
-                parameter.requires_grad_(name.startswith("visual."))
         for step in session.iterate("clip"):
             if step < options.text_steps:
                 session.descend(trainer.text_loss(step, 100))
@@ -238,6 +243,23 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {exc}", file=sys.stderr)
         return 2
     return 0
+
+
+def start_from(checkpoint: Path, model: CLIP, tokenizer: Path) -> None:
+    """Copy the CLIP of a checkpoint of this repository.
+
+    Raises:
+        CheckpointError: It has other shapes, or another tokenizer, so that its texts would be read wrongly.
+    """
+    loaded = load_checkpoint(checkpoint)
+    if json.loads(loaded.tokenizer_json) != json.loads(read_tokenizer(tokenizer)):
+        raise CheckpointError(
+            f"{checkpoint} has another tokenizer than {tokenizer}: name the one inside the checkpoint"
+        )
+    try:
+        model.load_state_dict(loaded.model.clip.state_dict())
+    except RuntimeError as exc:
+        raise CheckpointError(f"the CLIP of {checkpoint} does not fit --config: {exc}") from exc
 
 
 def save_weights(folder: Path, model: CLIP) -> None:

@@ -122,8 +122,8 @@ class CloseUpSampler:
 
     def _paste(
         self, canvas: Tensor, things: Tensor, scale: Tensor, centre: Tensor, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Paste one thing into each picture; returns the pictures and the things' boxes."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Paste one thing into each picture; returns the pictures, the things' boxes, and which pixels they hide."""
         count, side = len(canvas), canvas.shape[-1]
         wanted = 0.8 * side * float(scale.max())
         mip_side = min((mip for mip in MIP_SIDES if mip >= wanted), default=MIP_SIDES[0])
@@ -155,7 +155,7 @@ class CloseUpSampler:
         turned = torch.stack(
             [half[:, 0] * cos.abs() + half[:, 1] * sin.abs(), half[:, 0] * sin.abs() + half[:, 1] * cos.abs()], -1
         )
-        return canvas, torch.cat([centre - turned, centre + turned], -1).clamp(0, 1)
+        return canvas, torch.cat([centre - turned, centre + turned], -1).clamp(0, 1), alpha[:, 0] >= 0.5
 
     def sample(
         self,
@@ -217,7 +217,7 @@ class CloseUpSampler:
             room = (1 - scale).abs().clamp(min=0.12)[:, None] / 2
             centre = 0.5 + room * torch.from_numpy(rng.uniform(-1, 1, (len(shown), 2))).float().to(self.device)
             thing = torch.from_numpy(nouns[is_thing]).to(self.device)
-            canvas[shown], boxes[shown] = self._paste(canvas[shown], thing, scale, centre, rng)
+            canvas[shown], boxes[shown], _ = self._paste(canvas[shown], thing, scale, centre, rng)
         distract(on_top)
         return CloseUps(
             self._develop(canvas, rng),
@@ -229,31 +229,48 @@ class CloseUpSampler:
     def collage(
         self, things: np.ndarray, grounds: np.ndarray, side: int, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw small scenes: a texture above another, a thing in each quarter, neighbours overlapping a little.
+        """Draw small scenes: a ground, another one behind a horizon, perhaps a pond, and things anywhere on them.
 
         Args:
-            things: Integer (N, 4), indices of things in ``all_nouns()``.
-            grounds: Integer (N, 2), indices of the upper and the lower texture.
+            things: Integer (N, K), indices of things in ``all_nouns()``; later ones lie on top of earlier ones.
+            grounds: Integer (N, 3), indices of the textures of floor, background and pond.
             side: Pixels of a picture.
             rng: Source of every choice.
 
         Returns:
-            Pictures (N, 3, side, side) in [0, 1], boxes of the things (N, 4, 4) as shares of the side, and the height
-            (N,) at which the lower texture begins, as a share too.
+            Pictures (N, 3, side, side) in [0, 1], boxes of the things (N, K, 4) as shares of the side, and int64
+            (N, side, side) telling which of the three grounds is seen at a pixel; -1 where a thing hides them.
         """
-        count = len(things)
-        upper, lower = (self._ground(torch.from_numpy(column - len(self.things)), side, rng) for column in grounds.T)
-        horizon = torch.from_numpy(rng.uniform(0.25, 0.75, count)).float().to(self.device)
-        rows = (torch.arange(side, device=self.device) + 0.5) / side
-        canvas = torch.where((rows[None] < horizon[:, None])[:, None, :, None], upper, lower)
-        boxes = torch.zeros(count, 4, 4, device=self.device)
-        for quarter in rng.permutation(4).tolist():
-            corner = np.array([quarter % 2, quarter // 2]) * 0.5
-            centre = torch.from_numpy(corner + rng.uniform(0.05, 0.45, (count, 2))).float().to(self.device)
+        count, per_picture = things.shape
+        textures = torch.stack(
+            [self._ground(torch.from_numpy(column - len(self.things)), side, rng) for column in grounds.T], 1
+        )
+        layers = self._layers(count, side, rng)
+        canvas = textures.gather(1, layers[:, None, None].expand(-1, 1, 3, -1, -1))[:, 0]
+        boxes = torch.zeros(count, per_picture, 4, device=self.device)
+        for index in range(per_picture):
+            centre = torch.from_numpy(rng.uniform(0.06, 0.94, (count, 2))).float().to(self.device)
             scale = torch.from_numpy(np.exp(rng.uniform(*COLLAGE_LOG_SCALES, count))).float().to(self.device)
-            thing = torch.from_numpy(things[:, quarter]).to(self.device)
-            canvas, boxes[:, quarter] = self._paste(canvas, thing, scale, centre, rng)
-        return self._develop(canvas, rng), boxes, horizon
+            thing = torch.from_numpy(things[:, index]).to(self.device)
+            canvas, boxes[:, index], hidden = self._paste(canvas, thing, scale, centre, rng)
+            layers = torch.where(hidden, -1, layers)
+        return self._develop(canvas, rng), boxes, layers
+
+    def _layers(self, count: int, side: int, rng: np.random.Generator) -> Tensor:
+        """Where floor (0), background (1) and pond (2) of a collage lie; int64 (N, side, side)."""
+        share = (np.arange(side) + 0.5) / side
+        rows, columns = share[None, :, None], share[None, None, :]
+
+        def draw(low: float, high: float) -> np.ndarray:
+            return rng.uniform(low, high, (count, 1, 1))
+
+        horizon = draw(0.25, 0.6) + (columns - 0.5) * draw(-0.2, 0.2)
+        layers = ((rows < horizon) & (draw(0, 1) < 0.8)).astype(np.int64)
+        distance = ((columns - draw(0.15, 0.85)) / draw(0.2, 0.45)) ** 2 + (
+            (rows - draw(0.65, 0.95)) / draw(0.1, 0.25)
+        ) ** 2
+        layers[(distance < 1) & (draw(0, 1) < 0.4)] = 2
+        return torch.from_numpy(layers).to(self.device)
 
     def _develop(self, canvas: Tensor, rng: np.random.Generator) -> Tensor:
         """Light, tint and noise."""

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from odise_rt.errors import CheckpointError, OdiseError
+from training.checkpoints.own_format import read_tokenizer
 from training.config import OdiseConfig, preset
 from training.data.sticker_world.nouns import all_nouns
 from training.models.frozen import build_sd_text, build_unet
@@ -190,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     try:
         config = preset(options.config)
-        tokenizer = Tokenizer.from_file(str(options.tokenizer))
+        tokenizer = Tokenizer.from_str(read_tokenizer(options.tokenizer))
         vae = load_vae(options.out / "vae").to(options.device)
         trainer = DiffusionTrainer(config, tokenizer, options.device, options.seed)
         session = Session(

@@ -16,6 +16,12 @@ from torch.nn import functional as F
 from training.config import ClipConfig
 from training.pretrain.closeups import CloseUps, CloseUpSampler
 
+COLLAGE_THINGS = 6
+COLLAGE_LEAST_SHOWN = 0.35
+"""Share of a thing that others on top must leave for it to be named, as in the scenes."""
+ELLIPSE_EXPONENT = 2.5
+"""Above 2: sprites fill more of the corners of their boxes than an ellipse does."""
+
 
 @dataclass(frozen=True)
 class Regions:
@@ -111,34 +117,46 @@ def _tile_mask(source: CloseUps, index: int, cells: int, rng: np.random.Generato
 def draw_collages(
     sampler: CloseUpSampler, count: int, config: ClipConfig, rng: np.random.Generator, scatter: bool = True
 ) -> Regions:
-    """Small scenes with six regions: four things, then the upper and the lower ground.
+    """Small scenes with nine regions: six things, then floor, background and pond.
 
-    The regions of the ground hold every patch that is not well inside a thing's box, small things altogether: a real
-    mask of a meadow touches the patches of the flowers in it, and still means the meadow.
+    Of a thing its box is used, and with it, roughly, the ellipse that it fills, never its outline. As with real masks,
+    a region holds every patch that it touches, so a ground's region holds the rims of the things that stand on it, and
+    small things altogether: a mask of a meadow touches the patches of the flowers in it, and still means the meadow. A
+    region of which things on top leave too little, or that is not there, shows the floor instead.
+
+    Args:
+        sampler: Draws the pictures.
+        count: How many.
+        config: Sizes of picture and patch.
+        rng: Source of every choice.
+        scatter: Hide a random part of half the regions' patches, as poor masks do.
     """
-    things = np.stack([rng.choice(len(sampler.things), 4, replace=False) for _ in range(count)])
-    grounds = np.stack([rng.choice(sampler.stuff, 2, replace=False) for _ in range(count)])
-    images, boxes, horizon = sampler.collage(things, grounds, config.image_size, rng)
-    grid = config.image_size // config.patch_size
-    left, top, right, bottom = (boxes.cpu() * grid).unbind(-1)
-    cell = torch.arange(grid)
-
-    def inside(shrink: float) -> Tensor:
-        across = (cell + 1 > left[..., None] + shrink) & (cell < right[..., None] - shrink)
-        down = (cell + 1 > top[..., None] + shrink) & (cell < bottom[..., None] - shrink)
-        return down[..., :, None] & across[..., None, :]
-
-    thing_regions = inside(0.0)
-    free = ~inside(1.5).any(1)
-    upper = (cell[None] < (horizon.cpu() * grid)[:, None])[:, :, None].expand(-1, -1, grid)
-    lower = (cell[None] + 1 > (horizon.cpu() * grid)[:, None])[:, :, None].expand(-1, -1, grid)
-    visible = torch.cat([thing_regions, (upper & free)[:, None], (lower & free)[:, None]], 1)
-    empty = ~visible.flatten(2).any(-1)
-    visible[empty] = True
+    things = np.stack([rng.choice(len(sampler.things), COLLAGE_THINGS, replace=False) for _ in range(count)])
+    grounds = np.stack([rng.choice(sampler.stuff, 3, replace=False) for _ in range(count)])
+    images, boxes, layers = sampler.collage(things, grounds, config.image_size, rng)
+    fine = 4 * (config.image_size // config.patch_size)  # four points a patch, each way
+    points = (torch.arange(fine, device=boxes.device) + 0.5) / fine
+    left, top, right, bottom = boxes.clamp(0, 1)[..., None].unbind(-2)
+    across = ((2 * points - left - right) / (right - left).clamp(min=1e-3)).abs() ** ELLIPSE_EXPONENT
+    down = ((2 * points - top - bottom) / (bottom - top).clamp(min=1e-3)).abs() ** ELLIPSE_EXPONENT
+    inside = down[..., :, None] + across[..., None, :] < 1  # (N, 6, fine, fine)
+    rank = torch.arange(1, COLLAGE_THINGS + 1, device=boxes.device)[:, None, None]
+    on_top = (inside * rank).amax(1)  # 0 where no thing lies
+    left_over = on_top[:, None] == rank
+    shown_share = left_over.flatten(2).sum(-1) / inside.flatten(2).sum(-1).clamp(min=1)
+    things_touched = F.max_pool2d(left_over.float(), 4) > 0
+    free = layers[:, None] == torch.arange(3, device=boxes.device)[:, None, None]
+    touched = torch.cat([things_touched, F.max_pool2d(free.float(), config.patch_size) > 0], 1)
+    clear = torch.cat([shown_share >= COLLAGE_LEAST_SHOWN, free.flatten(2).any(-1)], 1)
+    floor = COLLAGE_THINGS
+    clear[:, floor] = True
+    visible = torch.where(clear[..., None, None], touched, touched[:, floor : floor + 1]).cpu()
+    visible[~visible.flatten(2).any(-1)] = True  # things hide the whole floor
     nouns = torch.from_numpy(np.concatenate([things, grounds], 1))
-    nouns[empty] = torch.from_numpy(grounds[:, 1:]).expand(-1, 6)[empty]
+    nouns = torch.where(clear.cpu(), nouns, nouns[:, floor : floor + 1])
     if scatter:
-        kept = visible & torch.from_numpy(rng.random(tuple(visible.shape)) < rng.uniform(0.5, 1.0, (count, 6, 1, 1)))
-        visible = torch.where(kept.flatten(2).any(-1)[..., None, None], kept, visible)
-    ground = torch.from_numpy(grounds[:, 1:]).expand(-1, 6).contiguous()
+        kept = torch.from_numpy(rng.random(tuple(visible.shape)) < rng.uniform(0.5, 1.5, (*nouns.shape, 1, 1)))
+        holed = visible & kept
+        visible = torch.where(holed.flatten(2).any(-1)[..., None, None], holed, visible)
+    ground = torch.from_numpy(grounds[:, :1]).expand(-1, COLLAGE_THINGS + 3).contiguous()
     return Regions(images, visible.flatten(2).to(sampler.device), nouns, ground)

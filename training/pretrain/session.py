@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from odise_rt.errors import CheckpointError
-from training.pretrain.muon import Muon
+from training.muon import Muon
 
 STATE_FILE = "state.pt"
 LOG_FILE = "log.jsonl"

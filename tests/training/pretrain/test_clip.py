@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 
-from training.config import ClipConfig
+from odise_rt.errors import CheckpointError
+from training.config import ClipConfig, preset
 from training.data.sticker_world.nouns import all_nouns
 from training.models.frozen import build_clip
-from training.pretrain.clip import ClipTrainer, contrast, main
+from training.pretrain.clip import ClipTrainer, contrast, main, start_from
 from training.pretrain.clip_forward import encode_images, encode_tokens, normalise
 from training.pretrain.closeups import CloseUpSampler, caption
 from training.pretrain.regions import draw_collages, draw_mosaics
@@ -126,18 +127,40 @@ def test_the_ground_of_a_large_tile_is_what_the_thing_leaves(sampler: CloseUpSam
 def test_collages_know_where_their_things_and_grounds_are(sampler: CloseUpSampler, clip_config: ClipConfig) -> None:
     collage = draw_collages(sampler, 6, clip_config, np.random.default_rng(6), scatter=False)
     assert collage.images.shape == (6, 3, 128, 128)
-    assert collage.visible.shape == (6, 6, 256)
-    assert (collage.nouns[:, :4] < 258).all()
-    assert (collage.nouns[:, 4:] >= 258).all()
-    assert (collage.nouns[:, 4] != collage.nouns[:, 5]).all()
-    grid = collage.visible.view(6, 6, 16, 16)
-    rows = torch.arange(16)[:, None].float()
-    for upper, lower in grid[:, 4:]:
-        assert (rows * upper).sum() / upper.sum() < (rows * lower).sum() / lower.sum()
-    assert (collage.visible[:, :4].sum(-1) < 150).all()
+    assert collage.visible.shape == (6, 9, 256)
+    assert collage.visible.any(-1).all()
+    things, grounds = collage.nouns[:, :6], collage.nouns[:, 6:]
+    assert (grounds >= 258).all()
+    assert (things < 258).float().mean() > 0.7, "few things are hidden by others"
+    hidden = things >= 258
+    floor = grounds[:, :1].expand(-1, 6)
+    assert torch.equal(things[hidden], floor[hidden]), "a hidden thing's region shows the floor instead"
+    assert torch.equal(collage.visible[:, :6][hidden], collage.visible[:, 6:7].expand(-1, 6, -1)[hidden])
+    assert (collage.visible[:, :6][~hidden].sum(-1) < 150).all()
+    overlap = collage.visible[:, :6] & collage.visible[:, 6:].any(1, keepdim=True)
+    assert overlap[~hidden].any(-1).all(), "grounds hold the rims of things"
     holed = draw_collages(sampler, 6, clip_config, np.random.default_rng(6)).visible
     assert holed.sum() < collage.visible.sum()
     assert holed.any(-1).all()
+
+
+@pytest.mark.font
+def test_collages_lay_their_grounds_below_things(sampler: CloseUpSampler, clip_config: ClipConfig) -> None:
+    things = np.arange(12).reshape(4, 3)
+    grounds = np.array(sampler.stuff[:12]).reshape(4, 3)
+    images, boxes, layers = sampler.collage(things, grounds, 128, np.random.default_rng(8))
+    bare = sampler.collage(things[:, :0], grounds, 128, np.random.default_rng(8))[2]
+    hidden = layers < 0
+    assert 0.02 < hidden.float().mean() < 0.8
+    assert torch.equal(layers[~hidden], bare[~hidden]), "things hide the grounds and do not move them"
+    assert images.shape == (4, 3, 128, 128)
+    assert boxes.shape == (4, 3, 4)
+    assert (boxes[..., 2:] > boxes[..., :2]).all()
+    assert set(bare.unique().tolist()) <= {0, 1, 2}
+    for layer in bare:
+        rows = torch.arange(128)[:, None].expand_as(layer).float()
+        if (layer == 1).any():
+            assert rows[layer == 1].mean() < rows[layer == 0].mean(), "the background lies behind the floor"
 
 
 @pytest.mark.font
@@ -224,3 +247,21 @@ def test_the_command_reports_missing_scenes(
     arguments = ["--scenes", str(tmp_path / "none"), "--tokenizer", str(tmp_path / "tokenizer.json")]
     assert main([*arguments, "--out", str(tmp_path / "out"), "--steps", "1"]) == 2
     assert "captions_train.json" in capsys.readouterr().err
+
+
+def test_training_goes_on_from_the_clip_of_a_checkpoint_with_the_same_tokenizer(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    model = build_clip(preset("odise-tiny").clip)
+    shipped = Path(__file__).parents[3] / "training/pretrained/odise-tiny"
+    start_from(shipped, model, shipped / "tokenizer.json")
+    stored = load_file(shipped / "model.safetensors")
+    torch.testing.assert_close(model.visual.conv1.weight, stored["clip.visual.conv1.weight"].float(), rtol=0, atol=0)
+    tokenizer.save(str(tmp_path / "other.json"))
+    with pytest.raises(CheckpointError, match="another tokenizer"):
+        start_from(shipped, model, tmp_path / "other.json")
+    with pytest.raises(CheckpointError, match="cannot be read as a tokenizers file"):
+        start_from(shipped, model, tmp_path / "absent.json")
+    small = build_clip(preset("odise-reference").clip)
+    with pytest.raises(CheckpointError, match="does not fit --config"):
+        start_from(shipped, small, shipped / "tokenizer.json")

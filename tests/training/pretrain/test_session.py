@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from odise_rt.errors import CheckpointError
-from training.pretrain.muon import Muon, orthogonalised
+from training.muon import Muon, orthogonalised
 from training.pretrain.session import Session, cosine_rate
 
 

@@ -1,0 +1,118 @@
+"""The shipped odise-tiny, from nothing: ``python -m training.reproduce --runs runs``.
+
+Draws Sticker World, trains everything frozen (:mod:`training.pretrain`), the heads, CLIP's regions once more, the heads
+once more, and measures the result. What is finished is left alone and what was interrupted goes on: after a break, give
+the same command again. Some six hours on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PRESET = "odise-tiny"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command and the file that shows that it has finished."""
+
+    done: Path
+    module: str
+    arguments: tuple[str, ...]
+    processes: int = 1
+
+    def command(self) -> list[str]:
+        """What to run, with this interpreter."""
+        several = ("-m", "torch.distributed.run", "--nproc-per-node", str(self.processes)) if self.processes > 1 else ()
+        return [sys.executable, *several, "-m", self.module, *self.arguments]
+
+
+def plan(runs: Path, processes: int, device: str = "cpu", font: Path | None = None) -> list[Stage]:
+    """The stages in order, with the settings of the shipped model.
+
+    Args:
+        runs: folder of everything made.
+        processes: of the heads' training; on a CPU one for each core, with one thread each.
+        device: where the networks are trained.
+        font: Noto Color Emoji; None: it is searched for.
+    """
+    named = () if font is None else ("--font", str(font))
+    scenes, pieces = ("--scenes", str(runs / "frozen")), ("--tokenizer", str(runs / "tokenizer.json"))
+    data = ("--data", str(runs / "sticker"))
+
+    def convert(clip: str, out: str) -> Stage:
+        networks = ("--stable-diffusion", str(runs / "diffusion"), "--clip", str(runs / clip / "model.safetensors"))
+        arguments = ("convert", "--config", PRESET, *networks, *pieces, "--out", str(runs / out))
+        return Stage(runs / out / "config.json", "training.checkpoints", arguments)
+
+    def train(experiment: str, frozen: str, out: str, *more: str) -> Stage:
+        threads = ("--threads", "1", "--workers", "0") if device == "cpu" else ()
+        places = (*data, "--frozen", str(runs / frozen), "--output", str(runs / out))
+        arguments = (experiment, *places, "--device", device, *threads, "--resume", *more)
+        return Stage(runs / out / "checkpoint/config.json", "training.train", arguments, processes)
+
+    refined_clip = (
+        *("--start", str(runs / "frozen-tiny"), "--freeze-text", "--text-steps", "0", "--steps", "2800"),
+        *("--rate", "1.5e-3", "--mosaics", "1", "--collages", "16", "--close-ups", "6", "--scene-batch", "6"),
+    )
+    return [
+        Stage(runs / "diffusion/samples.png", "training.pretrain", ("--runs", str(runs), "--device", device, *named)),
+        convert("clip", "frozen-tiny"),
+        train("sticker_tiny_label", "frozen-tiny", "odise-tiny"),
+        Stage(
+            runs / "clip-refined/metrics.json",
+            "training.pretrain.clip",
+            (*scenes, *pieces, "--out", str(runs / "clip-refined"), *refined_clip, "--device", device, *named),
+        ),
+        convert("clip-refined", "frozen-refined"),
+        train(
+            *("sticker_tiny_refine", "frozen-refined", "odise-tiny-refined"),
+            *("--heads", str(runs / "odise-tiny/checkpoint")),
+        ),
+        Stage(
+            runs / "shipped/config.json",
+            "training.checkpoints",
+            ("compact", str(runs / "odise-tiny-refined/checkpoint"), "--out", str(runs / "shipped")),
+        ),
+        Stage(
+            runs / "evaluation/metrics.json",
+            "training.evaluate",
+            (str(runs / "shipped"), *data, "--output", str(runs / "evaluation")),
+        ),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is not finished; returns the exit status of the first stage that fails."""
+    parser = argparse.ArgumentParser(prog="python -m training.reproduce", description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of everything made (default runs)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--processes", type=int, help="of the heads' training (default: cores on a CPU, 1 on a GPU)")
+    parser.add_argument("--font", type=Path, help="Noto Color Emoji font file")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands only")
+    options = parser.parse_args(arguments)
+    # The batch of four scenes must split evenly.
+    processes = options.processes or (
+        min(4, 1 << (os.cpu_count() or 1).bit_length() - 1) if options.device == "cpu" else 1
+    )
+    for stage in plan(options.runs, processes, options.device, options.font):
+        state = "done" if stage.done.exists() else "to do"
+        print(f"[{state}] {' '.join(stage.command()[1:])}", flush=True)
+        if state == "to do" and not options.dry_run:
+            status = subprocess.run(stage.command(), check=False).returncode
+            if status:
+                print(
+                    f"error: this stage ended with status {status}; the same command goes on from here", file=sys.stderr
+                )
+                return status
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
