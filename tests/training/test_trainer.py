@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -18,6 +19,7 @@ import torch
 
 import training.run_state
 import training.train
+import training.trainer
 from training.checkpoints.own_format import load_checkpoint
 from training.experiment import Experiment, experiment
 from training.run_state import saved_states
@@ -207,3 +209,24 @@ def test_a_full_disk_keeps_the_earlier_state(
     assert training.train.main(arguments(mini_data, mini_frozen, run, "--resume")) == 1
     assert "No space left" in caplog.text
     assert [path.name for path in (run / "states").iterdir()] == ["000002"], "nothing half written is left"
+
+
+def test_muon_resumes_too_and_refuses_to_be_sharded(
+    mini: Experiment,
+    mini_data: Path,
+    mini_frozen: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = dataclasses.replace(mini.optimizer, matrix_rate=2e-3, decay="linear")
+    with_muon = dataclasses.replace(mini, optimizer=options)
+    monkeypatch.setattr(training.train, "experiment", lambda name: with_muon)
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    assert training.train.main(arguments(mini_data, mini_frozen, unbroken)) == 0
+    assert training.train.main(arguments(mini_data, mini_frozen, broken, "--until", "3")) == 0
+    assert training.train.main(arguments(mini_data, mini_frozen, broken, "--resume")) == 0
+    assert log(broken) == log(unbroken)
+    monkeypatch.setattr(training.trainer, "world_size", lambda: 2)
+    assert training.train.main(arguments(mini_data, mini_frozen, tmp_path / "two", "--parallel", "fsdp")) == 1
+    assert "Muon needs whole matrices" in caplog.text

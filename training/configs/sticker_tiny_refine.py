@@ -26,7 +26,7 @@ def experiment() -> Experiment:
         model=preset("odise-tiny"),
         phases=(
             Phase(
-                iterations=4600,
+                iterations=4300,
                 batch=4,
                 jitter=JitterOptions(target=256, crop=256, smallest=0.7, largest=1.3),
                 cached_views=6000,
