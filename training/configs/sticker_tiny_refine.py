@@ -8,7 +8,7 @@ Command, after ``sticker_tiny_label`` and the refinement of CLIP (``training/pre
 Muon moves the matrices: from fresh heads it reached in 200 iterations the loss that AdamW reached in about 300. The
 rate falls linearly, as most of what ``sticker_tiny_label`` learns it learns when its rate is cut.
 
-Hardware: two CPU cores, and 9 GB of disk for the frozen features of 24,000 windows.
+Hardware: two CPU cores, and 8 GB of disk for the frozen features of 24,000 windows.
 """
 
 from __future__ import annotations
