@@ -119,10 +119,11 @@ def draw_collages(
 ) -> Regions:
     """Small scenes with nine regions: six things, then floor, background and pond.
 
-    Of a thing its box is used, and with it, roughly, the ellipse that it fills; its outline only says what ground it hides. As with real masks,
-    a region holds every patch that it touches, so a ground's region holds the rims of the things that stand on it, and
-    small things altogether: a mask of a meadow touches the patches of the flowers in it, and still means the meadow. A
-    region of which things on top leave too little, or that is not there, shows the floor instead.
+    Of a thing its box is used, and with it, roughly, the ellipse that it fills; its outline only says what ground it
+    hides. As with real masks, a region holds every patch that it touches, so a ground's region holds the rims of the
+    things that stand on it, and small things altogether: a mask of a meadow touches the patches of the flowers in it,
+    and still means the meadow. A region of which things on top leave too little, or that is not there, shows the floor
+    instead.
 
     Args:
         sampler: Draws the pictures.
