@@ -15,25 +15,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.chain import Stage, run_chain
+
 PRESET = "odise-tiny"
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A command and the file that shows that it has finished."""
+class ModuleStage(Stage):
+    """A stage whose command is a module, run by this interpreter."""
 
-    done: Path
-    module: str
-    arguments: tuple[str, ...]
     processes: int = 1
 
-    def command(self) -> list[str]:
-        """What to run, with this interpreter."""
+    def words(self) -> tuple[str, ...]:
+        """What follows the interpreter."""
         several = ("-m", "torch.distributed.run", "--nproc-per-node", str(self.processes)) if self.processes > 1 else ()
-        return [sys.executable, *several, "-m", self.module, *self.arguments]
+        return (*several, "-m", *super().words())
+
+    def run(self) -> int:
+        """Run it; returns its exit status."""
+        status = subprocess.run([sys.executable, *self.words()], check=False).returncode
+        if status:
+            print(f"error: this stage ended with status {status}; the same command goes on from here", file=sys.stderr)
+        return status
 
 
-def plan(runs: Path, processes: int, device: str = "cpu", font: Path | None = None) -> list[Stage]:
+def plan(runs: Path, processes: int, device: str = "cpu", font: Path | None = None) -> list[ModuleStage]:
     """The stages in order, with the settings of the shipped model.
 
     Args:
@@ -46,26 +52,28 @@ def plan(runs: Path, processes: int, device: str = "cpu", font: Path | None = No
     scenes, pieces = ("--scenes", str(runs / "frozen")), ("--tokenizer", str(runs / "tokenizer.json"))
     data = ("--data", str(runs / "sticker"))
 
-    def convert(clip: str, out: str) -> Stage:
+    def convert(clip: str, out: str) -> ModuleStage:
         networks = ("--stable-diffusion", str(runs / "diffusion"), "--clip", str(runs / clip / "model.safetensors"))
         arguments = ("convert", "--config", PRESET, *networks, *pieces, "--out", str(runs / out))
-        return Stage(runs / out / "config.json", "training.checkpoints", arguments)
+        return ModuleStage(runs / out / "config.json", "training.checkpoints", arguments)
 
-    def train(experiment: str, frozen: str, out: str, *more: str) -> Stage:
+    def train(experiment: str, frozen: str, out: str, *more: str) -> ModuleStage:
         threads = ("--threads", "1", "--workers", "0") if device == "cpu" else ()
         places = (*data, "--frozen", str(runs / frozen), "--output", str(runs / out))
         arguments = (experiment, *places, "--device", device, *threads, "--resume", *more)
-        return Stage(runs / out / "checkpoint/config.json", "training.train", arguments, processes)
+        return ModuleStage(runs / out / "checkpoint/config.json", "training.train", arguments, processes)
 
     refined_clip = (
         *("--start", str(runs / "frozen-tiny"), "--freeze-text", "--text-steps", "0", "--steps", "2800"),
         *("--rate", "1.5e-3", "--mosaics", "1", "--collages", "16", "--close-ups", "6", "--scene-batch", "6"),
     )
     return [
-        Stage(runs / "diffusion/samples.png", "training.pretrain", ("--runs", str(runs), "--device", device, *named)),
+        ModuleStage(
+            runs / "diffusion/samples.png", "training.pretrain", ("--runs", str(runs), "--device", device, *named)
+        ),
         convert("clip", "frozen-tiny"),
         train("sticker_tiny_label", "frozen-tiny", "odise-tiny"),
-        Stage(
+        ModuleStage(
             runs / "clip-refined/metrics.json",
             "training.pretrain.clip",
             (*scenes, *pieces, "--out", str(runs / "clip-refined"), *refined_clip, "--device", device, *named),
@@ -75,12 +83,12 @@ def plan(runs: Path, processes: int, device: str = "cpu", font: Path | None = No
             *("sticker_tiny_refine", "frozen-refined", "odise-tiny-refined"),
             *("--heads", str(runs / "odise-tiny/checkpoint")),
         ),
-        Stage(
+        ModuleStage(
             runs / "shipped/config.json",
             "training.checkpoints",
             ("compact", str(runs / "odise-tiny-refined/checkpoint"), "--out", str(runs / "shipped")),
         ),
-        Stage(
+        ModuleStage(
             runs / "evaluation/metrics.json",
             "training.evaluate",
             (str(runs / "shipped"), *data, "--output", str(runs / "evaluation")),
@@ -101,17 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     processes = options.processes or (
         min(4, 1 << (os.cpu_count() or 1).bit_length() - 1) if options.device == "cpu" else 1
     )
-    for stage in plan(options.runs, processes, options.device, options.font):
-        state = "done" if stage.done.exists() else "to do"
-        print(f"[{state}] {' '.join(stage.command()[1:])}", flush=True)
-        if state == "to do" and not options.dry_run:
-            status = subprocess.run(stage.command(), check=False).returncode
-            if status:
-                print(
-                    f"error: this stage ended with status {status}; the same command goes on from here", file=sys.stderr
-                )
-                return status
-    return 0
+    stages = plan(options.runs, processes, options.device, options.font)
+    return run_chain(stages, ModuleStage.run, options.dry_run)
 
 
 if __name__ == "__main__":

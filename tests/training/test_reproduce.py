@@ -16,8 +16,8 @@ from training.reproduce import main, plan
 def test_every_stage_reads_what_earlier_ones_write(tmp_path: Path) -> None:
     made = {tmp_path}
     for stage in plan(tmp_path, 2):
-        if stage.module != "training.pretrain":  # it makes the data, the tokenizer and the first networks
-            written = stage.done.parent if stage.module != "training.train" else stage.done.parents[1]
+        if stage.command != "training.pretrain":  # it makes the data, the tokenizer and the first networks
+            written = stage.done.parent if stage.command != "training.train" else stage.done.parents[1]
             read = [Path(word) for word in stage.arguments if word.startswith(str(tmp_path)) and Path(word) != written]
             first = {tmp_path / name for name in ("frozen", "sticker", "tokenizer.json", "diffusion", "clip")}
             for path in read:
@@ -27,7 +27,7 @@ def test_every_stage_reads_what_earlier_ones_write(tmp_path: Path) -> None:
 
 def test_every_stage_is_a_command_with_such_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for stage in plan(tmp_path, 2):
-        name = stage.module
+        name = stage.command
         try:
             module = importlib.import_module(f"{name}.__main__")
         except ModuleNotFoundError:
@@ -39,11 +39,11 @@ def test_every_stage_is_a_command_with_such_options(tmp_path: Path, capsys: pyte
 
 
 def test_heads_are_trained_by_several_processes(tmp_path: Path) -> None:
-    commands = [stage.command() for stage in plan(tmp_path, 2) if stage.module == "training.train"]
+    commands = [[sys.executable, *stage.words()] for stage in plan(tmp_path, 2) if stage.command == "training.train"]
     assert len(commands) == 2
     for command in commands:
         assert command[:5] == [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    assert "torch.distributed.run" not in next(s for s in plan(tmp_path, 1) if s.module == "training.train").command()
+    assert "torch.distributed.run" not in next(s for s in plan(tmp_path, 1) if s.command == "training.train").words()
 
 
 def test_finished_stages_are_skipped_and_a_failure_stops_the_chain(
@@ -60,7 +60,7 @@ def test_finished_stages_are_skipped_and_a_failure_stops_the_chain(
 
     monkeypatch.setattr(reproduce.subprocess, "run", run)
     assert main(["--runs", str(tmp_path), "--processes", "2"]) == 3
-    assert calls == [stages[1].command(), stages[2].command()]
+    assert calls == [[sys.executable, *stage.words()] for stage in stages[1:3]]
     assert "goes on from here" in capsys.readouterr().err
     assert main(["--runs", str(tmp_path), "--processes", "2", "--dry-run"]) == 0
     assert len(calls) == 2

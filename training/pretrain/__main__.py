@@ -9,24 +9,15 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
+from training.chain import Stage, run_chain
 from training.data.sticker_world.__main__ import main as draw
 from training.pretrain import clip, diffusion, tokenizer, vae
 
 FROZEN_SCENES, FROZEN_SEED = 3000, 3
 TRAIN_SCENES, TRAIN_SEED = 5000, 1
 VAL_SCENES, VAL_SEED = 500, 2
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A command and the file that shows that it has finished."""
-
-    done: Path
-    command: str
-    arguments: tuple[str, ...]
 
 
 def plan(runs: Path, device: str = "cpu", font: Path | None = None) -> list[Stage]:
@@ -68,14 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         "vae": vae.main,
         "diffusion": diffusion.main,
     }
-    for stage in plan(options.runs, options.device, options.font):
-        state = "done" if stage.done.exists() else "to do"
-        print(f"[{state}] {stage.command} {' '.join(stage.arguments)}", flush=True)
-        if state == "to do" and not options.dry_run:
-            status = commands[stage.command](list(stage.arguments))
-            if status:
-                return status
-    return 0
+    stages = plan(options.runs, options.device, options.font)
+    return run_chain(stages, lambda stage: commands[stage.command](list(stage.arguments)), options.dry_run)
 
 
 if __name__ == "__main__":
