@@ -20,6 +20,7 @@ import torch.distributed as dist
 from odise_rt.errors import CheckpointError, OdiseError
 from training.checkpoints.own_format import save_checkpoint
 from training.data.coco_panoptic import CocoPanoptic
+from training.distributed import leave
 from training.example_pictures import ExamplePictures
 from training.experiment import Experiment, experiment
 from training.run_setup import RunParts, prepare_run
@@ -168,4 +169,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import training.train
+from training.distributed import leave
 from training.run_log import StepReport
 from training.trainer import Trainer
 
@@ -41,4 +42,4 @@ def run(kind: str, kill_after: int, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1], int(sys.argv[2]), sys.argv[3:]))
+    leave(run(sys.argv[1], int(sys.argv[2]), sys.argv[3:]))
