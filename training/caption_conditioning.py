@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 NO_TEXT_ENCODER = (
     "the frozen checkpoint was saved without the diffusion model's text encoder, which conditioning on captions needs: "
     "convert Stable Diffusion's own files with `python -m training.checkpoints convert` and name that checkpoint as "
-    "--frozen (for odise-tiny: runs/frozen-tiny, made by `python -m training.pretrain`)"
+    "--frozen (for odise-tiny: `python -m training.pretrain.text_encoder` trains one for the checkpoint that ships)"
 )
 
 

@@ -30,7 +30,7 @@ from training.ablation.rows import Row, chosen_rows, with_budget
 from training.ablation.table import collect, markdown, write_table
 from training.checkpoints.own_format import WEIGHTS_NAME, read_description
 from training.data.coco_panoptic import CocoPanoptic
-from training.distributed import rank, world_size
+from training.distributed import leave, rank, world_size
 from training.experiment import Experiment
 from training.experiment import experiment as named_experiment
 from training.run_setup import annotation_fingerprint
@@ -38,15 +38,13 @@ from training.train import start_processes
 
 logger = logging.getLogger("training.ablation")
 
-ITERATIONS = 600
-
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m training.ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="sticker_tiny_label", help="The experiment that is varied.")
+    parser.add_argument("--config", default="sticker_tiny_ablation", help="The experiment that is varied.")
     parser.add_argument("--data", type=Path, required=True, help="Folder of a COCO-format panoptic data set.")
     parser.add_argument("--split", default="train", help="The part of the data set to train on.")
     parser.add_argument("--held-out", default="val", help="The part of the data set to evaluate on.")
@@ -60,7 +58,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="Folder for runs and table.")
     parser.add_argument("--cache", type=Path, help="Folder for features of frozen networks; OUT/../feature_cache.")
     parser.add_argument(
-        "--iterations", type=int, default=ITERATIONS, help="Training budget of each run; phases keep their shares."
+        "--iterations",
+        type=int,
+        help="Training budget of each run, by default the experiment's own; phases keep their shares.",
     )
     parser.add_argument("--seeds", type=int, default=2, help="How many seeds, from the experiment's own upwards.")
     parser.add_argument("--only", help="Comma-separated groups or rows, e.g. timestep,features/clip; default: all.")
@@ -196,10 +196,12 @@ def main(argv: Sequence[str]) -> int:
         torch.set_num_threads(arguments.threads)
     try:
         for name in ("iterations", "seeds", "scenes"):
-            if getattr(arguments, name) < 1:
-                raise OptionsError(f"--{name} is {getattr(arguments, name)}: expected at least 1")
+            value = getattr(arguments, name)
+            if value is not None and value < 1:
+                raise OptionsError(f"--{name} is {value}: expected at least 1")
         rows = chosen_rows(arguments.only)
-        base = with_budget(named_experiment(arguments.config), arguments.iterations)
+        base = named_experiment(arguments.config)
+        base = with_budget(base, arguments.iterations or base.iterations)
         device = start_processes(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         places = Places(
             arguments.data,
@@ -233,4 +235,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -124,11 +124,17 @@ class DiffusionTrainer:
         self.schedule = DDPMScheduler(**SCHEDULE)
         self.empty = sd_tokens(tokenizer, [""], config)
 
-    def loss(self, cache: CaptionedLatents, batch: int, rng: np.random.Generator) -> Tensor:
-        """Mean squared error of the predicted noise on a random batch."""
+    def loss(
+        self,
+        cache: CaptionedLatents,
+        batch: int,
+        rng: np.random.Generator,
+        caption_dropout: float = CAPTION_DROPOUT,
+    ) -> Tensor:
+        """Mean squared error of the predicted noise on a random batch, a share of whose captions is left out."""
         index = torch.from_numpy(rng.integers(len(cache.latents), size=batch))
         latents, tokens = cache.latents[index].to(self.device), cache.tokens[index].clone()
-        tokens[torch.from_numpy(rng.random(batch) < CAPTION_DROPOUT)] = self.empty
+        tokens[torch.from_numpy(rng.random(batch) < caption_dropout)] = self.empty
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         noise = torch.randn(latents.shape, generator=generator).to(self.device)
         steps = torch.from_numpy(rng.integers(self.schedule.config.num_train_timesteps, size=batch)).to(self.device)
