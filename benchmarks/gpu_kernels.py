@@ -14,11 +14,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from benchmarks.gpu_rows import Emit, Row
 from benchmarks.harness import Summary, time_cuda_calls
 from odise_rt.errors import OdiseError
 from odise_rt.kernels import reference
 from odise_rt.kernels.native import Kernels
+from odise_rt.kernels.resize_tables import resize_table
+from odise_rt.preprocessing import network_size, padded_size, prepare
+from odise_rt.windows import Stitcher, WindowGrid, cut_windows, window_grid
 
 # ||out - reference|| / ||reference|| in float64, and the most that rounding to the type may change one value by.
 TOLERANCE = {"float32": 1e-5, "float16": 5e-4, "bfloat16": 4e-3}
@@ -51,6 +56,12 @@ ATTENTION_SIZES = [
     (1, 5000, 8, 32, 4, [(32, 32), (64, 64), (128, 128)]),
 ]
 """B, M, heads, channels, points, levels."""
+IMAGE_SIZES = [((3000, 4000), 1024), ((427, 640), 512), ((1, 1), 64), ((513, 1024), 512)]
+"""Pixels, and short edge in the network: a photograph, a COCO picture, one of everything, windows that overlap."""
+WINDOW, CHANNELS = 512, 256
+"""Side of a window, and channels of the feature levels."""
+IMAGE_TIMED = (3000, 4000)
+STITCH_TIMED = (1024, 1408)
 POOL_TIMED = (100, 256, 256, 352)
 """Q, C, H, W: what a COCO picture has."""
 MERGE_TIMED = (100, (256, 256), (1024, 1024))
@@ -132,6 +143,7 @@ def judge_kernels(emit: Emit, gpu: Gpu, kernels: Kernels, quick: bool) -> None:
     gpu.torch.manual_seed(seed)
     for name, run in [
         *_pool_cases(gpu, kernels, quick),
+        *_image_cases(gpu, kernels, quick),
         *_attention_cases(gpu, kernels, quick),
         *_merge_cases(gpu, kernels, quick),  # last: their float64 on the CPU takes longest
     ]:
@@ -304,6 +316,68 @@ def attention_inputs(gpu: Gpu, size: tuple[Any, ...], dtype: Any) -> tuple[Any, 
     return value, references, offsets, logits
 
 
+def resize_call(gpu: Gpu, kernels: Kernels, pixels: Any, size: tuple[int, int], canvas: Any) -> Callable[[], None]:
+    """A call that resizes pixels (h, w, 3) to ``size`` on a canvas, with poisoned scratch memory."""
+    torch = gpu.torch
+    tables = []
+    for target, source in zip(size, pixels.shape, strict=False):
+        table = resize_table(target, source)
+        tables.append(tuple(torch.from_numpy(part).to(gpu.device) for part in (table.first, table.weights)))
+    down, across = tables
+    between = torch.full((pixels.shape[0], size[1], 3), 77, dtype=torch.uint8, device=gpu.device)
+    return lambda: kernels.resize(pixels, across, between, down, canvas, gpu.handle)
+
+
+def _image_cases(gpu: Gpu, kernels: Kernels, quick: bool) -> Iterator[Case]:
+    """Against what the runtime does on the host: equal to the last bit."""
+    torch = gpu.torch
+
+    def case(original: tuple[int, int], short: int) -> Callable[[], tuple[float, float, list[str]]]:
+        def run() -> tuple[float, float, list[str]]:
+            pixels = torch.randint(0, 256, (*original, 3), dtype=torch.uint8, device=gpu.device)
+            size = network_size(*original, short, 4 * short)
+            expected = prepare(pixels.cpu().numpy(), size, 64).canvas
+            canvas = gpu.poisoned(expected.shape[1:], torch.float32)
+            resize_call(gpu, kernels, pixels, size, canvas)()
+            grid = window_grid(expected.shape[2], expected.shape[3], WINDOW)
+            windows = gpu.poisoned((len(grid), 3, grid.side, grid.side), torch.float32)
+            kernels.cut_windows(canvas, 0, windows, gpu.handle)
+            crop = gpu.poisoned((1, 3, *size), torch.float32)
+            kernels.cut_windows(canvas, 0, crop, gpu.handle)
+            gpu.synchronize()
+            problems = [
+                f"{what} differs"
+                for what, found, wanted in (
+                    ("the canvas", canvas, expected[0]),
+                    ("a window", windows, cut_windows(expected, grid)),
+                    ("the image without padding", crop, expected[:, :, : size[0], : size[1]]),
+                )
+                if not np.array_equal(found.cpu().numpy(), wanted)
+            ]
+            problems += _stitch_problems(gpu, kernels, grid)
+            return float(len(problems)), 0.0, problems
+
+        return run
+
+    for original, short in IMAGE_SIZES[: 3 if quick else None]:
+        yield f"image {_by(original)} to {short}, cut and stitched", case(original, short)
+
+
+def _stitch_problems(gpu: Gpu, kernels: Kernels, grid: WindowGrid) -> list[str]:
+    torch, problems = gpu.torch, []
+    for stride in (4, 32):
+        features = torch.randn(len(grid), 5, grid.side // stride, grid.side // stride, device=gpu.device)
+        stitcher = Stitcher(grid, {"level": stride})
+        stitcher.add({"level": features.cpu().numpy().copy()})
+        expected = stitcher.finish()["level"][0]
+        level = gpu.poisoned(expected.shape, torch.float32)
+        kernels.stitch_windows(features, level, gpu.handle)
+        gpu.synchronize()
+        if not np.array_equal(level.cpu().numpy(), expected):
+            problems.append(f"features of stride {stride} are stitched differently")
+    return problems
+
+
 # ---- time ------------------------------------------------------------------------------------------------------------
 
 
@@ -323,6 +397,7 @@ def measure_kernels(emit: Emit, gpu: Gpu, kernels: Kernels) -> None:
     _time_pool(emit, gpu, kernels, ceilings)
     _time_merge(emit, gpu, kernels, ceilings)
     _time_attention(emit, gpu, kernels, ceilings)
+    _time_images(emit, gpu, kernels, ceilings)
 
 
 def _report(
@@ -415,6 +490,42 @@ def _time_attention(emit: Emit, gpu: Gpu, kernels: Kernels, ceilings: Ceilings) 
             emit, gpu, f"deformable_attention {_name(dtype)} {memory} queries, {len(shapes)} levels", call, baseline,
             "softmax, grid_sample a level, weighted sum", ceilings, moved=moved, operations=0.0,
         )  # fmt: skip
+
+
+def _time_images(emit: Emit, gpu: Gpu, kernels: Kernels, ceilings: Ceilings) -> None:
+    torch = gpu.torch
+    pixels = torch.randint(0, 256, (*IMAGE_TIMED, 3), dtype=torch.uint8, device=gpu.device)
+    size = network_size(*IMAGE_TIMED, 2 * WINDOW, 5 * WINDOW)
+    canvas = torch.empty(3, *padded_size(size, 64), device=gpu.device)
+
+    def antialiased() -> Any:
+        planes = pixels.permute(2, 0, 1)[None].float() / 255
+        return torch.nn.functional.interpolate(planes, size=size, mode="bilinear", antialias=True)
+
+    moved = pixels.numel() + 2 * IMAGE_TIMED[0] * size[1] * 3 + canvas.numel() * 4
+    _report(
+        emit, gpu, f"resize {_by(IMAGE_TIMED)} to {_by(size)}", resize_call(gpu, kernels, pixels, size, canvas),
+        antialiased, "float, interpolate with antialias (other roundings)", ceilings, moved=moved, operations=0.0,
+    )  # fmt: skip
+    grid = window_grid(*STITCH_TIMED, WINDOW)
+    cells = grid.side // 4
+    windows = torch.randn(len(grid), CHANNELS, cells, cells, device=gpu.device)
+    level = torch.empty(CHANNELS, *(length // 4 for length in STITCH_TIMED), device=gpu.device)
+
+    def overlap_add() -> Any:
+        level.zero_()
+        count = torch.zeros_like(level[0])
+        for (top, left), window in zip(grid.corners, windows, strict=True):
+            rows, columns = slice(top // 4, top // 4 + cells), slice(left // 4, left // 4 + cells)
+            level[:, rows, columns] += window
+            count[rows, columns] += 1
+        return level / count
+
+    _report(
+        emit, gpu, f"stitch {len(grid)} windows of {CHANNELS}x{cells}x{cells}",
+        functools.partial(kernels.stitch_windows, windows, level, gpu.handle), overlap_add,
+        "zero, add each window, divide", ceilings, moved=(windows.numel() + level.numel()) * 4, operations=0.0,
+    )  # fmt: skip
 
 
 def grid_sample_attention(torch: Any, value: Any, shapes: Any, references: Any, offsets: Any, logits: Any) -> Any:

@@ -26,6 +26,8 @@ SIZES: tuple[tuple[int, int], ...] = ((1024, 1024), (512, 512), (1024, 1408))
 """Height and width, the most important first: time may be up before the last."""
 NEEDED_TFLOP = {(512, 512): 3.4, (1024, 1024): 12.4, (1024, 1408): 18.0}
 """What the pruned network must compute (odise.md section 10)."""
+INSIDE_THE_NETWORK = ("network", "clip_image", "unet_tap", "stitch", "mask_decoder", "clip_mask")
+"""Names of a result's seconds: in one piece where the image stays on the GPU, else stage by stage."""
 # Relative to the largest value of an output, as the export has them for half precision.
 MAX_ERROR, MEAN_ERROR = 5e-2, 5e-3
 
@@ -301,8 +303,7 @@ def time_runtime(emit: Emit, bundle_dir: Path | None, config: str, quick: bool) 
                     start = time.perf_counter()
                     facts = segmenter.segment(image, WORDS, options).facts
                     samples.append(time.perf_counter() - start)
-                    inside = ("clip_image", "unet_tap", "stitch", "mask_decoder", "clip_mask")
-                    network.append(sum(facts.seconds.get(key, 0.0) for key in inside))
+                    network.append(sum(facts.seconds.get(key, 0.0) for key in INSIDE_THE_NETWORK))
             except OdiseError as exc:
                 emit(Row(part, name, "error", "time", detail=str(exc)[:300]))
                 continue
@@ -310,6 +311,43 @@ def time_runtime(emit: Emit, bundle_dir: Path | None, config: str, quick: bool) 
             values["pixels_to_segments_ms"] = Summary.of(samples).median * 1e3
             detail = f"{facts.engine}; the network by the host's clock; memory: the device's, while it is loaded"
             emit(Row(part, name, "measured", "time", values, detail))
+        height, width = SIZES[0]
+        options = SegmentOptions(short_edge=min(height, width), long_edge=max(height, width))
+        image = picture(height, width)
+        try:
+            masks = segmenter.find_masks(image, options)
+            compared = {"mask_logits": masks.mask_logits, "mask": masks.embeddings.mask, "clip": masks.embeddings.clip}
+        except OdiseError as exc:
+            emit(Row(part, "masks", "error", detail=str(exc)[:300]))
+            return
+    compare_paths(emit, bundle_dir, image, options, compared, on_gpu=bool(masks.seconds.get("network")))
+
+
+def compare_paths(
+    emit: Emit, bundle_dir: Path, image: np.ndarray, options: Any, found: dict[str, np.ndarray], on_gpu: bool
+) -> None:
+    """Hold an image that stayed on the GPU to one that passed through host memory, on the same engines."""
+    from odise_rt.segmenter import Segmenter
+
+    name = "image that stays on the GPU"
+    if not on_gpu:
+        detail = "needs TensorRT engines of all image stages and the CUDA kernels (make kernels)"
+        emit(Row("runtime", name, "missing", "correctness", detail=detail))
+        return
+    try:
+        with Segmenter.load(bundle_dir, device="cuda", verify=False, stay_on_gpu=False) as segmenter:
+            start = time.perf_counter()
+            masks = segmenter.find_masks(image, options)
+            seconds = time.perf_counter() - start
+    except OdiseError as exc:
+        emit(Row("runtime", name, "error", "correctness", detail=str(exc)[:300]))
+        return
+    expected = {"mask_logits": masks.mask_logits, "mask": masks.embeddings.mask, "clip": masks.embeddings.clip}
+    largest, mean, broken = compare_outputs(found, expected)
+    good = not broken and largest <= MAX_ERROR and mean <= MEAN_ERROR
+    values: dict[str, float | int | str] = {"max_error": largest, "mean_error": mean, "through_host_ms": seconds * 1e3}
+    detail = "against the same engines through host memory (their first run, with set-up)"
+    emit(Row("runtime", name, "pass" if good else "fail", "correctness", values, detail))
 
 
 def used_memory() -> int:

@@ -16,7 +16,7 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Union
+from typing import IO, TYPE_CHECKING, Any, Protocol, Union, cast
 
 import numpy as np
 
@@ -26,7 +26,25 @@ from odise_rt.options import DEFAULT_MAX_PIXELS
 if TYPE_CHECKING:
     from PIL import Image
 
-ImageLike = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], "Image.Image", np.ndarray]
+
+class CudaArray(Protocol):
+    """An array on a GPU with ``__cuda_array_interface__``: of torch, CuPy, pycuda or numba."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+
+class DlpackArray(Protocol):
+    """An array on a GPU that DLPack hands over."""
+
+    def __dlpack__(self) -> Any: ...
+
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+
+ImageLike = Union[
+    str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], "Image.Image", np.ndarray, CudaArray, DlpackArray
+]
 
 # Raster formats that Pillow decodes itself. Left out are those that start other programs (EPS) or fetch little use.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "TGA", "ICO", "PCX")
@@ -94,7 +112,7 @@ def load_image(image: ImageLike, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
             raise ImageError(f"cannot read the image {path} ({reason}): check the path") from exc
     if hasattr(image, "read"):
         name = getattr(image, "name", None)
-        return _from_file(image, name if isinstance(name, str) else "the open file", max_pixels)
+        return _from_file(cast("IO[bytes]", image), name if isinstance(name, str) else "the open file", max_pixels)
     raise ImageError(
         f"an image came as {type(image).__name__}: expected a path, encoded bytes, a PIL image, or a numpy array of "
         "dtype uint8 and shape (h, w, 3)"
@@ -217,6 +235,11 @@ def network_size(height: int, width: int, short_edge: int, long_edge: int) -> tu
     return max(1, int(new_h + 0.5)), max(1, int(new_w + 0.5))
 
 
+def padded_size(size: tuple[int, int], size_divisor: int) -> tuple[int, int]:
+    """Height and width of the canvas that an image of ``size`` is padded to."""
+    return -(-size[0] // size_divisor) * size_divisor, -(-size[1] // size_divisor) * size_divisor
+
+
 def prepare(pixels: np.ndarray, size: tuple[int, int], size_divisor: int) -> PreparedImage:
     """Resize, scale to [0, 1] and pad.
 
@@ -232,7 +255,7 @@ def prepare(pixels: np.ndarray, size: tuple[int, int], size_divisor: int) -> Pre
         resized = Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR)
         pixels = np.asarray(resized)
     height, width = size
-    padded_h, padded_w = (-(-v // size_divisor) * size_divisor for v in size)
+    padded_h, padded_w = padded_size(size, size_divisor)
     canvas = np.zeros((1, 3, padded_h, padded_w), np.float32)
     inside = canvas[:, :, :height, :width]
     np.divide(pixels.transpose(2, 0, 1)[None], np.float32(255), out=inside, dtype=np.float32)

@@ -22,28 +22,34 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import overload
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import numpy as np
 
 from odise_rt.backends.base import Backend
+from odise_rt.backends.device import DeviceArray, is_on_device
 from odise_rt.backends.pool import StagePool
 from odise_rt.backends.select import DeviceRequest, open_backend
 from odise_rt.backends.window_batching import BatchingBackend, Observer, WindowBatching
 from odise_rt.bundle import Bundle
 from odise_rt.classification import Classification, MaskEmbeddings, MaskNames, classify, name_queries
 from odise_rt.embedding_cache import EmbeddingCache, default_cache_dir
-from odise_rt.errors import OptionsError, OutOfMemoryError, VocabularyError
+from odise_rt.errors import ImageError, ImageTooLargeError, OptionsError, OutOfMemoryError, VocabularyError
 from odise_rt.options import ResolvedOptions, SegmentOptions
-from odise_rt.postprocessing import MaskResizer, find_instances, merge_panoptic, semantic_map
-from odise_rt.preprocessing import ImageLike, load_image, network_size, prepare
+from odise_rt.postprocessing import HostMasks, MaskResizer, Masks, find_instances, merge_panoptic, semantic_map
+from odise_rt.preprocessing import ImageLike, load_image, network_size, padded_size, prepare
 from odise_rt.results import Candidate, Instance, PanopticResult, RunFacts, Segment
 from odise_rt.specs import LEVELS, STAGES, ModelFacts
 from odise_rt.text_embeddings import Progress, TextEmbedder, model_key
 from odise_rt.vocabulary import Vocabulary
 from odise_rt.windows import Stitcher, WindowGrid, cut_windows, window_grid
 
+if TYPE_CHECKING:
+    from odise_rt.backends.image_pipeline import ImagePipeline
+
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 IMAGE_STAGES = tuple(s for s in STAGES if s != "clip_text")
 
@@ -52,8 +58,8 @@ IMAGE_STAGES = tuple(s for s in STAGES if s != "clip_text")
 class MaskProposals:
     """What the network says of one image, before any word: masks and their embeddings."""
 
-    mask_logits: np.ndarray
-    """float32 (Q, mh, mw), a quarter of the padded canvas."""
+    masks: Masks
+    """Mask logits, a quarter of the padded canvas; on a GPU they may still lie there."""
     embeddings: MaskEmbeddings
     original_size: tuple[int, int]
     """Height and width of the image as given."""
@@ -67,6 +73,11 @@ class MaskProposals:
     """Windows that were run at a time."""
     notes: tuple[str, ...] = ()
     """What went another way than planned, for people."""
+
+    @property
+    def mask_logits(self) -> np.ndarray:
+        """float32 (Q, mh, mw), in the host's memory."""
+        return self.masks.array()
 
 
 class Segmenter:
@@ -82,6 +93,7 @@ class Segmenter:
         self._stages = stages
         self._embedder = embedder
         self._constants = bundle.constants()
+        self._pipeline: ImagePipeline | None = None
 
     @classmethod
     def load(
@@ -97,6 +109,7 @@ class Segmenter:
         keep_text_encoder: bool = False,
         window_batching: WindowBatching | None = None,
         batch_observer: Observer | None = None,
+        stay_on_gpu: bool = True,
     ) -> Segmenter:
         """Open a bundle and load its graphs.
 
@@ -113,6 +126,8 @@ class Segmenter:
             window_batching: run windows of images that several threads segment at a time together; ``None``: each
                 call runs its own.
             batch_observer: told of each such run: stage, windows, callers.
+            stay_on_gpu: where all stages are TensorRT engines and the CUDA kernels are built, keep an image on the GPU
+                from pixels to masks, as one CUDA graph. Not with ``low_memory`` or ``window_batching``.
 
         Raises:
             BundleError: the bundle is missing, altered, newer or unsafe.
@@ -132,6 +147,10 @@ class Segmenter:
         cache = EmbeddingCache(folder, key) if disk_cache and folder is not None else None
         segmenter = cls(opened, backend, stages, TextEmbedder(opened, stages, cache))
         stages.load(IMAGE_STAGES)
+        if backend.device == "cuda" and stay_on_gpu and not low_memory:
+            from odise_rt.backends.image_pipeline import open_pipeline
+
+            segmenter._pipeline = open_pipeline(opened, backend, stages)
         logger.info("bundle %s (%s, %s): %s", opened.name, opened.facts.variant, opened.precision, backend.description)
         return segmenter
 
@@ -166,7 +185,9 @@ class Segmenter:
         """Segment an image, or each image of a list.
 
         Args:
-            image: a path, encoded bytes, a PIL image, or a uint8 array (h, w, 3) RGB; or a list of these.
+            image: a path, encoded bytes, a PIL image, or a uint8 array (h, w, 3) RGB; or a list of these. With
+                TensorRT engines and the CUDA kernels the array may lie on the GPU (``__cuda_array_interface__`` or
+                DLPack); it is not copied to the host.
             vocabulary: the classes, or words in the syntax of :meth:`Vocabulary.parse`.
             options: thresholds, sizes and outputs; ``None``: the model's defaults.
 
@@ -210,6 +231,13 @@ class Segmenter:
             options: of these, sizes and windows per batch matter here.
         """
         settings = _options(options).resolve(self.facts)
+        if self._pipeline is not None:
+            return self._find_masks_on_gpu(self._pipeline, image, settings)
+        if is_on_device(image):
+            raise ImageError(
+                f"the image lies on a GPU, but this segmenter passes images through host memory ({self.device}): copy "
+                "it there first, or see `odise-rt doctor` for what the GPU path lacks"
+            )
         watch = _Stopwatch()
         pixels = load_image(image, settings.max_pixels)
         size = network_size(pixels.shape[0], pixels.shape[1], settings.short_edge, settings.long_edge)
@@ -233,10 +261,45 @@ class Segmenter:
 
         object_logits = decoded["object_logits"][0] if "object_logits" in decoded else None
         return MaskProposals(
-            mask_logits=decoded["mask_logits"][0],
+            masks=HostMasks(decoded["mask_logits"][0]),
             embeddings=MaskEmbeddings(decoded["mask_embedding"][0], clip["mask_clip_embedding"][0], object_logits),
             original_size=prepared.original_size,
             network_size=prepared.network_size,
+            windows=len(grid),
+            window_side=grid.side,
+            seconds=watch.seconds,
+            windows_per_batch=plan.size,
+            notes=plan.notes(),
+        )
+
+    def _find_masks_on_gpu(self, pipeline: ImagePipeline, image: ImageLike, settings: ResolvedOptions) -> MaskProposals:
+        """The same in one go on the GPU, from pixels on either side."""
+        watch = _Stopwatch()
+        pixels: np.ndarray | DeviceArray
+        if is_on_device(image):
+            pixels = pipeline.view(image)
+            if pixels.shape[0] * pixels.shape[1] > settings.max_pixels:
+                raise ImageTooLargeError(
+                    f"the image on the GPU is {pixels.shape[1]} x {pixels.shape[0]}, at most "
+                    f"{settings.max_pixels / 1e6:.1f} megapixels are accepted: raise max_pixels in SegmentOptions"
+                )
+        else:
+            pixels = load_image(image, settings.max_pixels)
+        original = (pixels.shape[0], pixels.shape[1])
+        size = network_size(*original, settings.short_edge, settings.long_edge)
+        watch.lap("preprocess")
+        grid = window_grid(*padded_size(size, self.facts.size_divisor), self.facts.window)
+        plan = _BatchPlan(
+            min(settings.windows_per_batch or self._backend.windows_per_batch(grid.side), len(grid)),
+            fixed=settings.windows_per_batch is not None,
+        )
+        found = plan.run_whole(lambda count: pipeline.run(pixels, size, count))
+        watch.lap("network")
+        return MaskProposals(
+            masks=found.masks,
+            embeddings=found.embeddings,
+            original_size=original,
+            network_size=size,
             windows=len(grid),
             window_side=grid.side,
             seconds=watch.seconds,
@@ -300,7 +363,7 @@ class Segmenter:
 
         classes = words if settings.unknown is None else words.with_unknown
         probabilities, isthing = names.probabilities, classes.isthing
-        masks = proposals.mask_logits
+        masks = proposals.masks
         resizer = MaskResizer((masks.shape[1], masks.shape[2]), proposals.network_size, proposals.original_size)
         segment_map, merged = merge_panoptic(
             masks, probabilities, isthing, resizer, settings.object_mask_threshold, settings.overlap_threshold
@@ -323,10 +386,10 @@ class Segmenter:
 
         semantic, instances = None, None
         if "semantic" in settings.outputs:
-            semantic = semantic_map(masks, probabilities, resizer)
+            semantic = semantic_map(masks.array(), probabilities, resizer)
             watch.lap("semantic")
         if "instance" in settings.outputs:
-            found = find_instances(masks, probabilities, isthing, resizer, settings.instances_per_image)
+            found = find_instances(masks.array(), probabilities, isthing, resizer, settings.instances_per_image)
             # Many instances share a mask, under another name each.
             best = {query: _candidates(names, query, words) for query in {i.query for i in found}}
             size = proposals.original_size
@@ -431,6 +494,8 @@ class Segmenter:
 
     def close(self) -> None:
         """Release the engine's memory. Safe to call twice."""
+        if self._pipeline is not None:
+            self._pipeline.close()
         self._stages.close()
 
     def __enter__(self) -> Segmenter:
@@ -460,10 +525,23 @@ class _BatchPlan:
             except OutOfMemoryError as exc:
                 if self._fixed or stop - start == 1:
                     raise
-                self.size = (stop - start + 1) // 2
-                logger.warning("out of memory with %d windows at a time, trying %d: %s", stop - start, self.size, exc)
+                self._take_fewer(stop - start, exc)
             else:
                 start = stop
+
+    def run_whole(self, work: Callable[[int], T]) -> T:
+        """Call ``work(windows at a time)``, which must do everything or nothing."""
+        while True:
+            try:
+                return work(self.size)
+            except OutOfMemoryError as exc:
+                if self._fixed or self.size == 1:
+                    raise
+                self._take_fewer(self.size, exc)
+
+    def _take_fewer(self, count: int, exc: OutOfMemoryError) -> None:
+        self.size = (count + 1) // 2
+        logger.warning("out of memory with %d windows at a time, trying %d: %s", count, self.size, exc)
 
     def notes(self) -> tuple[str, ...]:
         """What went another way than planned."""

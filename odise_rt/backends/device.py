@@ -112,7 +112,7 @@ def as_device_array(value: object, stream: int) -> DeviceArray | None:
     """
     if isinstance(value, DeviceArray):
         return value
-    if isinstance(value, np.ndarray) or not _is_on_device(value):
+    if isinstance(value, np.ndarray) or not is_on_device(value):
         return None
     import_cuda_core()
     from cuda.core.utils import StridedMemoryView
@@ -139,7 +139,10 @@ def as_host_array(value: Any) -> np.ndarray:
     return np.from_dlpack(value)
 
 
-def _is_on_device(value: Any) -> bool:
+def is_on_device(value: Any) -> bool:
+    """Whether an object is an array in the memory of a GPU, by either protocol; needs no package and no GPU."""
+    if isinstance(value, DeviceArray):
+        return True
     if hasattr(value, "__cuda_array_interface__"):
         return True
     return hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) in _DLPACK_CUDA

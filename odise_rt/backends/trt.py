@@ -106,13 +106,94 @@ class TrtEngine:
         self._runtime = None
 
 
+class BoundEngine:
+    """An engine set up for inputs of certain shapes: an execution context, without memory of its own.
+
+    Scratch memory and the addresses of inputs and outputs are the caller's. Not for several threads at once.
+    """
+
+    def __init__(
+        self, engine: TrtEngine, session: CudaSession, spec: StageSpec, shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        """Make the context.
+
+        Args:
+            engine: loaded; must outlive this.
+            session: whose stream is used.
+            spec: of the stage.
+            shapes: of every input.
+
+        Raises:
+            BackendError: the engine was not built for these shapes, or TensorRT refuses them.
+        """
+        index = engine.profile_for(shapes)
+        if index is None:
+            raise BackendError(_outside(engine, spec, shapes))
+        self._engine = engine
+        self._session = session
+        self._stage = spec.name
+        engine.log.clear()
+        strategy = engine.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._context = engine.engine.create_execution_context(strategy)
+        self._check(self._context is not None, "an execution context cannot be made")
+        chosen = self._context.set_optimization_profile_async(index, session.handle)
+        self._check(chosen, f"profile {index} was refused")
+        for name, shape in shapes.items():
+            self._check(self._context.set_input_shape(name, shape), f"shape {shape} of {name} was refused")
+        missing = self._context.infer_shapes()
+        self._check(not missing, f"shapes of {missing} are not known")
+        self.outputs = {t.name: tuple(int(v) for v in self._context.get_tensor_shape(t.name)) for t in spec.outputs}
+        """Shape of every output."""
+        self.scratch_bytes = int(self._context.update_device_memory_size_for_shapes())
+        logger.info("stage %s: set up for %s with profile %d", spec.name, dict(shapes), index)
+
+    def use_scratch(self, scratch: Any) -> None:
+        """Work in this buffer of at least :attr:`scratch_bytes` from now on."""
+        self._context.set_device_memory(int(scratch.handle), int(scratch.size))
+
+    def place(self, name: str, address: int) -> None:
+        """Say where an input or output lies on the GPU; what is on the stream already keeps the old place."""
+        self._check(self._context.set_tensor_address(name, address), f"{name} has no address")
+
+    def enqueue(self) -> None:
+        """Put one run on the session's stream.
+
+        Raises:
+            BackendError: TensorRT refuses.
+            OutOfMemoryError: it says that memory ran out.
+        """
+        self._engine.log.clear()
+        self._check(self._context.execute_async_v3(self._session.handle), "the engine failed")
+
+    def close(self) -> None:
+        """Let the context go; TensorRT wants that before the engine goes."""
+        self._context = None
+
+    def _check(self, good: Any, what: str) -> None:
+        if good:
+            return
+        reason = self._engine.log.last() or "TensorRT gives no reason"
+        if is_out_of_memory(reason):
+            raise memory_error(f"stage {self._stage}", reason)
+        raise BackendError(f"stage {self._stage}: {what}: {reason}; run `odise-rt doctor`")
+
+
+def _outside(engine: TrtEngine, spec: StageSpec, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    name = next(iter(shapes))
+    ranges = "; ".join(f"{p[name].min} to {p[name].max}" for p in engine.profiles)
+    found = ", ".join(f"{key} {shape}" for key, shape in shapes.items())
+    return (
+        f"stage {spec.name}: the engine was not built for {found} ({name} may be {ranges}): build it with "
+        "`python -m export.build_engines --bundle BUNDLE --engine ... --size HEIGHTxWIDTH`, or choose another "
+        "short_edge"
+    )
+
+
 @dataclass
 class _ShapeState:
     """Everything that is set up for one shape of the inputs."""
 
-    context: Any
-    outputs: dict[str, tuple[int, ...]]
-    scratch_bytes: int
+    bound: BoundEngine
     generation: int = -1
     """Of the scratch memory that the context and the graph use."""
     graph: Any = None
@@ -149,6 +230,11 @@ class TrtStage:
         self._states: OrderedDict[Shapes, _ShapeState] = OrderedDict()
         self.facts = facts
 
+    @property
+    def session(self) -> CudaSession:
+        """The GPU that it runs on."""
+        return self._session
+
     def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Run the engine; see :class:`odise_rt.backends.base.Stage`.
 
@@ -172,9 +258,21 @@ class TrtStage:
             while len(self._states) > self._max_shapes:
                 self._release(self._states.popitem(last=False)[1])
             self._copy_in(state, arrays)
-            self._execute(engine, state)
+            self._execute(state)
             session.stream.sync()
-            return {name: state.host[name][1].copy() for name in state.outputs}
+            return {name: state.host[name][1].copy() for name in state.bound.outputs}
+
+    def bind(self, shapes: Mapping[str, tuple[int, ...]]) -> BoundEngine:
+        """The engine set up for inputs of these shapes, for a caller who holds the session's lock and has the memory.
+
+        It must be closed before the stage is.
+
+        Raises:
+            BackendError: the stage is closed, or the engine was not built for these shapes.
+        """
+        if self._engine is None:
+            raise BackendError(f"stage {self._spec.name} is closed: load the segmenter again")
+        return BoundEngine(self._engine, self._session, self._spec, shapes)
 
     def close(self) -> None:
         """Release buffers, graphs and the engine. Safe to call twice."""
@@ -194,40 +292,26 @@ class TrtStage:
     # ---- setting up a shape --------------------------------------------------------------------------------------
 
     def _prepare(self, engine: TrtEngine, shapes: dict[str, tuple[int, ...]]) -> _ShapeState:
-        index = engine.profile_for(shapes)
-        if index is None:
-            raise BackendError(self._outside(engine, shapes))
-        trt, session = engine.trt, self._session
-        engine.log.clear()
-        context = engine.engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        self._check(context is not None, engine, "an execution context cannot be made")
-        self._check(
-            context.set_optimization_profile_async(index, session.handle), engine, f"profile {index} was refused"
-        )
-        for name, shape in shapes.items():
-            self._check(context.set_input_shape(name, shape), engine, f"shape {shape} of {name} was refused")
-        missing = context.infer_shapes()
-        self._check(not missing, engine, f"shapes of {missing} are not known")
-        outputs = {t.name: tuple(int(v) for v in context.get_tensor_shape(t.name)) for t in self._spec.outputs}
-        state = _ShapeState(context, outputs, int(context.update_device_memory_size_for_shapes()))
+        session = self._session
+        bound = BoundEngine(engine, session, self._spec, shapes)
+        state = _ShapeState(bound)
         try:
             for tensor in (*self._spec.inputs, *self._spec.outputs):
-                shape = outputs.get(tensor.name) or shapes[tensor.name]
+                shape = bound.outputs.get(tensor.name) or shapes[tensor.name]
                 size = int(np.prod(shape, dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
                 state.device[tensor.name] = session.allocate(size)
                 state.host[tensor.name] = session.host_array(shape, tensor.dtype)
-                address = int(state.device[tensor.name].handle)
-                self._check(context.set_tensor_address(tensor.name, address), engine, f"{tensor.name} has no address")
+                bound.place(tensor.name, int(state.device[tensor.name].handle))
         except BaseException:
             self._release(state)
             raise
-        logger.info("stage %s: set up for %s with profile %d", self._spec.name, shapes, index)
         return state
 
     def _release(self, state: _ShapeState) -> None:
         if state.graph is not None:
             state.graph.close()
-        state.graph = state.context = None
+            state.graph = None
+        state.bound.close()
         for buffer in state.device.values():
             buffer.close(self._session.stream)
         for pinned, _array in state.host.values():
@@ -249,43 +333,24 @@ class TrtStage:
                 np.copyto(staging, array)
                 pinned.copy_to(state.device[tensor.name], stream=stream)
 
-    def _execute(self, engine: TrtEngine, state: _ShapeState) -> None:
+    def _execute(self, state: _ShapeState) -> None:
         session = self._session
-        scratch = session.scratch(state.scratch_bytes)
+        scratch = session.scratch(state.bound.scratch_bytes)
         if state.generation != session.generation:
             if state.graph is not None:
                 state.graph.close()
                 state.graph = None
-            state.context.set_device_memory(int(scratch.handle), int(scratch.size))
+            state.bound.use_scratch(scratch)
             # Once without capture: the first run after a change of shape may set itself up.
-            self._enqueue(engine, state)
+            self._enqueue(state)
             session.stream.sync()
-            state.graph = session.capture(lambda: self._enqueue(engine, state))
+            state.graph = session.capture(lambda: self._enqueue(state))
             state.generation = session.generation  # last: what failed above is done again by the next run
             return
         state.graph.launch(session.stream)
 
-    def _enqueue(self, engine: TrtEngine, state: _ShapeState) -> None:
+    def _enqueue(self, state: _ShapeState) -> None:
         """The engine, then its outputs on their way to the host."""
-        engine.log.clear()
-        self._check(state.context.execute_async_v3(self._session.handle), engine, "the engine failed")
-        for name in state.outputs:
+        state.bound.enqueue()
+        for name in state.bound.outputs:
             state.device[name].copy_to(state.host[name][0], stream=self._session.stream)
-
-    def _check(self, good: Any, engine: TrtEngine, what: str) -> None:
-        if good:
-            return
-        reason = engine.log.last() or "TensorRT gives no reason"
-        if is_out_of_memory(reason):
-            raise memory_error(f"stage {self._spec.name}", reason)
-        raise BackendError(f"stage {self._spec.name}: {what}: {reason}; run `odise-rt doctor`")
-
-    def _outside(self, engine: TrtEngine, shapes: Mapping[str, tuple[int, ...]]) -> str:
-        name = next(iter(shapes))
-        ranges = "; ".join(f"{p[name].min} to {p[name].max}" for p in engine.profiles)
-        found = ", ".join(f"{key} {shape}" for key, shape in shapes.items())
-        return (
-            f"stage {self._spec.name}: the engine was not built for {found} ({name} may be {ranges}): build it with "
-            "`python -m export.build_engines --bundle BUNDLE --engine ... --size HEIGHTxWIDTH`, or choose another "
-            "short_edge"
-        )

@@ -90,7 +90,7 @@ class Picture:
         total = self.pixels.nbytes
         if self.proposals is not None:
             embeddings = self.proposals.embeddings
-            total += self.proposals.mask_logits.nbytes + embeddings.mask.nbytes + embeddings.clip.nbytes
+            total += self.proposals.masks.nbytes + embeddings.mask.nbytes + embeddings.clip.nbytes
         return total
 
     @functools.cached_property

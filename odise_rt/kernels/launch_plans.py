@@ -19,6 +19,7 @@ ITEM_BYTES = {FLOAT32: 4, FLOAT16: 2, BFLOAT16: 2}
 POOL_THREADS, POOL_WARPS, POOL_CHANNELS, POOL_PIXELS, POOL_STAGES, FINISH_CHANNELS = 256, 8, 256, 32, 8, 128
 MERGE_THREADS, MERGE_WARPS, MERGE_COLUMNS, MERGE_ROWS, MERGE_TAPS, MERGE_QUERIES = 256, 8, 64, 32, 3, 2048
 ATTENTION_THREADS, ATTENTION_LEVELS = 256, 8
+IMAGE_THREADS, IMAGE_CHANNELS, IMAGE_SIDE = 256, 3, 1 << 20
 _INT32 = (1 << 31) - 1
 
 
@@ -192,3 +193,94 @@ def plan_deformable_attention(
     if blocks > _INT32 or sum(h * w for h, w in shapes) > _INT32:
         raise BackendError("deformable_attention: too many queries or pixels for one launch")
     return Launch(f"odise_attention_{SUFFIX[dtype]}_{vector}", (blocks, 1, 1), ATTENTION_THREADS, 0)
+
+
+@dataclass(frozen=True)
+class WindowLayout:
+    """How windows lie on a canvas: side by side, the last row and column moved back inside.
+
+    It is that of :func:`odise_rt.windows.window_grid`, in any unit: pixels, or cells of a feature level. One window of
+    another shape is a crop.
+    """
+
+    canvas: tuple[int, int]
+    side: tuple[int, int]
+
+    @property
+    def down(self) -> int:
+        """Windows below each other."""
+        return -(-self.canvas[0] // self.side[0])
+
+    @property
+    def across(self) -> int:
+        """Windows beside each other."""
+        return -(-self.canvas[1] // self.side[1])
+
+    def numbers(self) -> tuple[int, ...]:
+        """Rows, columns, side rows, side columns, down, across, as the kernels take them."""
+        return (*self.canvas, *self.side, self.down, self.across)
+
+
+@dataclass(frozen=True)
+class ResizePlan:
+    """Both axes of the resize."""
+
+    across: Launch
+    down: Launch
+
+
+def plan_resize(source: tuple[int, int], target: tuple[int, int], canvas: tuple[int, int]) -> ResizePlan:
+    """Sizes of the pixels, of the image in the network and of its padded canvas to launches.
+
+    Raises:
+        BackendError: a size is out of range, or the image exceeds its canvas.
+    """
+    sizes = (*source, *target, *canvas)
+    if not all(1 <= size <= IMAGE_SIDE for size in sizes) or target[0] > canvas[0] or target[1] > canvas[1]:
+        raise BackendError(
+            f"resize: pixels {source} to {target} on a canvas of {canvas}: expected sizes of 1 to {IMAGE_SIDE}, and a "
+            "canvas that holds the image"
+        )
+    return ResizePlan(
+        _one_value_a_thread("odise_image_across", source[0] * target[1] * IMAGE_CHANNELS),
+        _one_value_a_thread("odise_image_down", canvas[0] * canvas[1] * IMAGE_CHANNELS),
+    )
+
+
+def plan_cut_windows(layout: WindowLayout, channels: int, start: int, count: int) -> Launch:
+    """``count`` windows of a canvas from number ``start`` on.
+
+    Raises:
+        BackendError: a size is out of range.
+    """
+    _check_layout(layout, channels)
+    if start < 0 or count < 1 or start + count > layout.down * layout.across:
+        raise BackendError(
+            f"cut_windows: windows {start} to {start + count} of {layout.down * layout.across} do not exist"
+        )
+    return _one_value_a_thread("odise_image_cut", count * channels * layout.side[0] * layout.side[1])
+
+
+def plan_stitch_windows(layout: WindowLayout, channels: int) -> Launch:
+    """All windows back to a canvas.
+
+    Raises:
+        BackendError: a size is out of range.
+    """
+    _check_layout(layout, channels)
+    return _one_value_a_thread("odise_image_stitch", channels * layout.canvas[0] * layout.canvas[1])
+
+
+def _check_layout(layout: WindowLayout, channels: int) -> None:
+    for side, length in zip(layout.side, layout.canvas, strict=True):
+        if not 1 <= side <= length <= IMAGE_SIDE:
+            raise BackendError(f"windows of {layout.side} do not fit a canvas of {layout.canvas}")
+    if not 1 <= channels <= 1 << 16:
+        raise BackendError(f"{channels} channels, expected 1 to {1 << 16}")
+
+
+def _one_value_a_thread(kernel: str, values: int) -> Launch:
+    blocks = -(-values // IMAGE_THREADS)
+    if blocks > _INT32:
+        raise BackendError(f"{kernel}: {values} values are too many for one launch")
+    return Launch(kernel, (blocks, 1, 1), IMAGE_THREADS, 0)

@@ -28,15 +28,24 @@ from odise_rt.kernels.launch_plans import (
     GpuFacts,
     Launch,
     MaskPoolPlan,
+    WindowLayout,
+    plan_cut_windows,
     plan_deformable_attention,
     plan_mask_pool,
     plan_panoptic_merge,
+    plan_resize,
+    plan_stitch_windows,
 )
 from odise_rt.kernels.reference import MASK_STRIDE
 
-MODULES = ("mask_pooling", "panoptic_merge", "deformable_attention")
+MODULES = ("mask_pooling", "panoptic_merge", "deformable_attention", "image_windows")
 FOLDER_VARIABLE = "ODISE_RT_KERNELS_DIR"
-_PREFIXES = {"odise_pool": "mask_pooling", "odise_merge": "panoptic_merge", "odise_attention": "deformable_attention"}
+_PREFIXES = {
+    "odise_pool": "mask_pooling",
+    "odise_merge": "panoptic_merge",
+    "odise_attention": "deformable_attention",
+    "odise_image": "image_windows",
+}
 _DTYPES = {"float32": FLOAT32, "float16": FLOAT16, "uint16": BFLOAT16, "bfloat16": BFLOAT16, "void16": BFLOAT16}
 _HERE = Path(__file__).resolve().parent
 
@@ -290,6 +299,83 @@ class Kernels:
             *map(np.int64, packed), result.pointer,
         )  # fmt: skip
 
+    # ---- pixels and windows ----------------------------------------------------------------------------------------
+
+    def resize(
+        self,
+        pixels: object,
+        across: tuple[object, object],
+        between: object,
+        down: tuple[object, object],
+        canvas: object,
+        stream: Any,
+    ) -> None:
+        """Resize pixels as Pillow's bilinear filter does, scale them to [0, 1] and pad them with zeros.
+
+        Args:
+            pixels: uint8 (h, w, 3).
+            across: :func:`odise_rt.kernels.resize_tables.resize_table` of the columns: int32 (tw,) and (taps, tw).
+            between: scratch: uint8 (h, tw, 3).
+            down: the table of the rows: int32 (th,) and (taps, th).
+            canvas: float32 (3, H, W) with H >= th and W >= tw; written.
+            stream: as for :meth:`mask_pool`.
+
+        Raises:
+            BackendError: a shape, type or size does not fit, or the launch failed.
+        """
+        source, half, out = gpu_array(pixels, "pixels"), gpu_array(between, "between"), gpu_array(canvas, "canvas")
+        if len(source.shape) != 3 or len(out.shape) != 3:
+            raise BackendError(f"resize: pixels are {source.shape}, canvas {out.shape}, expected (h, w, 3), (3, H, W)")
+        columns, rows = _resize_table(across, "across"), _resize_table(down, "down")
+        height, width = source.shape[:2]
+        plan = plan_resize((height, width), (rows[2], columns[2]), out.shape[1:])
+        _expect_named(source, "pixels", (height, width, 3), "uint8")
+        _expect_named(half, "between", (height, columns[2], 3), "uint8")
+        _expect_named(out, "canvas", (3, *out.shape[1:]), "float32")
+        self._launch(
+            plan.across, stream, source.pointer, *map(np.int32, (height, width)), *columns[:2],
+            *map(np.int32, (columns[3], columns[2])), half.pointer,
+        )  # fmt: skip
+        self._launch(
+            plan.down, stream, half.pointer, np.int32(columns[2]), *rows[:2],
+            *map(np.int32, (rows[3], rows[2], *out.shape[1:])), out.pointer,
+        )  # fmt: skip
+
+    def cut_windows(self, canvas: object, start: int, windows: object, stream: Any) -> None:
+        """Windows of a canvas from number ``start`` on, as :func:`odise_rt.windows.cut_windows` cuts them.
+
+        Args:
+            canvas: float32 (C, H, W).
+            start: number of the first window, row by row.
+            windows: float32 (n, C, sh, sw); written.
+            stream: as for :meth:`mask_pool`.
+
+        Raises:
+            BackendError: a shape, type or size does not fit, or the launch failed.
+        """
+        source, out, layout = _layout(gpu_array(canvas, "canvas"), gpu_array(windows, "windows"))
+        plan = plan_cut_windows(layout, source.shape[0], start, out.shape[0])
+        sizes = (source.shape[0], *layout.numbers(), start, out.shape[0])
+        self._launch(plan, stream, source.pointer, *map(np.int32, sizes), out.pointer)
+
+    def stitch_windows(self, windows: object, canvas: object, stream: Any) -> None:
+        """All windows of a canvas put together, averaged where they overlap; see :class:`odise_rt.windows.Stitcher`.
+
+        Args:
+            windows: float32 (N, C, sh, sw), every window of the canvas row by row.
+            canvas: float32 (C, H, W); written.
+            stream: as for :meth:`mask_pool`.
+
+        Raises:
+            BackendError: a shape, type or size does not fit, or the launch failed.
+        """
+        out, source, layout = _layout(gpu_array(canvas, "canvas"), gpu_array(windows, "windows"))
+        plan = plan_stitch_windows(layout, out.shape[0])
+        if source.shape[0] != layout.down * layout.across:
+            raise BackendError(f"stitch_windows: {source.shape[0]} windows, expected {layout.down} x {layout.across}")
+        sizes = (out.shape[0], *layout.numbers())
+        self._launch(plan, stream, source.pointer, *map(np.int32, sizes), out.pointer)
+
     # ---- launching -------------------------------------------------------------------------------------------------
 
     def _launch(self, plan: Launch, stream: Any, *arguments: Any) -> None:
@@ -333,6 +419,29 @@ def _dtype(array: DeviceArray, name: str) -> int:
             f"{name} has dtype {array.dtype}, expected float32, float16 or bfloat16 (as its bits, uint16)"
         )
     return _DTYPES[array.dtype.name]
+
+
+def _resize_table(table: tuple[object, object], name: str) -> tuple[int, int, int, int]:
+    """Both pointers, length and taps."""
+    first, weights = gpu_array(table[0], name), gpu_array(table[1], name)
+    if len(weights.shape) != 2:
+        raise BackendError(f"{name}: weights are {weights.shape}, expected (taps, length)")
+    taps, length = weights.shape
+    _expect_named(first, name, (length,), "int32")
+    _expect_named(weights, name, (taps, length), "int32")
+    return first.pointer, weights.pointer, length, taps
+
+
+def _layout(canvas: DeviceArray, windows: DeviceArray) -> tuple[DeviceArray, DeviceArray, WindowLayout]:
+    """A canvas (C, H, W) and windows (n, C, sh, sw) of it, checked."""
+    if len(canvas.shape) != 3 or len(windows.shape) != 4 or windows.shape[1] != canvas.shape[0]:
+        raise BackendError(
+            f"canvas {canvas.shape} and windows {windows.shape}, expected (C, H, W) and (n, C, sh, sw) with equal C"
+        )
+    _expect_named(canvas, "canvas", canvas.shape, "float32")
+    _expect_named(windows, "windows", windows.shape, "float32")
+    layout = WindowLayout((canvas.shape[1], canvas.shape[2]), (windows.shape[2], windows.shape[3]))
+    return canvas, windows, layout
 
 
 def _expect(array: DeviceArray, name: str, shape: tuple[int, ...], dtype: int) -> DeviceArray:

@@ -48,6 +48,30 @@ cudaError_t odise_deformable_attention(int32_t dtype, const void* value, const f
                                        const int32_t* heights, const int32_t* widths, int32_t points, void* out,
                                        cudaStream_t stream);
 
+/* Pixels (rows, columns, 3) to (rows, length, 3), one axis of Pillow's bilinear resize. Table: first (length) and
+ * weights (taps, length) of 22 fractional bits. */
+cudaError_t odise_resize_across(const uint8_t* pixels, int32_t rows, int32_t columns, const int32_t* first,
+                                const int32_t* weights, int32_t taps, int32_t length, uint8_t* out,
+                                cudaStream_t stream);
+
+/* Pixels (source rows, columns, 3), resized to `length` rows, to a canvas (3, canvas rows, canvas columns) in [0, 1]
+ * with zeros below and beside the image. */
+cudaError_t odise_resize_down(const uint8_t* pixels, int32_t columns, const int32_t* first, const int32_t* weights,
+                              int32_t taps, int32_t length, int32_t canvas_rows, int32_t canvas_columns, float* canvas,
+                              cudaStream_t stream);
+
+/* Canvas (channels, rows, columns) to `count` windows (count, channels, side rows, side columns) from number `start` on;
+ * `down` and `across` windows cover it, the last ones moved back inside. */
+cudaError_t odise_cut_windows(const float* canvas, int32_t channels, int32_t rows, int32_t columns, int32_t side_rows,
+                              int32_t side_columns, int32_t down, int32_t across, int32_t start, int32_t count,
+                              float* windows, cudaStream_t stream);
+
+/* All windows (down * across, channels, side rows, side columns) to (channels, rows, columns), averaged where they
+ * overlap. */
+cudaError_t odise_stitch_windows(const float* windows, int32_t channels, int32_t rows, int32_t columns,
+                                 int32_t side_rows, int32_t side_columns, int32_t down, int32_t across, float* level,
+                                 cudaStream_t stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -67,6 +67,17 @@ class EmulatedKernels:
         arrays = [t.numpy() for t in (references, offsets, logits)]
         out.copy_(torch.from_numpy(self.emulation.deformable_attention(value.numpy(), shapes, *arrays)))
 
+    def resize(self, pixels: Any, across: Any, between: Any, down: Any, canvas: Any, stream: int) -> None:
+        size = (len(down[0]), len(across[0]))
+        canvas.copy_(torch.from_numpy(self.emulation.resize(pixels.numpy(), size, tuple(canvas.shape[1:]))))
+
+    def cut_windows(self, canvas: Any, start: int, windows: Any, stream: int) -> None:
+        count, _, *side = windows.shape
+        windows.copy_(torch.from_numpy(self.emulation.cut_windows(canvas.numpy(), tuple(side), start, count)))
+
+    def stitch_windows(self, windows: Any, canvas: Any, stream: int) -> None:
+        canvas.copy_(torch.from_numpy(self.emulation.stitch_windows(windows.numpy(), tuple(canvas.shape[1:]))))
+
 
 @pytest.fixture(scope="module")
 def kernels() -> EmulatedKernels:
@@ -79,6 +90,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_kernels, "POOL_SIZES", [(2, 40, 33, 9, 8), (1, 5, 8, 7, 5)])
     monkeypatch.setattr(gpu_kernels, "MERGE_SIZES", [(9, (8, 8), (30, 25), (33, 40))])
     monkeypatch.setattr(gpu_kernels, "ATTENTION_SIZES", [(1, 20, 2, 16, 4, [(3, 4), (6, 8)])])
+    monkeypatch.setattr(gpu_kernels, "IMAGE_SIZES", [((50, 90), 64), ((1, 1), 64)])
+    monkeypatch.setattr(gpu_kernels, "WINDOW", 64)
+    monkeypatch.setattr(gpu_kernels, "CHANNELS", 4)
+    monkeypatch.setattr(gpu_kernels, "IMAGE_TIMED", (150, 200))
+    monkeypatch.setattr(gpu_kernels, "STITCH_TIMED", (64, 96))
     monkeypatch.setattr(gpu_kernels, "POOL_TIMED", (10, 16, 8, 12))
     monkeypatch.setattr(gpu_kernels, "MERGE_TIMED", (10, (8, 8), (32, 32)))
     monkeypatch.setattr(gpu_kernels, "ATTENTION_TIMED", (2, 16, 4, [(4, 4), (8, 8)]))
@@ -89,15 +105,21 @@ def test_right_kernels_pass(kernels: EmulatedKernels) -> None:
     rows: list[Row] = []
     judge_kernels(rows.append, Cpu(), kernels, quick=False)  # type: ignore[arg-type]
     assert [row.name for row in rows if row.status not in ("pass", "measured")] == []
-    assert sum(row.status == "pass" for row in rows) == 3 * (2 + 2 + 1)
+    assert sum(row.status == "pass" for row in rows) == 3 * (2 + 2 + 1) + 2
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("broken", ["mask_pool", "panoptic_merge", "deformable_attention"])
+@pytest.mark.parametrize(
+    "broken", ["mask_pool", "panoptic_merge", "deformable_attention", "resize", "cut_windows", "stitch_windows"]
+)
 @pytest.mark.parametrize("how", ["one wrong value", "nothing written"])
 def test_a_wrong_kernel_fails(kernels: EmulatedKernels, monkeypatch: pytest.MonkeyPatch, broken: str, how: str) -> None:
     right = getattr(kernels, broken)
-    position = {"mask_pool": 3, "panoptic_merge": 4, "deformable_attention": 5}[broken]
+    position = {
+        "mask_pool": 3, "panoptic_merge": 4, "deformable_attention": 5, "resize": 4, "cut_windows": 2,
+        "stitch_windows": 1,
+    }[broken]  # fmt: skip
+    named = "image" if position in (1, 2) or broken == "resize" else broken
 
     def wrong(*arguments: Any) -> None:
         if how == "one wrong value":
@@ -109,14 +131,14 @@ def test_a_wrong_kernel_fails(kernels: EmulatedKernels, monkeypatch: pytest.Monk
     rows: list[Row] = []
     judge_kernels(rows.append, Cpu(), kernels, quick=False)  # type: ignore[arg-type]
     for row in rows[1:]:
-        assert (row.status == "fail") == row.name.startswith(broken), row
+        assert (row.status == "fail") == row.name.startswith(named), row
 
 
 @pytest.mark.usefixtures("small")
 def test_times_are_rows_with_floor_and_baseline(kernels: EmulatedKernels) -> None:
     rows: list[Row] = []
     measure_kernels(rows.append, Cpu(), kernels)  # type: ignore[arg-type]
-    assert len(rows) == 1 + 3 + 4 + 2
+    assert len(rows) == 1 + 3 + 4 + 2 + 2
     assert {"median_us", "floor_us", "of_copy_bandwidth", "times_faster"} <= set(rows[1].values)
     pixels = 8 * 12
     assert rows[1].values["floor_us"] == pytest.approx(26 * pixels * 2 / 1e10 * 1e6)

@@ -10,6 +10,7 @@ import pytest
 
 from odise_rt import Segmenter
 from tests.odise_rt.fake_bundle import colour_image, write_bundle
+from tests.odise_rt.kernels.emulated import Emulation, build, compiler
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +47,15 @@ def segmenter(label_bundle: Path) -> Iterator[Segmenter]:
 @pytest.fixture
 def colours() -> np.ndarray:
     return colour_image()
+
+
+@pytest.fixture(scope="session")
+def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
+    """The CUDA kernels' bodies on the CPU, built once and reused while their sources stay the same."""
+    if compiler() is None:
+        pytest.skip("needs a C++ compiler: c++, g++ or clang++ (or $CXX)")
+    folder = Path(__file__).resolve().parents[2] / "build" / "emulation"
+    try:
+        return Emulation(build(folder))
+    except OSError:  # a read-only checkout
+        return Emulation(build(tmp_path_factory.mktemp("emulation")))

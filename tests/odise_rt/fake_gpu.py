@@ -25,6 +25,8 @@ import onnxruntime
 import pytest
 
 from odise_rt.backends import machine
+from odise_rt.kernels.native import FOLDER_VARIABLE, MODULES
+from tests.odise_rt.kernels.emulated import Emulation
 
 GPU = "Fake GPU"
 CAPABILITY = (9, 0)
@@ -138,10 +140,12 @@ class Graph:
         self._work = [lambda: pytest.fail("a closed graph was launched")]
 
 
-def _cuda_core(calls: Calls) -> types.ModuleType:
+def _cuda_core(calls: Calls, kernels: Emulation | None) -> types.ModuleType:
     class Device:
         name = GPU
         compute_capability = CAPABILITY
+        device_id = 0
+        properties = types.SimpleNamespace(multiprocessor_count=3, max_shared_memory_per_block_optin=101_376)
 
         def __init__(self, index: int = 0) -> None:
             assert index == 0
@@ -184,7 +188,16 @@ def _cuda_core(calls: Calls) -> types.ModuleType:
             assert stream_ptr in calls.streams
             return cls(value)
 
+    def launch(stream: Stream, config: Any, kernel: str, *arguments: Any) -> None:
+        assert kernels is not None
+        assert all(type(a) in (int, np.int32, np.int64) for a in arguments), "as cuda-core passes them on"
+        stream.do(f"kernel {kernel}", lambda: kernels.launch(kernel, arguments))
+
     core = types.ModuleType("cuda.core")
+    core.ObjectCode = types.SimpleNamespace(  # type: ignore[attr-defined]
+        from_fatbin=lambda data, name: types.SimpleNamespace(get_kernel=lambda kernel: kernel)
+    )
+    core.LaunchConfig, core.launch = lambda **options: options, launch  # type: ignore[attr-defined]
     core.Device, core.Buffer = Device, Buffer  # type: ignore[attr-defined]
     core.LegacyPinnedMemoryResource = LegacyPinnedMemoryResource  # type: ignore[attr-defined]
     core.utils = types.ModuleType("cuda.core.utils")  # type: ignore[attr-defined]
@@ -485,10 +498,22 @@ def tensorrt_module(calls: Calls) -> types.ModuleType:
     return module
 
 
-def install(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """Put the stand-ins in the place of the packages until the test ends."""
+def install(
+    monkeypatch: pytest.MonkeyPatch, kernels: Emulation | None = None, kernel_folder: Path | None = None
+) -> Calls:
+    """Put the stand-ins in the place of the packages until the test ends.
+
+    Args:
+        monkeypatch: of the test.
+        kernels: what launches run; ``None``: the kernels are not built.
+        kernel_folder: with ``kernels``, where files in the place of fatbins are written.
+    """
     calls = Calls()
-    core = _cuda_core(calls)
+    if kernels is not None and kernel_folder is not None:
+        for name in MODULES:
+            (kernel_folder / f"{name}.fatbin").write_bytes(b"fatbin")
+    monkeypatch.setenv(FOLDER_VARIABLE, str(kernel_folder or "/not/built"))
+    core = _cuda_core(calls, kernels)
     cuda = types.ModuleType("cuda")
     cuda.core = core  # type: ignore[attr-defined]
     modules = {"cuda": cuda, "cuda.core": core, "cuda.core.utils": core.utils, "tensorrt": tensorrt_module(calls)}

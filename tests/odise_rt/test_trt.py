@@ -239,7 +239,7 @@ def test_engine_that_fails(bundle: Bundle, gpu: Calls, monkeypatch: pytest.Monke
         engine.log.log(engine.trt.ILogger.Severity.ERROR, "Cuda Runtime (an illegal memory access was encountered)")
         return False
 
-    context = type(stage._states[next(iter(stage._states))].context)
+    context = type(stage._states[next(iter(stage._states))].bound._context)
     monkeypatch.setattr(context, "execute_async_v3", fail)
     with pytest.raises(BackendError, match=r"the engine failed: Cuda Runtime \(an illegal memory access"):
         stage.run(windows(2))

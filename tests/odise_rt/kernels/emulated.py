@@ -12,8 +12,12 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from odise_rt.kernels.launch_plans import WindowLayout
+from odise_rt.kernels.resize_tables import resize_table
 
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parents[2] / "odise_rt" / "kernels"
@@ -162,6 +166,52 @@ class Emulation:
         )  # fmt: skip
         assert status == 0, status
         return out
+
+    def resize(self, pixels: np.ndarray, size: tuple[int, int], canvas_size: tuple[int, int]) -> np.ndarray:
+        """Canvas (3, H, W) of pixels (h, w, 3); everything they are written to is filled with other values before."""
+        height, width = pixels.shape[:2]
+        down, across = (resize_table(*lengths) for lengths in zip(size, (height, width), strict=True))
+        between = np.full((height, size[1], 3), 77, np.uint8)
+        canvas = np.full((3, *canvas_size), np.nan, np.float32)
+        status = self._call(
+            "emulate_image_across", _at(pixels), height, width, _at(across.first), _at(across.weights), across.taps,
+            size[1], _at(between),
+        )  # fmt: skip
+        assert status == 0, status
+        status = self._call(
+            "emulate_image_down", _at(between), size[1], _at(down.first), _at(down.weights), down.taps, size[0],
+            *canvas_size, _at(canvas),
+        )  # fmt: skip
+        assert status == 0, status
+        return canvas
+
+    def cut_windows(self, canvas: np.ndarray, side: tuple[int, int], start: int, count: int) -> np.ndarray:
+        """Windows (count, C, sh, sw) of a canvas (C, H, W)."""
+        layout = WindowLayout(canvas.shape[1:], side)
+        windows = np.full((count, len(canvas), *side), np.nan, np.float32)
+        sizes = (len(canvas), *layout.numbers(), start, count)
+        assert self._call("emulate_image_cut", _at(canvas), *sizes, _at(windows)) == 0
+        return windows
+
+    def stitch_windows(self, windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Canvas (C, H, W) of all its windows."""
+        layout = WindowLayout(size, windows.shape[2:])
+        canvas = np.full((windows.shape[1], *size), np.nan, np.float32)
+        sizes = (windows.shape[1], *layout.numbers())
+        assert self._call("emulate_image_stitch", _at(windows), *sizes, _at(canvas)) == 0
+        return canvas
+
+    def launch(self, kernel: str, arguments: tuple[Any, ...]) -> None:
+        """Run a kernel by the name and arguments that cuda-core is given: pointers as int, numbers as numpy's."""
+        prefix, _, suffix = kernel.rpartition("_")
+        first: list[object] = []
+        if prefix == "odise_merge" and suffix in ("f32", "f16", "bf16"):
+            name, first = "panoptic_merge", [("f32", "f16", "bf16").index(suffix)]
+        else:
+            name = kernel.removeprefix("odise_")
+        types = {int: ctypes.c_void_p, np.int32: ctypes.c_int32, np.int64: ctypes.c_int64}
+        status = self._call(f"emulate_{name}", *first, *(types[type(a)](a) for a in arguments))
+        assert status == 0, f"{kernel} returned {status}"
 
     def convert(self, bits: np.ndarray, floats: np.ndarray, kind: int) -> tuple[np.ndarray, np.ndarray]:
         """16-bit patterns to float32, and float32 to 16-bit patterns; ``kind`` is 1 for float16, 2 for bfloat16."""

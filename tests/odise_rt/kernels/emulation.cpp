@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "deformable_attention.cuh"
+#include "image_windows.cuh"
 #include "mask_pooling.cuh"
 #include "panoptic_merge.cuh"
 
@@ -93,6 +94,13 @@ void attend(int vector, const void* value, const float* references, const void* 
       first_block, last_block < 0 ? blocks : last_block);
 }
 
+/// A thread for each of so many values.
+template <class Body>
+void image_grid(int64_t values, Body&& body) {
+  run_grid({(values + kImageThreads - 1) / kImageThreads, 1, 1}, kImageThreads, 0, false,
+           [&](const HostBlock& block, char*) { body(block); });
+}
+
 }  // namespace
 
 extern "C" {
@@ -170,6 +178,49 @@ int emulate_deformable_attention(int32_t dtype, const void* value, const float* 
       attend<Half>(vector, value, references, offsets, logits, *sizes, *levels, out, first_block, last_block);
     if (dtype == kBFloat16)
       attend<BFloat16>(vector, value, references, offsets, logits, *sizes, *levels, out, first_block, last_block);
+    return 0;
+  });
+}
+
+int emulate_image_across(const uint8_t* pixels, int32_t rows, int32_t columns, const int32_t* first,
+                         const int32_t* weights, int32_t taps, int32_t length, uint8_t* out) {
+  return guarded([&] {
+    image_grid(static_cast<int64_t>(rows) * length * kImageChannels, [&](const HostBlock& block) {
+      resize_across(block, pixels, rows, columns, ResizeTable{first, weights, taps, length}, out);
+    });
+    return 0;
+  });
+}
+
+int emulate_image_down(const uint8_t* pixels, int32_t columns, const int32_t* first, const int32_t* weights,
+                       int32_t taps, int32_t length, int32_t canvas_rows, int32_t canvas_columns, float* canvas) {
+  return guarded([&] {
+    image_grid(static_cast<int64_t>(canvas_rows) * canvas_columns * kImageChannels, [&](const HostBlock& block) {
+      resize_down(block, pixels, columns, ResizeTable{first, weights, taps, length}, canvas_rows, canvas_columns,
+                  canvas);
+    });
+    return 0;
+  });
+}
+
+int emulate_image_cut(const float* canvas, int32_t channels, int32_t rows, int32_t columns, int32_t side_rows,
+                      int32_t side_columns, int32_t down, int32_t across, int32_t start, int32_t count,
+                      float* windows) {
+  const WindowLayout layout{rows, columns, side_rows, side_columns, down, across};
+  return guarded([&] {
+    image_grid(static_cast<int64_t>(count) * channels * side_rows * side_columns, [&](const HostBlock& block) {
+      cut_windows(block, canvas, channels, layout, start, count, windows);
+    });
+    return 0;
+  });
+}
+
+int emulate_image_stitch(const float* windows, int32_t channels, int32_t rows, int32_t columns, int32_t side_rows,
+                         int32_t side_columns, int32_t down, int32_t across, float* level) {
+  const WindowLayout layout{rows, columns, side_rows, side_columns, down, across};
+  return guarded([&] {
+    image_grid(static_cast<int64_t>(channels) * rows * columns,
+               [&](const HostBlock& block) { stitch_windows(block, windows, channels, layout, level); });
     return 0;
   });
 }

@@ -20,9 +20,13 @@ from odise_rt.kernels.launch_plans import (
     FLOAT16,
     FLOAT32,
     GpuFacts,
+    WindowLayout,
+    plan_cut_windows,
     plan_deformable_attention,
     plan_mask_pool,
     plan_panoptic_merge,
+    plan_resize,
+    plan_stitch_windows,
 )
 from odise_rt.kernels.native import FOLDER_VARIABLE, Kernels, gpu_array, kernel_file
 from tests.odise_rt.kernels.emulated import Emulation
@@ -112,7 +116,10 @@ def test_every_kernel_that_a_plan_names_is_in_the_sources() -> None:
         names |= {merge.prepare.kernel, merge.merge.kernel}
         for aligned in (True, False):
             names.add(plan_deformable_attention(dtype, 1, 2, 1, 8, [(2, 2)], 1, aligned).kernel)
-    assert len(names) == 21
+    resize, layout = plan_resize((3, 4), (2, 2), (4, 4)), WindowLayout((4, 4), (2, 2))
+    names |= {resize.across.kernel, resize.down.kernel, plan_cut_windows(layout, 3, 0, 1).kernel}
+    names.add(plan_stitch_windows(layout, 3).kernel)
+    assert len(names) == 25
     for name in names:
         assert f"({name}," in text or f"{name}(" in text, name
 
@@ -192,6 +199,50 @@ def test_deformable_attention_packs_levels(kernels: Kernels) -> None:
     assert rest[4:12] == (2, 30, 30, 8, 32, 4, 1, 2)
     assert rest[12:20] == (2 << 32 | 3, 4 << 32 | 6, 0, 0, 0, 0, 0, 0)
     assert all(isinstance(v, np.int64) for v in rest[12:20])
+
+
+def test_an_image_is_resized_across_then_down(kernels: Kernels) -> None:
+    across = (FakeArray((90,), "int32"), FakeArray((3, 90), "int32", pointer=2 << 20))
+    down = (FakeArray((64,), "int32", pointer=3 << 20), FakeArray((5, 64), "int32", pointer=4 << 20))
+    pixels, between = (
+        FakeArray((100, 70, 3), "uint8", pointer=5 << 20),
+        FakeArray((100, 90, 3), "uint8", pointer=6 << 20),
+    )
+    canvas = FakeArray((3, 64, 96), "float32", pointer=7 << 20)
+    kernels.resize(pixels, across, between, down, canvas, 0)
+    (_, first_config, first, first_rest), (_, config, second, rest) = launches(kernels)
+    assert (first, second) == ("odise_image_across", "odise_image_down")
+    assert first_config["grid"] == (-(-100 * 90 * 3 // 256), 1, 1)
+    assert config["grid"] == (-(-3 * 64 * 96 // 256), 1, 1)
+    assert first_rest == (5 << 20, 100, 70, 1 << 20, 2 << 20, 3, 90, 6 << 20)
+    assert rest == (6 << 20, 90, 3 << 20, 4 << 20, 5, 64, 64, 96, 7 << 20)
+    for wrong, message in [
+        ((FakeArray((100, 70, 4), "uint8"), across, between, down, canvas), "pixels"),
+        ((pixels, across, FakeArray((100, 70, 3), "uint8"), down, canvas), "between"),
+        ((pixels, (across[0], FakeArray((90,), "int32")), between, down, canvas), "expected \\(taps, length\\)"),
+        ((pixels, across, between, down, FakeArray((3, 60, 96), "float32")), "holds the image"),
+        ((pixels, across, between, down, FakeArray((64, 96), "float32")), "expected"),
+    ]:
+        with pytest.raises(BackendError, match=message):
+            kernels.resize(*wrong, 0)
+    assert len(launches(kernels)) == 2
+
+
+def test_windows_are_cut_and_stitched_by_their_layout(kernels: Kernels) -> None:
+    canvas, windows = FakeArray((3, 96, 160), "float32"), FakeArray((4, 3, 64, 64), "float32", pointer=2 << 20)
+    kernels.cut_windows(canvas, 2, windows, 0)
+    kernels.stitch_windows(FakeArray((6, 3, 64, 64), "float32", pointer=2 << 20), canvas, 0)
+    (_, _, cut, cut_rest), (_, config, stitch, rest) = launches(kernels)
+    assert (cut, stitch) == ("odise_image_cut", "odise_image_stitch")
+    assert cut_rest == (1 << 20, 3, 96, 160, 64, 64, 2, 3, 2, 4, 2 << 20)
+    assert rest == (2 << 20, 3, 96, 160, 64, 64, 2, 3, 1 << 20)
+    assert config["grid"] == (-(-3 * 96 * 160 // 256), 1, 1)
+    with pytest.raises(BackendError, match="4 windows, expected 2 x 3"):
+        kernels.stitch_windows(windows, canvas, 0)
+    with pytest.raises(BackendError, match="do not exist"):
+        kernels.cut_windows(canvas, 3, windows, 0)
+    with pytest.raises(BackendError, match="equal C"):
+        kernels.cut_windows(canvas, 0, FakeArray((4, 2, 64, 64), "float32"), 0)
 
 
 def test_arrays_that_do_not_fit_are_typed_errors(kernels: Kernels) -> None:

@@ -1,0 +1,314 @@
+"""Pixels to segments on a GPU made of host memory: engines are ONNX Runtime, kernels their own source on the CPU."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from odise_rt import BackendError, Bundle, ImageError, Segmenter, SegmentOptions
+from odise_rt.backends import machine
+from odise_rt.backends.cuda import CudaBackend
+from odise_rt.backends.image_pipeline import MAX_SHAPES, MAX_SPARE, DeviceMasks, open_pipeline
+from odise_rt.backends.ort import OrtBackend
+from odise_rt.backends.pool import StagePool
+from odise_rt.backends.window_batching import WindowBatching
+from odise_rt.errors import ImageTooLargeError
+from odise_rt.kernels.native import FOLDER_VARIABLE
+from odise_rt.postprocessing import HostMasks
+from odise_rt.specs import STAGES
+from tests.odise_rt.engine_bundle import write_engines
+from tests.odise_rt.fake_bundle import colour_image, write_bundle
+from tests.odise_rt.fake_gpu import GPU, Calls, install
+from tests.odise_rt.kernels.emulated import Emulation
+
+WORDS = "red, crimson; green; blue; white; stuff: sky"
+ALLOCATIONS = ("allocate", "pin", "free", "context", "capture")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, emulation: Emulation, tmp_path: Path) -> Calls:
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    return install(monkeypatch, emulation, folder)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_machine():  # type: ignore[no-untyped-def]
+    machine.this_machine.cache_clear()
+    yield
+    machine.this_machine.cache_clear()
+
+
+@pytest.fixture
+def bundle(new_bundle: Callable[[], Path]) -> Bundle:
+    opened = Bundle.open(new_bundle())
+    write_engines(opened, verified_on=GPU)
+    return opened
+
+
+def on(bundle: Bundle, device: str, **changes: Any) -> Segmenter:
+    return Segmenter.load(bundle.root, device=device, threads=1, **changes)  # type: ignore[arg-type]
+
+
+class OnGpu:
+    """An array that says it lies on the GPU."""
+
+    def __init__(self, array: np.ndarray, strides: Any = None) -> None:
+        self.array = array
+        self.__cuda_array_interface__ = {
+            "shape": array.shape, "typestr": array.dtype.str, "data": (array.ctypes.data, False), "strides": strides,
+            "version": 3,
+        }  # fmt: skip
+
+
+# One window; side by side; overlapping; fewer windows at a time than there are; a padded canvas; shrunk; one line.
+CASES = [
+    ((64, 64), SegmentOptions(short_edge=64)),
+    ((64, 128), SegmentOptions(short_edge=64)),
+    ((80, 120), SegmentOptions(short_edge=80)),
+    ((80, 150), SegmentOptions(short_edge=80, windows_per_batch=4)),
+    ((80, 150), SegmentOptions(short_edge=80, windows_per_batch=1)),
+    ((50, 71), SegmentOptions(short_edge=50)),
+    ((301, 417), SegmentOptions(short_edge=70)),
+    ((40, 60), SegmentOptions(short_edge=90)),
+    ((1, 200), SegmentOptions(short_edge=32)),
+]
+
+
+@pytest.mark.parametrize(("size", "options"), CASES)
+def test_every_number_is_the_one_of_the_path_through_host_memory(
+    bundle: Bundle, gpu: Calls, size: tuple[int, int], options: SegmentOptions
+) -> None:
+    image = colour_image(*size)
+    with on(bundle, "cpu") as segmenter:
+        expected = segmenter.find_masks(image, options)
+        picture = segmenter.segment(image, WORDS, options)
+    with on(bundle, "cuda") as segmenter:
+        for _ in range(2):  # directly, and from the captured graph
+            found = segmenter.find_masks(image, options)
+            assert isinstance(found.masks, DeviceMasks)
+            assert np.array_equal(found.mask_logits, expected.mask_logits)
+            assert np.array_equal(found.embeddings.mask, expected.embeddings.mask)
+            assert np.array_equal(found.embeddings.clip, expected.embeddings.clip)
+        assert (found.windows, found.network_size, found.original_size, found.window_side) == (
+            expected.windows,
+            expected.network_size,
+            expected.original_size,
+            expected.window_side,
+        )
+        result = segmenter.segment(image, WORDS, options)
+    assert (result.segment_map != picture.segment_map).mean() < 2e-3, "merged in another order of rounding"
+    assert [s.label for s in result.segments] == [s.label for s in picture.segments]
+    assert list(result.facts.seconds) == ["preprocess", "network", "words", "classify", "panoptic", "total"]
+    assert {s.stage for s in result.facts.stages} >= set(STAGES) - {"clip_text"}
+
+
+def test_the_caption_variant_has_object_logits(tmp_path: Path, gpu: Calls) -> None:
+    opened = Bundle.open(write_bundle(tmp_path / "caption", "caption"))
+    write_engines(opened, verified_on=GPU)
+    with on(opened, "cpu") as segmenter:
+        expected = segmenter.find_masks(colour_image()).embeddings.object_logits
+    with on(opened, "cuda") as segmenter:
+        found = segmenter.find_masks(colour_image()).embeddings.object_logits
+    assert expected is not None
+    assert np.array_equal(found, expected)
+
+
+def test_only_the_embeddings_and_the_owners_cross_back(bundle: Bundle, gpu: Calls) -> None:
+    image, options = colour_image(80, 150), SegmentOptions(short_edge=80)
+    with on(bundle, "cuda") as segmenter:
+        segmenter.segment(image, WORDS, options)
+        before = len(gpu.log)
+        segmenter.segment(image, WORDS, options)
+        after = gpu.log[before:]
+    assert [entry for entry in after if entry.startswith(ALLOCATIONS)] == []
+    # The pixels, the kept mask logits, the scores, the owners, the areas; everything else is inside the graph.
+    logits = 6 * 24 * 40 * 4
+    assert [entry for entry in after if entry.startswith("copy")] == [
+        f"copy {size}" for size in (80 * 150 * 3, logits, 6 * 4, 80 * 150 * 2, 3 * 6 * 4)
+    ]
+    assert [entry for entry in after if entry.startswith(("launch", "kernel", "execute"))] == [
+        "launch", "kernel odise_merge_prepare", "kernel odise_merge_f32",
+    ]  # fmt: skip
+
+
+def test_sizes_are_kept_within_a_bound_and_nothing_is_left(bundle: Bundle, gpu: Calls) -> None:
+    with on(bundle, "cuda") as segmenter:
+        for side in (32, 40, 48, 56, 64, 72, 32, 40):
+            segmenter.segment(colour_image(side, 64), WORDS, SegmentOptions(short_edge=32))
+        pipeline = segmenter._pipeline
+        assert pipeline is not None
+        assert len(pipeline._plans) == len(pipeline._merges) == MAX_SHAPES
+        held = segmenter.find_masks(colour_image())
+    assert gpu.device_bytes == 0
+    with pytest.raises(BackendError, match="the segmenter is closed"):
+        held.masks.array()
+    pipeline.close()
+    with pytest.raises(BackendError, match="closed"):
+        segmenter.find_masks(colour_image())
+
+
+def test_masks_outlive_the_next_image_and_their_buffers_come_back(bundle: Bundle, gpu: Calls) -> None:
+    first = colour_image()
+    second = np.ascontiguousarray(first[:, ::-1])
+    with on(bundle, "cpu") as segmenter:
+        expected = segmenter.find_masks(first).mask_logits
+    with on(bundle, "cuda") as segmenter:
+        held = segmenter.find_masks(first)
+        segmenter.find_masks(second)
+        assert np.array_equal(held.mask_logits, expected)
+        del held
+        gc.collect()
+        level = gpu.device_bytes
+        for _ in range(20):
+            segmenter.find_masks(first)
+            gc.collect()
+        assert gpu.device_bytes == level
+        many = [segmenter.find_masks(first) for _ in range(9)]
+        del many
+        gc.collect()
+        segmenter.segment(first, WORDS)
+        gc.collect()
+        assert segmenter._pipeline is not None
+        assert len(segmenter._pipeline._spare) == MAX_SPARE + 1, "the last image's own, too"
+
+
+def test_an_image_on_the_gpu_is_read_there(bundle: Bundle, gpu: Calls) -> None:
+    image = colour_image(80, 120)
+    with on(bundle, "cuda") as segmenter:
+        expected = segmenter.segment(image, WORDS)
+        found = segmenter.segment(OnGpu(image), WORDS)
+        assert np.array_equal(found.segment_map, expected.segment_map)
+        for broken, message in [
+            (OnGpu(image.astype(np.float32)), r"float32 \(80, 120, 3\): expected uint8"),
+            (OnGpu(image[:, :, 0].copy()), "expected uint8"),
+            (OnGpu(np.zeros((0, 4, 3), np.uint8)), "expected uint8"),
+        ]:
+            with pytest.raises(ImageError, match=message):
+                segmenter.segment(broken, WORDS)
+        with pytest.raises(BackendError, match="C-contiguous"):
+            segmenter.segment(OnGpu(image, strides=(720, 6, 1)), WORDS)
+        with pytest.raises(ImageTooLargeError, match="120 x 80"):
+            segmenter.segment(OnGpu(image), WORDS, SegmentOptions(max_pixels=1000))
+    with on(bundle, "cpu") as segmenter, pytest.raises(ImageError, match="passes images through host memory"):
+        segmenter.segment(OnGpu(image), WORDS)
+
+
+def test_semantic_and_instances_read_the_masks_once(bundle: Bundle, gpu: Calls) -> None:
+    options = SegmentOptions(outputs=("semantic", "instance"))
+    with on(bundle, "cpu") as segmenter:
+        expected = segmenter.segment(colour_image(), WORDS, options)
+    with on(bundle, "cuda") as segmenter:
+        found = segmenter.segment(colour_image(), WORDS, options)
+        assert sum(entry == f"copy {6 * 16 * 24 * 4}" for entry in gpu.log) == 2, "kept once, read once"
+    assert np.array_equal(found.semantic_map, expected.semantic_map)
+    assert [(i.label, i.score, i.area) for i in found.instances or ()] == [
+        (i.label, i.score, i.area) for i in expected.instances or ()
+    ]
+
+
+def test_fewer_windows_at_a_time_when_the_gpu_is_full(bundle: Bundle, gpu: Calls) -> None:
+    image, options = colour_image(64, 256), SegmentOptions(short_edge=64, long_edge=256)
+    with on(bundle, "cuda") as segmenter:
+        whole = segmenter.segment(image, WORDS, options)
+        needed = gpu.device_bytes
+    assert (whole.facts.windows_per_batch, whole.facts.notes) == (4, ())
+    gpu.limit = needed - 1_000_000  # scratch memory is what the windows of a batch cost
+    with on(bundle, "cuda") as segmenter:
+        fewer = segmenter.segment(image, WORDS, options)
+        assert fewer.facts.windows_per_batch == 2
+        assert fewer.facts.notes == ("out of memory with 4 windows at a time: ran 2 at a time",)
+        with pytest.raises(BackendError, match="out of memory"):
+            segmenter.segment(image, WORDS, SegmentOptions(short_edge=64, long_edge=256, windows_per_batch=4))
+        assert np.array_equal(segmenter.segment(image, WORDS, options).segment_map, fewer.segment_map)
+    assert np.array_equal(fewer.segment_map, whole.segment_map)
+
+
+def test_other_sizes_are_forgotten_before_an_image_is_refused(
+    bundle: Bundle, gpu: Calls, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "odise_rt")
+    options = SegmentOptions(windows_per_batch=1)
+    with on(bundle, "cuda") as segmenter:
+        segmenter.segment(colour_image(64, 128), WORDS, options)
+        alone = gpu.device_bytes
+    with on(bundle, "cuda") as segmenter:
+        segmenter.segment(colour_image(64, 64), WORDS)
+        gpu.limit = alone + 10_000
+        segmenter.segment(colour_image(64, 128), WORDS, options)
+    assert "forgetting 2 other sizes of images and results" in caplog.text
+
+
+def test_threads_take_turns(bundle: Bundle, gpu: Calls) -> None:
+    images = [np.roll(colour_image(64, 64 + 16 * (i % 3)), i, axis=1) for i in range(12)]
+    with on(bundle, "cpu") as segmenter:
+        expected = [segmenter.segment(image, WORDS).segment_map for image in images]
+    found: dict[int, np.ndarray] = {}
+    with on(bundle, "cuda") as segmenter:
+
+        def work(offset: int) -> None:
+            for index in range(offset, len(images), 3):
+                found[index] = segmenter.segment(images[index], WORDS).segment_map
+
+        threads = [threading.Thread(target=work, args=(offset,)) for offset in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert all((found[i] != expected[i]).mean() < 2e-3 for i in range(len(images)))
+
+
+def test_a_failed_first_run_is_done_again(bundle: Bundle, gpu: Calls) -> None:
+    def fail(name: str, array: np.ndarray) -> np.ndarray:
+        raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered")
+
+    with on(bundle, "cuda") as segmenter:
+        right, gpu.corrupt = gpu.corrupt, fail
+        with pytest.raises(BackendError, match="segmenting an image: CUDA_ERROR_ILLEGAL_ADDRESS"):
+            segmenter.segment(colour_image(), WORDS)
+        gpu.corrupt = right
+        assert segmenter.segment(colour_image(), WORDS).segments
+
+
+@pytest.mark.parametrize(
+    ("changes", "folder", "reason"),
+    [
+        ({}, "/not/built", "the CUDA kernels are not built"),
+        ({"low_memory": True}, None, None),
+        ({"stay_on_gpu": False}, None, None),
+        ({"window_batching": WindowBatching()}, None, None),
+    ],
+)
+def test_where_the_pipeline_cannot_be_images_pass_through_host_memory(
+    bundle: Bundle,
+    gpu: Calls,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, Any],
+    folder: str | None,
+    reason: str | None,
+) -> None:
+    if folder is not None:
+        monkeypatch.setenv(FOLDER_VARIABLE, folder)
+    with on(bundle, "cuda", **changes) as segmenter:
+        assert isinstance(segmenter.find_masks(colour_image()).masks, HostMasks)
+        with pytest.raises(ImageError, match=r"passes images through host memory \(cuda\)"):
+            segmenter.find_masks(OnGpu(colour_image()))
+    assert reason is None or f"images pass through host memory between stages: {reason}" in caplog.text
+
+
+def test_a_stage_without_a_tensorrt_engine_keeps_images_on_the_host(
+    new_bundle: Callable[[], Path], gpu: Calls, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = Bundle.open(new_bundle())
+    pool = StagePool(OrtBackend("cpu", 1), opened, frozenset(STAGES))
+    engines = CudaBackend.__new__(CudaBackend)  # only its type is asked for
+    assert open_pipeline(opened, engines, pool) is None
+    assert "clip_image is no TensorRT engine" in caplog.text
