@@ -7,7 +7,8 @@
 //
 // Pillow resizes one axis after the other and rounds to uint8 in between: a weighted sum of a few source pixels in
 // integers of kResizeBits fractional bits. The weights come from odise_rt/kernels/resize_tables.py. Everything here is
-// bound by memory; one thread makes one value, and neighbouring threads make neighbouring ones.
+// bound by memory. A thread makes one pixel in all its channels, or a cell in kStitchChannels of them, so that where it
+// lies is worked out once; neighbouring threads make neighbouring pixels.
 #pragma once
 
 #include "block.cuh"
@@ -17,6 +18,7 @@ namespace odise {
 constexpr int kImageThreads = 256;
 constexpr int kImageChannels = 3;
 constexpr int kResizeBits = 22;
+constexpr int kStitchChannels = 16;
 
 /// Taps of one axis: value i is the rounded sum over t of weights[t * length + i] * source[first[i] + t]. A tap whose
 /// weight is zero may lie behind the last source pixel and is not read.
@@ -45,111 +47,135 @@ ODISE_DEVICE int64_t window_start(int64_t index, int64_t side, int64_t length) {
   return start < last ? start : last;
 }
 
-/// One value of a resized axis; `step` is the distance of neighbouring source values.
-ODISE_DEVICE int resized_value(const uint8_t* source, int64_t step, const ResizeTable& table, int64_t at) {
-  const int64_t first = table.first[at];
-  int32_t sum = 1 << (kResizeBits - 1);
-  for (int t = 0; t < table.taps; ++t) {
+/// One pixel of a resized axis: three sums over the taps. `step` is the distance of neighbouring source pixels in bytes.
+struct ResizedPixel {
+  int32_t channel[kImageChannels];
+};
+
+ODISE_DEVICE ResizedPixel resized_pixel(const uint8_t* source, int64_t step, const ResizeTable& table, int64_t at) {
+  ResizedPixel sum;
+#pragma unroll
+  for (int c = 0; c < kImageChannels; ++c) sum.channel[c] = 1 << (kResizeBits - 1);
+  const uint8_t* pixel = source + table.first[at] * step;
+  for (int t = 0; t < table.taps; ++t, pixel += step) {
     const int32_t weight = table.weights[static_cast<int64_t>(t) * table.length + at];
-    if (weight) sum += weight * static_cast<int32_t>(source[(first + t) * step]);
+    if (weight == 0) continue;  // perhaps behind the last pixel
+#pragma unroll
+    for (int c = 0; c < kImageChannels; ++c) sum.channel[c] += weight * static_cast<int32_t>(pixel[c]);
   }
-  const int value = sum >> kResizeBits;
-  return value < 0 ? 0 : value > 255 ? 255 : value;
+#pragma unroll
+  for (int c = 0; c < kImageChannels; ++c) {
+    const int value = sum.channel[c] >> kResizeBits;
+    sum.channel[c] = value < 0 ? 0 : value > 255 ? 255 : value;
+  }
+  return sum;
 }
 
-/// Pixels (rows, columns of the source, 3) to (rows, table.length, 3). Grid: a thread for each value.
+/// Pixels (rows, columns of the source, 3) to (rows, table.length, 3). Grid: a thread for each pixel.
 template <class Block>
 ODISE_DEVICE void resize_across(const Block& block, const uint8_t* pixels, int rows, int columns, ResizeTable table,
                                 uint8_t* out) {
-  const int64_t width = static_cast<int64_t>(table.length) * kImageChannels;
   block.each_thread([&](int thread) {
     const int64_t i = global_thread(block.x(), block.threads(), thread);
-    if (i >= rows * width) return;
-    const int64_t row = i / width, within = i % width, channel = within % kImageChannels;
-    const uint8_t* line = pixels + row * columns * kImageChannels + channel;
-    out[i] = static_cast<uint8_t>(resized_value(line, kImageChannels, table, within / kImageChannels));
+    if (i >= static_cast<int64_t>(rows) * table.length) return;
+    const int64_t row = i / table.length, column = i - row * table.length;
+    const ResizedPixel made =
+        resized_pixel(pixels + row * columns * kImageChannels, kImageChannels, table, column);
+#pragma unroll
+    for (int c = 0; c < kImageChannels; ++c) out[i * kImageChannels + c] = static_cast<uint8_t>(made.channel[c]);
   });
 }
 
 /// Pixels (rows of the source, columns, 3) to a float canvas (3, canvas rows, canvas columns) in [0, 1], zero below
-/// and beside the image of (table.length, columns) pixels. Grid: a thread for each value of the canvas.
+/// and beside the image of (table.length, columns) pixels. Grid: a thread for each pixel of the canvas.
 template <class Block>
 ODISE_DEVICE void resize_down(const Block& block, const uint8_t* pixels, int columns, ResizeTable table,
                               int canvas_rows, int canvas_columns, float* canvas) {
   const int64_t plane = static_cast<int64_t>(canvas_rows) * canvas_columns;
   block.each_thread([&](int thread) {
     const int64_t i = global_thread(block.x(), block.threads(), thread);
-    if (i >= kImageChannels * plane) return;
-    const int64_t channel = i / plane, row = i % plane / canvas_columns, column = i % canvas_columns;
-    float value = 0.0f;
+    if (i >= plane) return;
+    const int64_t row = i / canvas_columns, column = i - row * canvas_columns;
+    ResizedPixel made{};
     if (row < table.length && column < columns) {
       const int64_t step = static_cast<int64_t>(columns) * kImageChannels;
-      const int whole = resized_value(pixels + column * kImageChannels + channel, step, table, row);
+      made = resized_pixel(pixels + column * kImageChannels, step, table, row);
+    }
+#pragma unroll
+    for (int c = 0; c < kImageChannels; ++c) {
 #if defined(__CUDA_ARCH__)
-      value = __fdiv_rn(static_cast<float>(whole), 255.0f);
+      canvas[c * plane + i] = __fdiv_rn(static_cast<float>(made.channel[c]), 255.0f);
 #else
-      value = static_cast<float>(whole) / 255.0f;
+      canvas[c * plane + i] = static_cast<float>(made.channel[c]) / 255.0f;
 #endif
     }
-    canvas[i] = value;
   });
 }
 
 /// Canvas (channels, rows, columns) to windows (count, channels, side rows, side columns), the first of them number
-/// `start` row by row. Grid: a thread for each value.
+/// `start` row by row. Grid: a thread for each pixel of the windows.
 template <class Block>
 ODISE_DEVICE void cut_windows(const Block& block, const float* canvas, int channels, WindowLayout layout, int start,
                               int count, float* windows) {
-  const int64_t plane = static_cast<int64_t>(layout.side_rows) * layout.side_columns, window = plane * channels;
+  const int64_t side_plane = static_cast<int64_t>(layout.side_rows) * layout.side_columns;
+  const int64_t plane = static_cast<int64_t>(layout.rows) * layout.columns;
   block.each_thread([&](int thread) {
     const int64_t i = global_thread(block.x(), block.threads(), thread);
-    if (i >= count * window) return;
-    const int64_t number = start + i / window, channel = i % window / plane;
+    if (i >= count * side_plane) return;
+    const int64_t local = i / side_plane, within = i - local * side_plane, number = start + local;
     const int64_t row = window_start(number / layout.across, layout.side_rows, layout.rows) +
-                        i % plane / layout.side_columns;
+                        within / layout.side_columns;
     const int64_t column = window_start(number % layout.across, layout.side_columns, layout.columns) +
-                           i % layout.side_columns;
-    windows[i] = canvas[(channel * layout.rows + row) * layout.columns + column];
+                           within % layout.side_columns;
+    const float* from = canvas + row * layout.columns + column;
+    float* to = windows + local * channels * side_plane + within;
+    for (int c = 0; c < channels; ++c) to[c * side_plane] = from[c * plane];
   });
 }
 
 /// Windows along an axis that cover a cell, in order: one, or the last two where the last was moved back.
 struct Covering {
-  int64_t index[2];
+  int64_t first;
+  int64_t last;
   int count;
 };
 
 ODISE_DEVICE Covering covering_windows(int64_t cell, int64_t side, int64_t length, int64_t windows) {
-  Covering found{};
-  const int64_t regular = cell / side;
-  if (regular < windows - 1) found.index[found.count++] = regular;
-  if (cell >= length - side) found.index[found.count++] = windows - 1;
-  return found;
+  const int64_t regular = cell / side, last = windows - 1;
+  const bool in_regular = regular < last, in_last = cell >= length - side;
+  return {in_regular ? regular : last, last, in_regular && in_last ? 2 : 1};
 }
 
 /// Windows (down * across, channels, side rows, side columns) to (channels, rows, columns). Sums are taken in the order
-/// of the windows, as odise_rt/windows.py takes them. Grid: a thread for each value.
+/// of the windows, as odise_rt/windows.py takes them. Grid: x a thread for each cell, y kStitchChannels channels.
 template <class Block>
 ODISE_DEVICE void stitch_windows(const Block& block, const float* windows, int channels, WindowLayout layout,
                                  float* level) {
   const int64_t plane = static_cast<int64_t>(layout.rows) * layout.columns;
-  const int64_t window_plane = static_cast<int64_t>(layout.side_rows) * layout.side_columns;
+  const int64_t side_plane = static_cast<int64_t>(layout.side_rows) * layout.side_columns;
+  const int first_channel = static_cast<int>(block.y()) * kStitchChannels;
+  const int end = first_channel + kStitchChannels < channels ? first_channel + kStitchChannels : channels;
   block.each_thread([&](int thread) {
     const int64_t i = global_thread(block.x(), block.threads(), thread);
-    if (i >= channels * plane) return;
-    const int64_t channel = i / plane, row = i % plane / layout.columns, column = i % layout.columns;
+    if (i >= plane) return;
+    const int64_t row = i / layout.columns, column = i - row * layout.columns;
     const Covering vertical = covering_windows(row, layout.side_rows, layout.rows, layout.down);
     const Covering horizontal = covering_windows(column, layout.side_columns, layout.columns, layout.across);
-    float sum = 0.0f;
-    for (int v = 0; v < vertical.count; ++v) {
-      for (int h = 0; h < horizontal.count; ++h) {
-        const int64_t number = vertical.index[v] * layout.across + horizontal.index[h];
-        const int64_t y = row - window_start(vertical.index[v], layout.side_rows, layout.rows);
-        const int64_t x = column - window_start(horizontal.index[h], layout.side_columns, layout.columns);
-        sum += windows[(number * channels + channel) * window_plane + y * layout.side_columns + x];
+    const float share = 1.0f / static_cast<float>(vertical.count * horizontal.count);  // 1, 1/2 or 1/4: exact
+    for (int c = first_channel; c < end; ++c) {
+      float sum = 0.0f;
+      for (int v = 0; v < vertical.count; ++v) {
+        const int64_t down = v == 0 ? vertical.first : vertical.last;
+        const int64_t y = row - window_start(down, layout.side_rows, layout.rows);
+        for (int h = 0; h < horizontal.count; ++h) {
+          const int64_t across = h == 0 ? horizontal.first : horizontal.last;
+          const int64_t x = column - window_start(across, layout.side_columns, layout.columns);
+          const int64_t window = (down * layout.across + across) * channels + c;
+          sum += windows[window * side_plane + y * layout.side_columns + x];
+        }
       }
+      level[c * plane + i] = sum * share;
     }
-    level[i] = sum / static_cast<float>(vertical.count * horizontal.count);  // by 1, 2 or 4: exact
   });
 }
 

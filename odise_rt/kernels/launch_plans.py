@@ -19,7 +19,7 @@ ITEM_BYTES = {FLOAT32: 4, FLOAT16: 2, BFLOAT16: 2}
 POOL_THREADS, POOL_WARPS, POOL_CHANNELS, POOL_PIXELS, POOL_STAGES, FINISH_CHANNELS = 256, 8, 256, 32, 8, 128
 MERGE_THREADS, MERGE_WARPS, MERGE_COLUMNS, MERGE_ROWS, MERGE_TAPS, MERGE_QUERIES = 256, 8, 64, 32, 3, 2048
 ATTENTION_THREADS, ATTENTION_LEVELS = 256, 8
-IMAGE_THREADS, IMAGE_CHANNELS, IMAGE_SIDE = 256, 3, 1 << 20
+IMAGE_THREADS, IMAGE_SIDE, STITCH_CHANNELS = 256, 1 << 20, 16
 _INT32 = (1 << 31) - 1
 
 
@@ -242,8 +242,8 @@ def plan_resize(source: tuple[int, int], target: tuple[int, int], canvas: tuple[
             "canvas that holds the image"
         )
     return ResizePlan(
-        _one_value_a_thread("odise_image_across", source[0] * target[1] * IMAGE_CHANNELS),
-        _one_value_a_thread("odise_image_down", canvas[0] * canvas[1] * IMAGE_CHANNELS),
+        _one_pixel_a_thread("odise_image_across", source[0] * target[1]),
+        _one_pixel_a_thread("odise_image_down", canvas[0] * canvas[1]),
     )
 
 
@@ -258,7 +258,7 @@ def plan_cut_windows(layout: WindowLayout, channels: int, start: int, count: int
         raise BackendError(
             f"cut_windows: windows {start} to {start + count} of {layout.down * layout.across} do not exist"
         )
-    return _one_value_a_thread("odise_image_cut", count * channels * layout.side[0] * layout.side[1])
+    return _one_pixel_a_thread("odise_image_cut", count * layout.side[0] * layout.side[1])
 
 
 def plan_stitch_windows(layout: WindowLayout, channels: int) -> Launch:
@@ -268,7 +268,9 @@ def plan_stitch_windows(layout: WindowLayout, channels: int) -> Launch:
         BackendError: a size is out of range.
     """
     _check_layout(layout, channels)
-    return _one_value_a_thread("odise_image_stitch", channels * layout.canvas[0] * layout.canvas[1])
+    return _one_pixel_a_thread(
+        "odise_image_stitch", layout.canvas[0] * layout.canvas[1], -(-channels // STITCH_CHANNELS)
+    )
 
 
 def _check_layout(layout: WindowLayout, channels: int) -> None:
@@ -279,8 +281,8 @@ def _check_layout(layout: WindowLayout, channels: int) -> None:
         raise BackendError(f"{channels} channels, expected 1 to {1 << 16}")
 
 
-def _one_value_a_thread(kernel: str, values: int) -> Launch:
-    blocks = -(-values // IMAGE_THREADS)
+def _one_pixel_a_thread(kernel: str, pixels: int, channel_groups: int = 1) -> Launch:
+    blocks = -(-pixels // IMAGE_THREADS)
     if blocks > _INT32:
-        raise BackendError(f"{kernel}: {values} values are too many for one launch")
-    return Launch(kernel, (blocks, 1, 1), IMAGE_THREADS, 0)
+        raise BackendError(f"{kernel}: {pixels} pixels are too many for one launch")
+    return Launch(kernel, (blocks, channel_groups, 1), IMAGE_THREADS, 0)

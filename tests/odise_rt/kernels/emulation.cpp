@@ -94,10 +94,10 @@ void attend(int vector, const void* value, const float* references, const void* 
       first_block, last_block < 0 ? blocks : last_block);
 }
 
-/// A thread for each of so many values.
+/// A thread for each of so many pixels.
 template <class Body>
-void image_grid(int64_t values, Body&& body) {
-  run_grid({(values + kImageThreads - 1) / kImageThreads, 1, 1}, kImageThreads, 0, false,
+void image_grid(int64_t pixels, Body&& body, int64_t channel_groups = 1) {
+  run_grid({(pixels + kImageThreads - 1) / kImageThreads, channel_groups, 1}, kImageThreads, 0, false,
            [&](const HostBlock& block, char*) { body(block); });
 }
 
@@ -185,7 +185,7 @@ int emulate_deformable_attention(int32_t dtype, const void* value, const float* 
 int emulate_image_across(const uint8_t* pixels, int32_t rows, int32_t columns, const int32_t* first,
                          const int32_t* weights, int32_t taps, int32_t length, uint8_t* out) {
   return guarded([&] {
-    image_grid(static_cast<int64_t>(rows) * length * kImageChannels, [&](const HostBlock& block) {
+    image_grid(static_cast<int64_t>(rows) * length, [&](const HostBlock& block) {
       resize_across(block, pixels, rows, columns, ResizeTable{first, weights, taps, length}, out);
     });
     return 0;
@@ -195,7 +195,7 @@ int emulate_image_across(const uint8_t* pixels, int32_t rows, int32_t columns, c
 int emulate_image_down(const uint8_t* pixels, int32_t columns, const int32_t* first, const int32_t* weights,
                        int32_t taps, int32_t length, int32_t canvas_rows, int32_t canvas_columns, float* canvas) {
   return guarded([&] {
-    image_grid(static_cast<int64_t>(canvas_rows) * canvas_columns * kImageChannels, [&](const HostBlock& block) {
+    image_grid(static_cast<int64_t>(canvas_rows) * canvas_columns, [&](const HostBlock& block) {
       resize_down(block, pixels, columns, ResizeTable{first, weights, taps, length}, canvas_rows, canvas_columns,
                   canvas);
     });
@@ -208,7 +208,7 @@ int emulate_image_cut(const float* canvas, int32_t channels, int32_t rows, int32
                       float* windows) {
   const WindowLayout layout{rows, columns, side_rows, side_columns, down, across};
   return guarded([&] {
-    image_grid(static_cast<int64_t>(count) * channels * side_rows * side_columns, [&](const HostBlock& block) {
+    image_grid(static_cast<int64_t>(count) * side_rows * side_columns, [&](const HostBlock& block) {
       cut_windows(block, canvas, channels, layout, start, count, windows);
     });
     return 0;
@@ -219,8 +219,10 @@ int emulate_image_stitch(const float* windows, int32_t channels, int32_t rows, i
                          int32_t side_columns, int32_t down, int32_t across, float* level) {
   const WindowLayout layout{rows, columns, side_rows, side_columns, down, across};
   return guarded([&] {
-    image_grid(static_cast<int64_t>(channels) * rows * columns,
-               [&](const HostBlock& block) { stitch_windows(block, windows, channels, layout, level); });
+    image_grid(
+        static_cast<int64_t>(rows) * columns,
+        [&](const HostBlock& block) { stitch_windows(block, windows, channels, layout, level); },
+        (channels + kStitchChannels - 1) / kStitchChannels);
     return 0;
   });
 }

@@ -73,7 +73,7 @@ def test_windows_are_cut_and_stitched_as_on_the_host(
         assert np.array_equal(found, whole[start : start + 1])
     for stride in (4, 8, 16, 32):
         cells = grid.side // stride
-        features = random.normal(size=(len(grid), 5, cells, cells)).astype(np.float32)
+        features = random.normal(size=(len(grid), 37, cells, cells)).astype(np.float32)
         stitcher = Stitcher(grid, {"level": stride})
         stitcher.add({"level": features})
         expected = stitcher.finish()["level"]
