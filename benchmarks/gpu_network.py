@@ -331,7 +331,7 @@ def compare_paths(
 
     name = "image that stays on the GPU"
     if not on_gpu:
-        detail = "needs TensorRT engines of all image stages and the CUDA kernels (make kernels)"
+        detail = "needs cuda-core and the CUDA kernels (make kernels)"
         emit(Row("runtime", name, "missing", "correctness", detail=detail))
         return
     try:

@@ -126,8 +126,8 @@ class Segmenter:
             window_batching: run windows of images that several threads segment at a time together; ``None``: each
                 call runs its own.
             batch_observer: told of each such run: stage, windows, callers.
-            stay_on_gpu: where all stages are TensorRT engines and the CUDA kernels are built, keep an image on the GPU
-                from pixels to masks, as one CUDA graph. Not with ``low_memory`` or ``window_batching``.
+            stay_on_gpu: where the CUDA kernels are built, keep an image on the GPU from pixels to masks. Not with
+                ``low_memory`` or ``window_batching``.
 
         Raises:
             BundleError: the bundle is missing, altered, newer or unsafe.
@@ -185,9 +185,9 @@ class Segmenter:
         """Segment an image, or each image of a list.
 
         Args:
-            image: a path, encoded bytes, a PIL image, or a uint8 array (h, w, 3) RGB; or a list of these. With
-                TensorRT engines and the CUDA kernels the array may lie on the GPU (``__cuda_array_interface__`` or
-                DLPack); it is not copied to the host.
+            image: a path, encoded bytes, a PIL image, or a uint8 array (h, w, 3) RGB; or a list of these. On a GPU
+                with the CUDA kernels the array may lie there (``__cuda_array_interface__`` or DLPack); it is not
+                copied to the host.
             vocabulary: the classes, or words in the syntax of :meth:`Vocabulary.parse`.
             options: thresholds, sizes and outputs; ``None``: the model's defaults.
 

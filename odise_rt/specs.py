@@ -251,11 +251,11 @@ class StageSpec:
         """Concrete input shapes, e.g. ``spec.input_shapes(N=4, s=512)``: for profiles and verification."""
         return {t.name: t.resolve(dims) for t in self.inputs}
 
-    def check(self, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    def check(self, arrays: Mapping[str, Any]) -> dict[str, int]:
         """Compare arrays with the inputs of this stage.
 
         Args:
-            arrays: input name to array.
+            arrays: input name to numpy's array, or to anything else with dtype, ndim and shape.
 
         Returns:
             The values that the arrays give to the symbols.

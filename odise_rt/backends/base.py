@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -64,6 +64,50 @@ class Stage(Protocol):
 
     def close(self) -> None:
         """Release the graph and its weights; running it afterwards is an error."""
+        ...
+
+
+class BoundStage(Protocol):
+    """A stage set up for inputs of certain shapes, to be run on arrays that lie on the GPU.
+
+    Scratch memory and the addresses of inputs and outputs are the caller's. Not for several threads at once; to be
+    closed before the stage is.
+    """
+
+    @property
+    def outputs(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every output."""
+        ...
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Of memory that it needs for its work; 0 if it has its own."""
+        ...
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a run may be part of a CUDA graph."""
+        ...
+
+    def use_scratch(self, scratch: Any) -> None:
+        """Work in this buffer of at least :attr:`scratch_bytes` from now on."""
+        ...
+
+    def place(self, name: str, address: int) -> None:
+        """Say where an input or output lies on the GPU; what is on the stream already keeps the old place."""
+        ...
+
+    def enqueue(self) -> None:
+        """Put one run on the stream of the stage's session.
+
+        Raises:
+            BackendError: the engine failed.
+            OutOfMemoryError: there was not enough memory.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release what it holds."""
         ...
 
 

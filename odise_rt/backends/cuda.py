@@ -10,7 +10,7 @@ import logging
 import threading
 
 from odise_rt.backends.base import Device, Stage, windows_that_fill
-from odise_rt.backends.device import CudaSession
+from odise_rt.backends.device import CudaSession, import_cuda_core
 from odise_rt.backends.engine_stage import open_engine_stage, verify_engine
 from odise_rt.backends.machine import this_machine
 from odise_rt.backends.ort import OrtBackend, working_provider
@@ -18,6 +18,7 @@ from odise_rt.bundle import Bundle
 from odise_rt.engine_facts import ENGINE_KINDS, TITLES, Machine
 from odise_rt.engines import Engine, Engines, find_engines
 from odise_rt.errors import BackendError, MissingPackageError
+from odise_rt.kernels.native import MODULES, kernel_file
 from odise_rt.specs import STAGES
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class CudaBackend:
         engine = self._chosen[stage]
         spec = bundle.stages[stage].spec
         if engine is None:
-            return OrtBackend("cuda", self.threads).load(bundle, stage)
+            return self._load_portable(bundle, stage)
         if bundle.verified and stage not in self._hashed:
             engine.verify_files()
             self._hashed.add(stage)
@@ -102,9 +103,22 @@ class CudaBackend:
         logger.info("stage %s: %s", stage, loaded.facts.provider)
         return loaded
 
-    def _open_session(self, engine: Engine) -> CudaSession | None:
-        """The session of all stages, retained for the caller: the end of the last stage does not close it."""
-        if engine.facts.engine == "ort-cuda":
+    def _load_portable(self, bundle: Bundle, stage: str) -> Stage:
+        """The bundle's own graph in ONNX Runtime."""
+        session = self._open_session(None)
+        try:
+            return OrtBackend("cuda", self.threads, gpu_session=session).load(bundle, stage)
+        finally:
+            if session is not None:
+                session.release()
+
+    def _open_session(self, engine: Engine | None) -> CudaSession | None:
+        """The session of all stages, retained for the caller: the end of the last stage does not close it.
+
+        ONNX Runtime can do without, on a stream of its own.
+        """
+        needed = engine is not None and engine.facts.engine != "ort-cuda"
+        if not needed and why_no_stream() is not None:
             return None
         with self._opening:
             if self._session is None or not self._session.retain():
@@ -125,6 +139,17 @@ class CudaBackend:
         if self._no_ort is None:
             return None
         raise BackendError(why_no_cuda(bundle, self._machine, self._engines, self._no_ort, stage))
+
+
+def why_no_stream() -> str | None:
+    """What keeps stages in ONNX Runtime from sharing a stream with our kernels, or ``None``."""
+    try:
+        import_cuda_core()
+        for name in MODULES:
+            kernel_file(f"{name}.fatbin")
+    except (BackendError, MissingPackageError) as exc:
+        return str(exc)
+    return None
 
 
 def why_no_cuda(bundle: Bundle, machine: Machine, engines: Engines, no_ort: str, stage: str) -> str:

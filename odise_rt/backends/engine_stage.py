@@ -25,7 +25,7 @@ def open_engine_stage(
     Args:
         engine: of any kind.
         spec: of its stage.
-        session: of the backend; ``None``: one that is closed with the stage.
+        session: of the backend; ``None``: one that is closed with the stage, and none for ONNX Runtime.
         threads: for the CPU side of ONNX Runtime; ``None``: the cores that this process may use.
 
     Raises:
@@ -36,7 +36,8 @@ def open_engine_stage(
     if engine.facts.engine == "ort-cuda":
         from odise_rt.backends.ort import OrtBackend
 
-        return OrtBackend("cuda", threads).open_graph(engine.path, spec, file, engine.facts.precision)
+        backend = OrtBackend("cuda", threads, gpu_session=session)
+        return backend.open_graph(engine.path, spec, file, engine.facts.precision)
     opened = CudaSession() if session is None else session
     try:
         loaded = TrtEngine(engine, spec)

@@ -6,8 +6,10 @@
                                                                                      │             │
                                                         mask logits, which stay here ┘   embeddings┴─ to the host
 
-All of it is one CUDA graph for each size of image; the least recently used ones go when there are more than
-:data:`MAX_SHAPES`. Once a size was seen, a run copies the pixels in, launches the graph and allocates nothing.
+Where all stages are TensorRT engines it is one CUDA graph for each size of image; the least recently used ones go when
+there are more than :data:`MAX_SHAPES`. Once a size was seen, a run copies the pixels in, launches the graph and
+allocates nothing. Stages in ONNX Runtime, which allocates while it runs, are put on the same stream one by one.
+
 Mask logits stay on the GPU for the panoptic merge (:class:`DeviceMasks`), which needs the scores that words give to
 masks; only the map of owners crosses back.
 
@@ -31,10 +33,11 @@ from typing import Any
 import numpy as np
 
 from odise_rt.backends.base import Backend
-from odise_rt.backends.cuda import CudaBackend
-from odise_rt.backends.device import DeviceArray, as_device_array, cuda_errors
+from odise_rt.backends.cuda import CudaBackend, why_no_stream
+from odise_rt.backends.device import CudaSession, DeviceArray, as_device_array, cuda_errors
 from odise_rt.backends.device_memory import DeviceMemory, buffer_of
 from odise_rt.backends.image_plan import ImagePlan, MergePlan, Network
+from odise_rt.backends.ort import OrtStage
 from odise_rt.backends.pool import StagePool
 from odise_rt.backends.trt import TrtStage
 from odise_rt.bundle import Bundle
@@ -59,7 +62,7 @@ IMAGE_STAGES = tuple(stage for stage in STAGES if stage != "clip_text")
 
 
 def open_pipeline(bundle: Bundle, backend: Backend, pool: StagePool) -> ImagePipeline | None:
-    """A pipeline over the image stages of a segmenter, if all of them are TensorRT engines and the kernels are there.
+    """A pipeline over the image stages of a segmenter, if they run on one stream of a GPU and the kernels are there.
 
     Args:
         bundle: opened.
@@ -71,11 +74,11 @@ def open_pipeline(bundle: Bundle, backend: Backend, pool: StagePool) -> ImagePip
     """
     if not isinstance(backend, CudaBackend):
         return None
-    stages: dict[str, TrtStage] = {}
+    stages: dict[str, TrtStage | OrtStage] = {}
     for name in IMAGE_STAGES:
         with pool.use(name) as stage:
-            if not isinstance(stage, TrtStage):
-                logger.warning("images pass through host memory between stages: %s is no TensorRT engine", name)
+            if not isinstance(stage, TrtStage | OrtStage) or stage.session is None:
+                logger.warning("images pass through host memory between stages: %s", why_no_stream())
                 return None
             stages[name] = stage
     if bundle.facts.queries > MERGE_QUERIES:
@@ -103,7 +106,7 @@ class ImagePipeline:
     def __init__(
         self,
         kernels: Kernels,
-        stages: Mapping[str, TrtStage],
+        stages: Mapping[str, TrtStage | OrtStage],
         facts: ModelFacts,
         constants: Mapping[str, np.ndarray],
         max_shapes: int = MAX_SHAPES,
@@ -120,10 +123,11 @@ class ImagePipeline:
         Raises:
             BackendError: the stages do not share a GPU session.
         """
-        sessions = {id(stage.session) for stage in stages.values()}
-        if len(sessions) != 1:
+        sessions = {id(stage.session): stage.session for stage in stages.values()}
+        session = next(iter(sessions.values()))
+        if len(sessions) != 1 or session is None:
             raise BackendError("the stages of an image pipeline must share one GPU session: load them with one backend")
-        self.session = next(iter(stages.values())).session
+        self.session: CudaSession = session
         self._memory = DeviceMemory(self.session)
         with self.session.use("putting the model's constants on the GPU"):
             placed = {

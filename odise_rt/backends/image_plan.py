@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from odise_rt.backends.base import BoundStage
 from odise_rt.backends.device import CudaSession, DeviceArray
 from odise_rt.backends.device_memory import DeviceMemory, buffer_of
-from odise_rt.backends.trt import BoundEngine, TrtStage
+from odise_rt.backends.ort import OrtStage
+from odise_rt.backends.trt import TrtStage
 from odise_rt.kernels.native import Kernels
 from odise_rt.kernels.resize_tables import resize_table
 from odise_rt.preprocessing import padded_size
@@ -30,7 +32,7 @@ class Network:
 
     session: CudaSession
     kernels: Kernels
-    stages: Mapping[str, TrtStage]
+    stages: Mapping[str, TrtStage | OrtStage]
     """The four of an image."""
     facts: ModelFacts
     constants: Mapping[str, DeviceArray]
@@ -41,8 +43,8 @@ class Network:
 class _Batch:
     """Some windows on their way through the two networks that see windows."""
 
-    clip_image: BoundEngine
-    tap: BoundEngine
+    clip_image: BoundStage
+    tap: BoundStage
     moves: list[tuple[DeviceArray, DeviceArray]]
     """Features that could not be written to their place, because it does not start where TensorRT wants it."""
 
@@ -65,7 +67,7 @@ class ImagePlan:
         self._memory = DeviceMemory(self._session)
         self._graph: Any = None
         self._generation = -1
-        self._bound: list[BoundEngine] = []
+        self._bound: list[BoundStage] = []
         self.host: dict[str, tuple[Any, np.ndarray]] = {}
         """Pinned buffers of the pixels and of what the host wants to know."""
         self.outputs: dict[str, DeviceArray] = {}
@@ -93,6 +95,11 @@ class ImagePlan:
         """Put everything from pixels to embeddings on the stream."""
         session = self._session
         scratch = session.scratch(max(bound.scratch_bytes for bound in self._bound))
+        if not all(bound.capturable for bound in self._bound):
+            for bound in self._bound:
+                bound.use_scratch(scratch)
+            self._enqueue()
+            return
         if self._generation == session.generation:
             self._graph.launch(session.stream)
             return
@@ -172,9 +179,9 @@ class ImagePlan:
 
     def _bind(
         self, stage: str, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray] | None = None
-    ) -> BoundEngine:
+    ) -> BoundStage:
         """An engine that reads and writes these arrays; without ``outputs`` new ones, listed in :attr:`outputs`."""
-        bound = self._network.stages[stage].bind({name: array.shape for name, array in inputs.items()})
+        bound = self._network.stages[stage].bind(inputs)
         self._bound.append(bound)
         if outputs is None:
             outputs = {name: self._memory.array(shape) for name, shape in bound.outputs.items()}

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from odise_rt.backends.base import Device, StageFacts, windows_that_fill
-from odise_rt.backends.ort_binding import BoundRuns
+from odise_rt.backends.device import CudaSession
+from odise_rt.backends.ort_binding import BoundRuns, BoundSession, translate
 from odise_rt.bundle import Bundle
 from odise_rt.cores import usable_cores
-from odise_rt.errors import BackendError, MissingPackageError, OutOfMemoryError, first_line
+from odise_rt.errors import BackendError, MissingPackageError, first_line
 from odise_rt.specs import StageSpec
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,9 @@ CUDA_OPTIONS: dict[str, str] = {
 }
 """Options of the CUDA provider. TF32 is off: a graph that keeps a part in float32 means it."""
 
+_ARRAYS_ON_GPU = "cuda"
+"""Where arrays lie, in ONNX Runtime's words."""
+
 LARGE_BUNDLE_BYTES = 1 << 30
 """From this size of graphs and weights on, a bundle on CPU is run with little memory: stages give their working memory
 back after each run, and read matrices where they lie in the bundle's file, mapped, instead of copying them into an
@@ -58,8 +62,6 @@ _PROBE_MODEL = bytes.fromhex(
     "08083a3b0a100a017812017922084964656e74697479120570726f62655a0f0a0178120a0a08080112040a020801"
     "620f0a0179120a0a08080112040a02080142040a00100d"
 )
-
-_OUT_OF_MEMORY = ("out of memory", "failed to allocate", "bad allocation", "bad_alloc", "cudaerrormemoryallocation")
 
 
 def import_onnxruntime() -> Any:
@@ -100,7 +102,13 @@ def working_provider(device: Device) -> str | None:
 class OrtBackend:
     """Loads stages into ONNX Runtime sessions."""
 
-    def __init__(self, device: Device, threads: int | None = None, cuda_graph: bool = False) -> None:
+    def __init__(
+        self,
+        device: Device,
+        threads: int | None = None,
+        cuda_graph: bool = False,
+        gpu_session: CudaSession | None = None,
+    ) -> None:
         """Choose a device.
 
         Args:
@@ -108,6 +116,8 @@ class OrtBackend:
             threads: threads inside an operator. ``None``: the cores that this process may use.
             cuda_graph: on CUDA, capture a graph for each of the first few shapes. ONNX Runtime refuses graphs of which
                 a part runs on the CPU.
+            gpu_session: on CUDA, stages run on its stream, can be bound to arrays on the GPU, and hold it until they
+                are closed; ``None``: on a stream of ONNX Runtime's own.
 
         Raises:
             MissingPackageError: onnxruntime is not installed.
@@ -122,6 +132,7 @@ class OrtBackend:
         self.device: Device = device
         self.threads = threads or usable_cores()
         self.cuda_graph = cuda_graph and device == "cuda"
+        self._gpu_session = gpu_session if device == "cuda" else None
         self._ort = ort
 
     @property
@@ -159,7 +170,7 @@ class OrtBackend:
         try:
             session = self._ort.InferenceSession(str(path), self._session_options(large), providers=self._providers())
         except Exception as exc:
-            raise _translate(exc, f"ONNX Runtime cannot load stage {spec.name} from {path}") from exc
+            raise translate(exc, f"ONNX Runtime cannot load stage {spec.name} from {path}") from exc
         provider = session.get_providers()[0]
         if provider != wanted:
             raise BackendError(
@@ -181,14 +192,17 @@ class OrtBackend:
             run_options = self._ort.RunOptions()
             run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         on_gpu = self.device == "cuda"
-        bound = BoundRuns(self._ort, session, spec, "cuda", self.cuda_graph) if on_gpu else None
-        return OrtStage(session, spec, facts, run_options, bound)
+        bound = BoundRuns(self._ort, session, spec, _ARRAYS_ON_GPU, self.cuda_graph) if on_gpu else None
+        return OrtStage(session, spec, facts, run_options, bound, self._gpu_session)
 
     def _providers(self) -> list[Any]:
         if self.device == "cpu":
             return [PROVIDERS["cpu"]]
         # Shape arithmetic stays on the CPU; whether the provider itself started is checked on the session.
-        return [(PROVIDERS["cuda"], dict(CUDA_OPTIONS, enable_cuda_graph=str(int(self.cuda_graph)))), PROVIDERS["cpu"]]
+        options = dict(CUDA_OPTIONS, enable_cuda_graph=str(int(self.cuda_graph)))
+        if self._gpu_session is not None:
+            options["user_compute_stream"] = str(self._gpu_session.handle)
+        return [(PROVIDERS["cuda"], options), PROVIDERS["cpu"]]
 
     def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
         """All stages, but those of a large bundle that load in no time."""
@@ -224,6 +238,7 @@ class OrtStage:
         facts: StageFacts,
         run_options: Any = None,
         bound: BoundRuns | None = None,
+        gpu_session: CudaSession | None = None,
     ) -> None:
         """Wrap a session.
 
@@ -233,9 +248,10 @@ class OrtStage:
             facts: for results.
             run_options: ONNX Runtime's, for every run.
             bound: runs the session on buffers of the device; ``None``: on arrays of the host.
+            gpu_session: whose stream the session was made for.
 
         Raises:
-            BackendError: the graph has other inputs or outputs than the spec.
+            BackendError: the graph has other inputs or outputs than the spec, or the GPU session is closed.
         """
         found = {v.name for v in session.get_inputs()}, {v.name for v in session.get_outputs()}
         wanted = {t.name for t in spec.inputs}, {t.name for t in spec.outputs}
@@ -250,6 +266,10 @@ class OrtStage:
         self._bound = bound
         self._outputs = [t.name for t in spec.outputs]
         self.facts = facts
+        if gpu_session is not None and not gpu_session.retain():
+            raise BackendError(f"the GPU was released before stage {spec.name} was loaded: load the segmenter again")
+        self.session = gpu_session
+        """The GPU session whose stream it runs on, if it was made for one."""
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph; see :class:`odise_rt.backends.base.Stage`."""
@@ -263,19 +283,21 @@ class OrtStage:
             outputs = session.run(self._outputs, dict(inputs), self._run_options)
         except Exception as exc:
             shapes = ", ".join(f"{k} {v.shape}" for k, v in inputs.items())
-            raise _translate(exc, f"stage {self._spec.name} failed on {shapes}") from exc
+            raise translate(exc, f"stage {self._spec.name} failed on {shapes}") from exc
         return dict(zip(self._outputs, outputs, strict=True))
 
+    def bind(self, inputs: Mapping[str, Any]) -> BoundSession:
+        """The session set up for arrays on the GPU like these, for a caller who holds the GPU session's lock.
+
+        Raises:
+            BackendError: the stage is closed, or the inputs do not fit it.
+        """
+        if self._session is None:
+            raise BackendError(f"stage {self._spec.name} is closed: load the segmenter again")
+        return BoundSession(import_onnxruntime(), self._session, self._spec, inputs, _ARRAYS_ON_GPU)
+
     def close(self) -> None:
-        """Release the session."""
+        """Release the session. Safe to call twice."""
+        if self._session is not None and self.session is not None:
+            self.session.release()
         self._session = self._bound = None
-
-
-def _translate(exc: Exception, what: str) -> BackendError:
-    text = str(exc).lower()
-    if isinstance(exc, MemoryError) or any(s in text for s in _OUT_OF_MEMORY):
-        return OutOfMemoryError(
-            f"{what}: out of memory; use a smaller short_edge or windows_per_batch=1 in SegmentOptions, or "
-            f"low_memory=True in Segmenter.load ({first_line(exc)})"
-        )
-    return BackendError(f"{what}: {first_line(exc)}; check the bundle with `odise-rt inspect`")

@@ -15,12 +15,68 @@ from typing import Any
 
 import numpy as np
 
+from odise_rt.errors import BackendError, OutOfMemoryError, first_line
 from odise_rt.specs import StageSpec
+
+_OUT_OF_MEMORY = ("out of memory", "failed to allocate", "bad allocation", "bad_alloc", "cudaerrormemoryallocation")
 
 MAX_SHAPES = 4
 """Shapes whose buffers are kept."""
 _NO_GRAPH = -1
 """Graph id that tells ONNX Runtime not to capture."""
+
+
+class BoundSession:
+    """A session on arrays that lie on the GPU already; see :class:`odise_rt.backends.base.BoundStage`.
+
+    ONNX Runtime has memory of its own to work in, and allocates from it while it runs, so no graph is captured.
+    """
+
+    capturable = False
+    scratch_bytes = 0
+
+    def __init__(self, ort: Any, session: Any, spec: StageSpec, inputs: Mapping[str, Any], device: str) -> None:
+        """Bind nothing yet.
+
+        Args:
+            ort: the onnxruntime module.
+            session: that runs on the stream of whoever places the arrays.
+            spec: of the stage; it gives the shapes of outputs.
+            inputs: arrays of the shapes and types that will come.
+            device: where arrays lie, in ONNX Runtime's words.
+
+        Raises:
+            BackendError: the inputs do not fit the spec.
+        """
+        dims = spec.check(inputs)
+        self._session, self._device, self._stage = session, device, spec.name
+        self._binding = session.io_binding()
+        self._inputs = {name: tuple(array.shape) for name, array in inputs.items()}
+        self.outputs = {tensor.name: tensor.resolve(dims) for tensor in spec.outputs}
+        self._types = {tensor.name: np.dtype(tensor.dtype).type for tensor in (*spec.inputs, *spec.outputs)}
+        self._options = ort.RunOptions()
+        # The caller waits once, for everything that it puts on the stream.
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def use_scratch(self, scratch: Any) -> None:
+        """Nothing: the session has its own."""
+
+    def place(self, name: str, address: int) -> None:
+        """See :class:`odise_rt.backends.base.BoundStage`."""
+        bind = self._binding.bind_input if name in self._inputs else self._binding.bind_output
+        shape = self._inputs.get(name) or self.outputs[name]
+        bind(name, self._device, 0, self._types[name], list(shape), address)
+
+    def enqueue(self) -> None:
+        """See :class:`odise_rt.backends.base.BoundStage`."""
+        try:
+            self._session.run_with_iobinding(self._binding, self._options)
+        except Exception as exc:  # the bindings raise many unrelated types
+            raise translate(exc, f"stage {self._stage} failed on {self._inputs}") from exc
+
+    def close(self) -> None:
+        """Let go of the session."""
+        self._session = self._binding = None
 
 
 @dataclass
@@ -116,3 +172,14 @@ class BoundRuns:
             bound.outputs[tensor.name] = made
             bound.binding.bind_ortvalue_output(tensor.name, made)
         return bound
+
+
+def translate(exc: Exception, what: str) -> BackendError:
+    """An error of ONNX Runtime as one of ours; ``what`` failed."""
+    text = str(exc).lower()
+    if isinstance(exc, MemoryError) or any(s in text for s in _OUT_OF_MEMORY):
+        return OutOfMemoryError(
+            f"{what}: out of memory; use a smaller short_edge or windows_per_batch=1 in SegmentOptions, or "
+            f"low_memory=True in Segmenter.load ({first_line(exc)})"
+        )
+    return BackendError(f"{what}: {first_line(exc)}; check the bundle with `odise-rt inspect`")

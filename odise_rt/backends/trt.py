@@ -107,10 +107,9 @@ class TrtEngine:
 
 
 class BoundEngine:
-    """An engine set up for inputs of certain shapes: an execution context, without memory of its own.
+    """An execution context for inputs of certain shapes; see :class:`odise_rt.backends.base.BoundStage`."""
 
-    Scratch memory and the addresses of inputs and outputs are the caller's. Not for several threads at once.
-    """
+    capturable = True
 
     def __init__(
         self, engine: TrtEngine, session: CudaSession, spec: StageSpec, shapes: Mapping[str, tuple[int, ...]]
@@ -148,20 +147,15 @@ class BoundEngine:
         logger.info("stage %s: set up for %s with profile %d", spec.name, dict(shapes), index)
 
     def use_scratch(self, scratch: Any) -> None:
-        """Work in this buffer of at least :attr:`scratch_bytes` from now on."""
+        """See :class:`odise_rt.backends.base.BoundStage`."""
         self._context.set_device_memory(int(scratch.handle), int(scratch.size))
 
     def place(self, name: str, address: int) -> None:
-        """Say where an input or output lies on the GPU; what is on the stream already keeps the old place."""
+        """See :class:`odise_rt.backends.base.BoundStage`."""
         self._check(self._context.set_tensor_address(name, address), f"{name} has no address")
 
     def enqueue(self) -> None:
-        """Put one run on the session's stream.
-
-        Raises:
-            BackendError: TensorRT refuses.
-            OutOfMemoryError: it says that memory ran out.
-        """
+        """See :class:`odise_rt.backends.base.BoundStage`."""
         self._engine.log.clear()
         self._check(self._context.execute_async_v3(self._session.handle), "the engine failed")
 
@@ -262,16 +256,16 @@ class TrtStage:
             session.stream.sync()
             return {name: state.host[name][1].copy() for name in state.bound.outputs}
 
-    def bind(self, shapes: Mapping[str, tuple[int, ...]]) -> BoundEngine:
-        """The engine set up for inputs of these shapes, for a caller who holds the session's lock and has the memory.
-
-        It must be closed before the stage is.
+    def bind(self, inputs: Mapping[str, DeviceArray]) -> BoundEngine:
+        """The engine set up for arrays on the GPU like these, for a caller who holds the session's lock.
 
         Raises:
-            BackendError: the stage is closed, or the engine was not built for these shapes.
+            BackendError: the stage is closed, the inputs do not fit it, or the engine was not built for their shapes.
         """
         if self._engine is None:
             raise BackendError(f"stage {self._spec.name} is closed: load the segmenter again")
+        self._spec.check(inputs)
+        shapes = {name: tuple(array.shape) for name, array in inputs.items()}
         return BoundEngine(self._engine, self._session, self._spec, shapes)
 
     def close(self) -> None:

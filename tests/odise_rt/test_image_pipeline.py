@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,16 @@ import numpy as np
 import pytest
 
 from odise_rt import BackendError, Bundle, ImageError, Segmenter, SegmentOptions
-from odise_rt.backends import machine
-from odise_rt.backends.cuda import CudaBackend
-from odise_rt.backends.image_pipeline import MAX_SHAPES, MAX_SPARE, DeviceMasks, open_pipeline
+from odise_rt.backends import machine, ort
+from odise_rt.backends.device import CudaSession
+from odise_rt.backends.image_pipeline import MAX_SHAPES, MAX_SPARE, DeviceMasks
 from odise_rt.backends.ort import OrtBackend
-from odise_rt.backends.pool import StagePool
 from odise_rt.backends.window_batching import WindowBatching
 from odise_rt.errors import ImageTooLargeError
 from odise_rt.kernels.native import FOLDER_VARIABLE
 from odise_rt.postprocessing import HostMasks
 from odise_rt.specs import STAGES
-from tests.odise_rt.engine_bundle import write_engines
+from tests.odise_rt.engine_bundle import write_engine, write_engines
 from tests.odise_rt.fake_bundle import colour_image, write_bundle
 from tests.odise_rt.fake_gpu import GPU, Calls, install
 from tests.odise_rt.kernels.emulated import Emulation
@@ -304,11 +304,71 @@ def test_where_the_pipeline_cannot_be_images_pass_through_host_memory(
     assert reason is None or f"images pass through host memory between stages: {reason}" in caplog.text
 
 
-def test_a_stage_without_a_tensorrt_engine_keeps_images_on_the_host(
-    new_bundle: Callable[[], Path], gpu: Calls, caplog: pytest.LogCaptureFixture
+@pytest.fixture
+def ort_on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """ONNX Runtime's CPU provider in the place of CUDA's, with its arrays where the stand-in's GPU has them."""
+    monkeypatch.setitem(ort.PROVIDERS, "cuda", "CPUExecutionProvider")
+    monkeypatch.setattr(ort, "_ARRAYS_ON_GPU", "cpu")
+    monkeypatch.setattr(ort.OrtBackend, "_providers", lambda self: ["CPUExecutionProvider"])
+    ort.working_provider.cache_clear()
+    yield
+    ort.working_provider.cache_clear()
+
+
+@pytest.mark.usefixtures("ort_on_gpu")
+@pytest.mark.parametrize("engines", [(), ("unet_tap",), ("mask_decoder", "clip_mask")])
+@pytest.mark.parametrize(("size", "options"), CASES[2:6])
+def test_onnxruntime_on_the_same_stream(
+    new_bundle: Callable[[], Path], gpu: Calls, engines: tuple[str, ...], size: tuple[int, int], options: SegmentOptions
 ) -> None:
     opened = Bundle.open(new_bundle())
-    pool = StagePool(OrtBackend("cpu", 1), opened, frozenset(STAGES))
-    engines = CudaBackend.__new__(CudaBackend)  # only its type is asked for
-    assert open_pipeline(opened, engines, pool) is None
-    assert "clip_image is no TensorRT engine" in caplog.text
+    for stage in engines:
+        write_engine(opened, stage, verified_on=GPU)
+    image = colour_image(*size)
+    with on(opened, "cpu") as segmenter:
+        expected = segmenter.find_masks(image, options)
+    with on(opened, "cuda") as segmenter:
+        for _ in range(3):
+            found = segmenter.find_masks(image, options)
+            assert isinstance(found.masks, DeviceMasks)
+            assert np.array_equal(found.mask_logits, expected.mask_logits)
+            assert np.array_equal(found.embeddings.clip, expected.embeddings.clip)
+        assert segmenter.segment(image, WORDS, options).segments
+        assert gpu.count("capture") == 0, "ONNX Runtime allocates while it runs"
+    assert gpu.device_bytes == 0
+    assert gpu.count("close stream") == 1
+
+
+@pytest.mark.usefixtures("ort_on_gpu")
+def test_onnxruntime_without_cuda_core_keeps_images_on_the_host(
+    new_bundle: Callable[[], Path], gpu: Calls, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = Bundle.open(new_bundle())
+    monkeypatch.setitem(sys.modules, "cuda.core", None)
+    with on(opened, "cuda") as segmenter:
+        assert isinstance(segmenter.find_masks(colour_image()).masks, HostMasks)
+    assert "between stages: running engines on a GPU needs cuda-core" in caplog.text
+
+
+@pytest.mark.usefixtures("ort_on_gpu")
+def test_a_stage_of_onnxruntime_holds_the_session_and_refuses_what_does_not_fit(
+    new_bundle: Callable[[], Path], gpu: Calls
+) -> None:
+    opened = Bundle.open(new_bundle())
+    with CudaSession() as session:
+        session.retain()
+        stage = OrtBackend("cuda", 1, gpu_session=session).load(opened, "clip_image")
+        session.release()
+        assert not session.is_closed
+        with pytest.raises(BackendError, match=r"input windows is float32 \(1, 3, 64\)"):
+            stage.bind({"windows": np.zeros((1, 3, 64), np.float32)})
+        bound = stage.bind({"windows": np.zeros((1, 3, 64, 64), np.float32)})
+        with pytest.raises(BackendError, match="stage clip_image failed on"):
+            bound.enqueue()  # nothing was placed
+        stage.close()
+        stage.close()
+        assert session.is_closed
+        with pytest.raises(BackendError, match="stage clip_image is closed"):
+            stage.bind({})
+        with pytest.raises(BackendError, match="the GPU was released before stage clip_image was loaded"):
+            OrtBackend("cuda", 1, gpu_session=session).load(opened, "clip_image")
