@@ -21,6 +21,7 @@ INK, MUTED, GRID = "#1f2933", "#66727f", "#e3e7eb"
 OURS, OTHER, GOOD, BAD, ACCENT = "#0b7a75", "#9aa8b5", "#2f8f5b", "#c0392b", "#d98324"
 STAGE_COLOURS = {
     "preprocess": "#4e5d6c",
+    "network": "#12857f",
     "clip_image": "#5b8db8",
     "unet_tap": "#0b7a75",
     "stitch": "#8d6e97",

@@ -14,6 +14,7 @@ from benchmarks.variants import PEERS, VARIANTS, WATERFALL
 
 STAGE_NAMES = {
     "preprocess": "preprocess",
+    "network": "pixels to masks on the GPU",
     "clip_image": "CLIP of windows",
     "unet_tap": "VAE + UNet",
     "stitch": "stitch",

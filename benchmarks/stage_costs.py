@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from odise_rt.specs import ModelFacts
     from training.models.odise import Odise
 
+WHOLE_NETWORK = "network"
+"""Step of a result that holds everything from pixels to masks: an image that stayed on the GPU."""
+
 
 def stage_costs(model: Odise, facts: ModelFacts, height: int, width: int) -> dict[str, Any]:
     """Work of every stage for one image of a size inside the network, by structure; needs PyTorch."""
@@ -61,7 +64,11 @@ def with_roofline(
 
 
 def outside_share(seconds: Mapping[str, float], total: float) -> float:
-    """Share of a segmentation that no engine spent: everything but the five graphs."""
+    """Share of a segmentation that was spent outside of the network: everything but the five graphs.
+
+    Where an image stays on a GPU, its graphs and what lies between them are one step, :data:`WHOLE_NETWORK`.
+    """
     from odise_rt.specs import STAGES
 
-    return 1.0 - sum(value for name, value in seconds.items() if name in STAGES) / total
+    inside = (*STAGES, WHOLE_NETWORK)
+    return 1.0 - sum(value for name, value in seconds.items() if name in inside) / total

@@ -49,6 +49,7 @@ def test_what_is_outside_of_the_graphs_counts_as_such() -> None:
         "panoptic": 1.0,
     }
     assert outside_share(seconds, 10.0) == pytest.approx(0.2)
+    assert outside_share({"preprocess": 1.0, "network": 8.0, "panoptic": 1.0}, 10.0) == pytest.approx(0.2)
 
 
 def test_agreement_forgives_other_numbers_and_no_other_class() -> None:

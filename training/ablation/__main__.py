@@ -23,9 +23,10 @@ import torch
 import torch.distributed as dist
 
 from odise_rt.bundle import file_sha256
-from odise_rt.errors import CheckpointError, OdiseError, OptionsError
+from odise_rt.errors import CheckpointError, MissingPackageError, OdiseError, OptionsError
 from odise_rt.files import write_json
 from training.ablation.measure import Places, RunTask, carry_out, prepare, read_evaluation
+from training.ablation.plot import draw
 from training.ablation.rows import Row, chosen_rows, with_budget
 from training.ablation.table import collect, markdown, write_table
 from training.checkpoints.own_format import WEIGHTS_NAME, read_description
@@ -188,6 +189,17 @@ def measure_all(
     return failures
 
 
+def draw_if_possible(table: dict[str, Any], path: Path) -> None:
+    """The table as a picture; matplotlib, which that needs, is no requirement of training."""
+    if not any(row["results"] for row in table["rows"]):
+        return
+    try:
+        draw(table, path)
+        logger.info("wrote %s", path)
+    except (MissingPackageError, OSError) as exc:
+        logger.warning("no picture of the table: %s", exc)
+
+
 def main(argv: Sequence[str]) -> int:
     """Run; returns the exit status."""
     arguments = parse(argv)
@@ -220,8 +232,10 @@ def main(argv: Sequence[str]) -> int:
             command = "python -m training.ablation " + shlex.join(arguments.given)
             failures = measure_all(rows, base, seeds, places, setup, command)
         if rank() == 0:
-            print(markdown(json.loads((arguments.out / "ablation.json").read_text("utf-8"))))
+            table = json.loads((arguments.out / "ablation.json").read_text("utf-8"))
+            print(markdown(table))
             logger.info("wrote %s and ablation.md beside it", arguments.out / "ablation.json")
+            draw_if_possible(table, arguments.out / "ablation.png")
         if failures:
             logger.error("failed: %d of the runs; the table says why, the same command tries again", failures)
             return 1
