@@ -32,11 +32,11 @@ import numpy as np
 from export.weight_store import WeightStore
 from odise_rt.bundle import CONSTANTS_NAME, MANIFEST_NAME, SCHEMA_VERSION, TOKENIZER_NAME, file_sha256
 from odise_rt.errors import ExportError
+from odise_rt.files import PARTIAL_SUFFIX, flush_folder, replace_folder
 from odise_rt.specs import ModelFacts, StageSpec
 
 GRAPHS = "onnx"
 REPORT_STEM = "export_report"
-PARTIAL_SUFFIX = ".partial"
 _REPLACED = "replaced"
 _ABANDONED_SECONDS = 60.0
 """A partial folder that nobody has locked for this long belongs to nobody."""
@@ -194,10 +194,7 @@ class BundleWriter:
         try:
             for store in self._stores.values():
                 store.close()
-            for path in sorted(self.folder.rglob("*")):
-                if path.is_file():
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
+            flush_folder(self.folder)
             self._rename()
         except OSError as exc:
             raise ExportError(
@@ -208,25 +205,17 @@ class BundleWriter:
     def _rename(self) -> None:
         while True:
             self._check_place()
-            replaced = None
-            if self.force and self.out.exists():
-                replaced = Path(
-                    tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=PARTIAL_SUFFIX, dir=self.out.parent)
-                )
-                self.out.rename(replaced / _REPLACED)
             try:
-                # A folder takes the place of an empty one or of none; one with a bundle refuses it.
-                self.folder.rename(self.out)
+                if self.force:
+                    replace_folder(self.folder, self.out, old_name=_REPLACED)
+                else:
+                    # A folder takes the place of an empty one or of none; one with a bundle refuses it.
+                    self.folder.rename(self.out)
             except OSError as exc:
-                if replaced is not None and not self.out.exists():
-                    (replaced / _REPLACED).rename(self.out)
                 if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
             else:
                 return
-            finally:
-                if replaced is not None:
-                    shutil.rmtree(replaced, ignore_errors=True)
 
     def _check_place(self) -> None:
         out = self.out

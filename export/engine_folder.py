@@ -12,10 +12,11 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
-from export.bundle_writer import PARTIAL_SUFFIX, remove_abandoned
+from export.bundle_writer import remove_abandoned
 from odise_rt.bundle import Bundle
 from odise_rt.engines import FOLDER, Engine, open_engine
 from odise_rt.errors import BundleError, ExportError
+from odise_rt.files import PARTIAL_SUFFIX, flush_folder, replace_folder
 
 
 class EngineFolder:
@@ -64,23 +65,9 @@ class EngineFolder:
         """
         place = self._root / key
         try:
-            for path in self.path.iterdir():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            if place.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{self._name}.", suffix=PARTIAL_SUFFIX, dir=self._root))
-                # Not the name of what remove_abandoned brings back: it would bring it to another place than its key.
-                place.rename(old / key)
-                try:
-                    self.path.rename(place)
-                except OSError:
-                    if not place.exists():
-                        (old / key).rename(place)
-                    raise
-                finally:
-                    shutil.rmtree(old, ignore_errors=True)
-            else:
-                self.path.rename(place)
+            flush_folder(self.path)
+            # Not the name of what remove_abandoned brings back: it would bring it to another place than its key.
+            replace_folder(self.path, place, aside=f".{self._name}.", old_name=key)
         except OSError as exc:
             # Another build of the same facts may have been first: its engine is as good.
             if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):

@@ -1,4 +1,4 @@
-"""JSON as bytes, and writing results so that no reader ever sees half a file."""
+"""JSON as bytes, and writing results so that no reader ever sees half a file or half a folder."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+PARTIAL_SUFFIX = ".partial"
+"""Of folders that are being written or replaced."""
 
 
 @contextlib.contextmanager
@@ -29,6 +34,46 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until every file of a folder is on the disk: what is renamed after this survives a power cut."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def replace_folder(finished: Path, place: Path, *, aside: str | None = None, old_name: str = "replaced") -> None:
+    """Rename a finished folder to its place.
+
+    A folder that is there already moves into a hidden one beside it, and is removed once the new one is in place, or
+    comes back where that fails. Readers see the old one, for a moment none, or the new one.
+
+    Args:
+        finished: in the same file system.
+        place: a folder, or nothing yet.
+        aside: prefix of the hidden folder's name; by default made of the place's.
+        old_name: of the old one inside it.
+
+    Raises:
+        OSError: the file system refused.
+    """
+    if not place.exists():
+        finished.rename(place)
+        return
+    hidden = Path(tempfile.mkdtemp(prefix=aside or f".{place.name}.", suffix=PARTIAL_SUFFIX, dir=place.parent))
+    try:
+        with contextlib.suppress(FileNotFoundError):  # another process was about to replace it, too
+            place.rename(hidden / old_name)
+        try:
+            finished.rename(place)
+        except OSError:
+            if not place.exists() and (hidden / old_name).exists():
+                (hidden / old_name).rename(place)
+            raise
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def json_bytes(data: Any, indent: int | None = None) -> bytes:

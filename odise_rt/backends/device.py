@@ -13,7 +13,7 @@ import contextlib
 import ctypes
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -124,7 +124,7 @@ def as_device_array(value: object, stream: int) -> DeviceArray | None:
         pointer = int(view.ptr)
     except (BufferError, TypeError, ValueError, RuntimeError) as exc:
         raise BackendError(f"an array of type {type(value).__name__} cannot be read on the GPU: {exc}") from exc
-    if strides is not None and strides != _dense_strides(shape):
+    if strides is not None and not is_dense(shape, strides):
         raise BackendError(
             f"an array of shape {shape} has the strides {strides}: expected a C-contiguous one; call .contiguous() or "
             "ascontiguousarray first"
@@ -148,12 +148,14 @@ def is_on_device(value: Any) -> bool:
     return hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) in _DLPACK_CUDA
 
 
-def _dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides in values of a C-contiguous array."""
-    steps = [1]
-    for size in shape[:0:-1]:
-        steps.append(steps[-1] * size)
-    return tuple(reversed(steps)) if shape else ()
+def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether strides in values are those of a C-contiguous array; those of axes of length 1 do not matter."""
+    step = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size > 1 and stride != step:
+            return False
+        step *= size
+    return True
 
 
 class CudaSession:

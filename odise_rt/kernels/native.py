@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from odise_rt.backends.device import DeviceArray, as_device_array, import_cuda_core
+from odise_rt.backends.device import DeviceArray, as_device_array, import_cuda_core, is_dense
 from odise_rt.errors import BackendError, first_line
 from odise_rt.kernels.launch_plans import (
     ATTENTION_LEVELS,
@@ -92,20 +92,11 @@ def gpu_array(value: object, name: str) -> DeviceArray:
         return array
     shape, dtype = tuple(int(n) for n in interface["shape"]), np.dtype(interface["typestr"])
     strides = interface.get("strides")
-    if strides is not None and not _is_dense(shape, [int(s) // dtype.itemsize for s in strides]):
+    if strides is not None and not is_dense(shape, [int(s) // dtype.itemsize for s in strides]):
         raise BackendError(
             f"{name} of shape {shape} has strides {strides} in bytes: expected a C-contiguous array; copy it first"
         )
     return DeviceArray(int(interface["data"][0]), shape, dtype, value)
-
-
-def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    step = 1
-    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if size > 1 and stride != step:
-            return False
-        step *= size
-    return True
 
 
 class Kernels:

@@ -299,3 +299,22 @@ def test_missing_package_says_how_to_install_it(bundle: Bundle, gpu: Calls, monk
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(ImportError, match=r"pip install 'odise_rt\[tensorrt\]'"):
         open_engine_stage(engine, spec)
+
+
+def test_strides_of_axes_of_length_one_do_not_matter(gpu: Calls) -> None:
+    session = CudaSession()
+    array = np.zeros((1, 4, 1, 3), np.float32)
+
+    class OnGpu:
+        def __init__(self, strides: tuple[int, ...]) -> None:
+            self.__cuda_array_interface__ = {
+                "shape": array.shape, "typestr": "<f4", "data": (array.ctypes.data, False), "strides": strides,
+                "version": 3,
+            }  # fmt: skip
+
+    found = as_device_array(OnGpu((3996, 12, 28, 4)), session.handle)
+    assert found is not None
+    assert found.shape == (1, 4, 1, 3)
+    with pytest.raises(BackendError, match="C-contiguous"):
+        as_device_array(OnGpu((48, 16, 4, 4)), session.handle)
+    session.close()

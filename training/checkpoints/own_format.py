@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from odise_rt.errors import CheckpointError, ConfigError
+from odise_rt.files import flush_folder, replace_folder
 from odise_rt.version import __version__
 from training.checkpoints.key_table import KeyTable, Tensors, load_strict
 from training.checkpoints.report import LoadReport
@@ -271,16 +272,8 @@ def _written_beside(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         yield folder
-        for entry in folder.iterdir():
-            with entry.open("rb") as file:
-                os.fsync(file.fileno())
-        if path.exists():
-            old = path.parent / f".{path.name}.{os.getpid()}.old"
-            path.rename(old)
-            folder.rename(path)
-            shutil.rmtree(old)
-        else:
-            folder.rename(path)
+        flush_folder(folder)
+        replace_folder(folder, path)
     except (OSError, SafetensorError) as exc:
         raise CheckpointError(
             f"cannot write the checkpoint {path} ({exc}): free space or choose another place"

@@ -15,7 +15,6 @@ models with ONNX Runtime for servers without those (``"python"``), or the orches
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Any, Literal, get_args
 from odise_rt.bundle import CONSTANTS_NAME, MANIFEST_NAME, TOKENIZER_NAME, Bundle, StageFile
 from odise_rt.engines import find_engines, rebuild_command
 from odise_rt.errors import BundleError, OptionsError
+from odise_rt.files import PARTIAL_SUFFIX, flush_folder, replace_folder
 from odise_rt.options import DEFAULT_MAX_PIXELS
 from odise_rt.serve.limits import DEFAULT_MAX_WORDS
 from odise_rt.serve.triton.model_config import Kind, ModelConfig, orchestrator_config, stage_config
@@ -104,11 +104,11 @@ def export_repository(bundle: Bundle, out: Path, options: RepositoryOptions, for
         known = sorted({key for e in bundle.stages.values() for key in e.variants})
         raise OptionsError(f"the bundle has no variant {options.variant!r}: it has {', '.join(known) or 'none'}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=PARTIAL_SUFFIX, dir=out.parent))
     try:
         partial.chmod(0o755)
         models = _write(bundle, partial, options)
-        _flush(partial)
+        flush_folder(partial)
         _put_in_place(partial, out, force)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -224,13 +224,6 @@ def _copy_bundle(bundle: Bundle, folder: Path, graphs: bool) -> None:
         shutil.copyfile(bundle.root / name, folder / name)
 
 
-def _flush(root: Path) -> None:
-    for path in sorted(root.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
 def _check_place(out: Path, force: bool) -> None:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise OptionsError(f"{out} is a file or a link: a model repository is a folder; choose another --out")
@@ -246,19 +239,7 @@ def _check_place(out: Path, force: bool) -> None:
 
 def _put_in_place(partial: Path, out: Path, force: bool) -> None:
     _check_place(out, force)
-    replaced: Path | None = None
-    if out.exists() and any(out.iterdir()):
-        replaced = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-        out.rename(replaced / "replaced")
-    try:
-        partial.rename(out)
-    except OSError:
-        if replaced is not None and not out.exists():
-            (replaced / "replaced").rename(out)
-        raise
-    finally:
-        if replaced is not None:
-            shutil.rmtree(replaced, ignore_errors=True)
+    replace_folder(partial, out)
 
 
 def parameters_of(model_config: str) -> dict[str, str]:

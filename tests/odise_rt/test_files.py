@@ -1,0 +1,56 @@
+"""Finished folders take their place whole, and what was there comes back where that fails."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from odise_rt.files import flush_folder, replace_folder
+
+
+def folder(path: Path, content: str) -> Path:
+    path.mkdir()
+    (path / "file").write_text(content)
+    return path
+
+
+def test_a_folder_takes_a_free_place_or_that_of_another(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    for content in ("first", "second"):
+        replace_folder(folder(tmp_path / "finished", content), place)
+        assert (place / "file").read_text() == content
+        assert [path.name for path in tmp_path.iterdir()] == ["place"], "nothing is left beside it"
+    flush_folder(place)
+
+
+def test_the_old_one_comes_back_when_the_new_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, finished = folder(tmp_path / "place", "old"), folder(tmp_path / "finished", "new")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self == finished:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="no space left"):
+        replace_folder(finished, place, aside=".hidden.", old_name="before")
+    assert (place / "file").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["finished", "place"]
+
+
+def test_another_process_may_take_the_old_one_away_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, finished = folder(tmp_path / "place", "old"), folder(tmp_path / "finished", "new")
+    rename = Path.rename
+
+    def late(self: Path, target: Path) -> Path:
+        if self == place:
+            rename(place, tmp_path / "taken")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    replace_folder(finished, place)
+    assert (place / "file").read_text() == "new"
+    assert (tmp_path / "taken/file").read_text() == "old"
