@@ -31,11 +31,16 @@ from benchmarks.gpu_rows import (
     run_part,
 )
 from benchmarks.harness import REPOSITORY, Summary
+from odise_rt.backends.machine import this_machine
 from odise_rt.backends.ort import OrtBackend
 from odise_rt.bundle import Bundle
 from odise_rt.engine_facts import ENGINE_KINDS
+from odise_rt.kernels.native import FOLDER_VARIABLE
 from odise_rt.specs import STAGES
+from tests.odise_rt.engine_bundle import write_engines
 from tests.odise_rt.fake_bundle import write_bundle
+from tests.odise_rt.fake_gpu import GPU, install
+from tests.odise_rt.kernels.emulated import Emulation, build, compiler
 
 PART = Part("kernels", 5, "kernels against float64")
 
@@ -237,9 +242,49 @@ def test_stages_are_compared_and_timed(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(gpu_network, "_reference_backend", lambda checkpoint: (backend, "the CPU"))
     rows: list[Row] = []
     gpu_network.check_engines(rows.append, folder, tmp_path, quick=True)
-    assert [(row.name, row.status) for row in rows] == [
+    assert [(row.name, row.status) for row in rows if row.name != "image on the GPU"] == [
         (f"{engine} {stage}", status) for engine, status in (("right", "pass"), ("wrong", "fail")) for stage in STAGES
     ]
+
+
+class OnGpu:
+    """An array that says it lies on the GPU."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.__cuda_array_interface__ = {
+            "shape": array.shape, "typestr": array.dtype.str, "data": (array.ctypes.data, False), "version": 3,
+        }  # fmt: skip
+
+
+@pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler: c++, g++ or clang++ (or $CXX)")
+@pytest.mark.parametrize("broken", [None, "odise_image_stitch", "odise_merge_f32"])
+def test_images_that_stay_on_the_gpu_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str | None
+) -> None:
+    """On a GPU made of host memory: right kernels pass, one that writes nothing fails."""
+    emulation = Emulation(build(REPOSITORY / "build" / "emulation"))
+    gpu = install(monkeypatch, emulation, tmp_path)
+    opened = Bundle.open(write_bundle(tmp_path / "bundle"))
+    write_engines(opened, verified_on=GPU)
+    monkeypatch.setenv("ODISE_RT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(gpu_network, "_on_gpu", OnGpu)
+    launch = emulation.launch
+    monkeypatch.setattr(
+        emulation, "launch", lambda name, arguments: None if name == broken else launch(name, arguments)
+    )
+    rows: list[Row] = []
+    gpu_network.check_pipeline(rows.append, opened.root)
+    assert len(rows) == 6
+    assert {row.status for row in rows} == {"fail" if broken else "pass"}
+    assert gpu.device_bytes == 0
+    monkeypatch.setenv(FOLDER_VARIABLE, "/not/built")
+    rows.clear()
+    gpu_network.check_pipeline(rows.append, opened.root)
+    assert [(row.status, row.detail) for row in rows] == [
+        ("missing", "needs cuda-core and the CUDA kernels (make kernels)")
+    ]
+    this_machine.cache_clear()
 
 
 def test_without_a_gpu_it_is_one_error(tmp_path: Path) -> None:
