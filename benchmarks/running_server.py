@@ -40,8 +40,12 @@ class RunningServer:
                 continue
             line = self.process.stdout.readline()
             assert line, f"the server ended: {self.log.read_text()[-3000:]}"
-            if line.startswith("{") and json.loads(line)["event"] == event:
-                return dict(json.loads(line))
+            if not line.startswith("{"):
+                continue
+            said: dict[str, str] = json.loads(line)
+            assert "error" not in said, f"the server could not start: {line}"
+            if said.get("event") == event:
+                return said
         raise AssertionError(f"no {event!r} within {seconds} s: {self.log.read_text()[-3000:]}")
 
     def connect(self, timeout: float = 60) -> http.client.HTTPConnection:
@@ -102,7 +106,9 @@ def running_server(bundle: Path, folder: Path, arguments: Sequence[str] = ()) ->
     """Start a server on a free port; at the end it and all its processes are gone."""
     log = folder / "server.log"
     environment = os.environ | {"ODISE_RT_CACHE": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "odise_rt", "serve", str(bundle), "--port", "0", "--json", *arguments]
+    # The server runs in that folder, so a path from here must not depend on where "here" is.
+    place = str(bundle.resolve())
+    command = [sys.executable, "-m", "odise_rt", "serve", place, "--port", "0", "--json", *arguments]
     with log.open("wb") as errors:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=folder

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+import re
+from pathlib import Path
 
+import numpy as np
+import pytest
+
+from benchmarks.running_server import running_server
 from benchmarks.soak import envelope, essence, requests, slope
 
 
@@ -39,3 +44,18 @@ def test_answers_are_compared_without_their_seconds() -> None:
     assert one == essence(b'{"facts": {"seconds": 2}, "segments": [1]}', kind)
     assert one != essence(b'{"segments": [2]}', kind)
     assert essence(b'{"error": {"type": "bad_image", "request_id": "x"}}', kind) == "bad_image"
+
+
+def test_a_server_that_cannot_start_says_why_and_relative_paths_are_of_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="needs ray (extra serve)")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "bundle").mkdir()
+    monkeypatch.chdir(tmp_path)
+    named = re.escape(str(tmp_path / "bundle"))
+    with (
+        pytest.raises(AssertionError, match=f"could not start: .*BundleError.*{named}"),
+        running_server(Path("bundle"), tmp_path / "elsewhere", ["--in-process"]),
+    ):
+        pass
