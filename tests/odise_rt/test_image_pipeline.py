@@ -295,6 +295,7 @@ def test_where_the_pipeline_cannot_be_images_pass_through_host_memory(
     folder: str | None,
     reason: str | None,
 ) -> None:
+    caplog.set_level(logging.WARNING, "odise_rt")
     if folder is not None:
         monkeypatch.setenv(FOLDER_VARIABLE, folder)
     with on(bundle, "cuda", **changes) as segmenter:
@@ -343,6 +344,7 @@ def test_onnxruntime_on_the_same_stream(
 def test_onnxruntime_without_cuda_core_keeps_images_on_the_host(
     new_bundle: Callable[[], Path], gpu: Calls, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING, "odise_rt")
     opened = Bundle.open(new_bundle())
     monkeypatch.setitem(sys.modules, "cuda.core", None)
     with on(opened, "cuda") as segmenter:
