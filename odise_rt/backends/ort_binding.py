@@ -162,8 +162,9 @@ class BoundRuns:
             graph = self._graphs = self._graphs + 1
         bound = _Bound(self._session.io_binding(), {}, {}, graph)
         for tensor in self._spec.inputs:
-            array = np.ascontiguousarray(inputs[tensor.name])
-            bound.inputs[tensor.name] = value.ortvalue_from_numpy(array, self._device, 0)
+            # Not made from the array: on the CPU that would share its memory, which the next run writes into.
+            shape, dtype = inputs[tensor.name].shape, np.dtype(tensor.dtype).type
+            bound.inputs[tensor.name] = value.ortvalue_from_shape_and_type(list(shape), dtype, self._device, 0)
             bound.binding.bind_ortvalue_input(tensor.name, bound.inputs[tensor.name])
         for tensor in self._spec.outputs:
             made = value.ortvalue_from_shape_and_type(

@@ -44,6 +44,15 @@ def test_outputs_belong_to_the_caller(label_bundle: Path) -> None:
     np.testing.assert_array_equal(first, kept)
 
 
+def test_inputs_are_not_written_to(label_bundle: Path) -> None:
+    runs, spec, _ = bound(label_bundle, "clip_image")
+    first, second = example(spec, 0), example(spec, 1)
+    kept = {name: array.copy() for name, array in first.items()}
+    for inputs in (first, second):
+        runs.run(inputs, spec.check(inputs))
+    assert all(np.array_equal(first[name], array) for name, array in kept.items())
+
+
 def windows(count: int) -> dict[str, np.ndarray]:
     return {"windows": np.full((count, 3, 64, 64), count, np.float32)}
 
