@@ -19,14 +19,16 @@ import numpy as np
 from benchmarks.gpu_rows import Emit, Row
 from benchmarks.harness import Summary, time_calls
 from benchmarks.plan import WORDS
+from benchmarks.stage_costs import WHOLE_NETWORK
 from odise_rt.errors import OdiseError
+from odise_rt.specs import IMAGE_STAGES
 
 MODEL_PACKAGES = ("torch", "diffusers", "open_clip", "transformers", "safetensors")
 SIZES: tuple[tuple[int, int], ...] = ((1024, 1024), (512, 512), (1024, 1408))
 """Height and width, the most important first: time may be up before the last."""
 NEEDED_TFLOP = {(512, 512): 3.4, (1024, 1024): 12.4, (1024, 1408): 18.0}
 """What the pruned network must compute (odise.md section 10)."""
-INSIDE_THE_NETWORK = ("network", "clip_image", "unet_tap", "stitch", "mask_decoder", "clip_mask")
+INSIDE_THE_NETWORK = (WHOLE_NETWORK, "stitch", *IMAGE_STAGES)
 """Names of a result's seconds: in one piece where the image stays on the GPU, else stage by stage."""
 # Relative to the largest value of an output, as the export has them for half precision.
 MAX_ERROR, MEAN_ERROR = 5e-2, 5e-3
@@ -350,7 +352,7 @@ def _answers(segmenter: Any, image: Any) -> dict[str, np.ndarray]:
 
 
 def _compare_answers(emit: Emit, segmenter: Any, images: dict[str, Any], expected: dict[str, Any]) -> None:
-    if "network" not in segmenter.find_masks(next(iter(images.values()))).seconds:
+    if WHOLE_NETWORK not in segmenter.find_masks(next(iter(images.values()))).seconds:
         detail = "needs cuda-core and the CUDA kernels (make kernels)"
         emit(Row("engines", "image on the GPU", "missing", "correctness", detail=detail))
         return

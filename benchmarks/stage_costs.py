@@ -24,9 +24,9 @@ WHOLE_NETWORK = "network"
 def stage_costs(model: Odise, facts: ModelFacts, height: int, width: int) -> dict[str, Any]:
     """Work of every stage for one image of a size inside the network, by structure; needs PyTorch."""
     from export.flops import count_work
+    from odise_rt.preprocessing import padded_size
 
-    divisor = facts.size_divisor
-    height, width = (-(-side // divisor) * divisor for side in (height, width))
+    height, width = padded_size((height, width), facts.size_divisor)
     work = count_work(model, facts, height, width)
     return {
         structure: {

@@ -39,7 +39,7 @@ from odise_rt.options import ResolvedOptions, SegmentOptions
 from odise_rt.postprocessing import HostMasks, MaskResizer, Masks, find_instances, merge_panoptic, semantic_map
 from odise_rt.preprocessing import ImageLike, load_image, network_size, padded_size, prepare
 from odise_rt.results import Candidate, Instance, PanopticResult, RunFacts, Segment
-from odise_rt.specs import LEVELS, STAGES, ModelFacts
+from odise_rt.specs import IMAGE_STAGES, LEVELS, STAGES, ModelFacts
 from odise_rt.text_embeddings import Progress, TextEmbedder, model_key
 from odise_rt.vocabulary import Vocabulary
 from odise_rt.windows import Stitcher, WindowGrid, cut_windows, window_grid
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-IMAGE_STAGES = tuple(s for s in STAGES if s != "clip_text")
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,8 @@ Dim = int | str
 
 STAGES: tuple[str, ...] = ("clip_image", "unet_tap", "mask_decoder", "clip_mask", "clip_text")
 """Names of the five graphs, in the order in which they run (``clip_text`` runs once for a vocabulary)."""
+IMAGE_STAGES = tuple(stage for stage in STAGES if stage != "clip_text")
+"""Those that run for every image."""
 
 LATENT_STRIDE = 8
 """Pixels to a latent of Stable Diffusion's first stage."""

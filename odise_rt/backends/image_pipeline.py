@@ -26,9 +26,9 @@ import contextlib
 import logging
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -46,7 +46,7 @@ from odise_rt.errors import BackendError, ImageError, MissingPackageError, OutOf
 from odise_rt.kernels.launch_plans import MERGE_QUERIES
 from odise_rt.kernels.native import Kernels
 from odise_rt.postprocessing import MaskResizer, PixelOwners
-from odise_rt.specs import STAGES, ModelFacts
+from odise_rt.specs import IMAGE_STAGES, ModelFacts
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +55,12 @@ MAX_SHAPES = 4
 MAX_SPARE = 4
 """Buffers of mask logits that wait for the next image."""
 
+T = TypeVar("T")
+K = TypeVar("K", bound="tuple[int, ...]")
+P = TypeVar("P", ImagePlan, MergePlan)
+
 _ImageKey = tuple[int, int, int, int, int]
 """Height and width of the pixels and in the network, and windows at a time."""
-
-IMAGE_STAGES = tuple(stage for stage in STAGES if stage != "clip_text")
 
 
 def open_pipeline(bundle: Bundle, backend: Backend, pool: StagePool) -> ImagePipeline | None:
@@ -173,12 +175,7 @@ class ImagePipeline:
         with self.session.use("segmenting an image"):
             self._check_open()
             key = (pixels.shape[0], pixels.shape[1], *size, windows_per_batch)
-            try:
-                return self._run(key, pixels)
-            except OutOfMemoryError:
-                if not self._forget_all_but(key):
-                    raise
-                return self._run(key, pixels)
+            return self._making_room(key, lambda: self._run(key, pixels))
 
     def close(self) -> None:
         """Release everything but the stages. Safe to call twice."""
@@ -202,12 +199,7 @@ class ImagePipeline:
 
     def _run(self, key: _ImageKey, pixels: np.ndarray | DeviceArray) -> PipelineResult:
         with cuda_errors("segmenting an image"):
-            if key not in self._plans:
-                while len(self._plans) >= self._max_shapes:
-                    self._plans.popitem(last=False)[1].close()
-                self._plans[key] = ImagePlan(self._network, key[:2], key[2:4], key[4])
-            self._plans.move_to_end(key)
-            plan = self._plans[key]
+            plan = self._kept(self._plans, key, lambda: ImagePlan(self._network, key[:2], key[2:4], key[4]))
             plan.feed(pixels)
             plan.execute()
             masks = self._keep_masks(plan.outputs["mask_logits"])
@@ -230,6 +222,24 @@ class ImagePipeline:
         weakref.finalize(masks, self._spare.append, kept).atexit = False
         return masks
 
+    def _kept(self, plans: OrderedDict[K, P], key: K, make: Callable[[], P]) -> P:
+        """The plan of a size; a new one takes the place of the least recently used."""
+        if key not in plans:
+            while len(plans) >= self._max_shapes:
+                plans.popitem(last=False)[1].close()
+            plans[key] = make()
+        plans.move_to_end(key)
+        return plans[key]
+
+    def _making_room(self, key: tuple[int, ...], work: Callable[[], T]) -> T:
+        """Do some work, once more without what other sizes hold if memory runs out."""
+        try:
+            return work()
+        except OutOfMemoryError:
+            if not self._forget_all_but(key):
+                raise
+            return work()
+
     def _forget_all_but(self, key: tuple[int, ...]) -> bool:
         """Make room: release what other sizes hold. False if there are none."""
         held: tuple[OrderedDict[Any, Any], ...] = (self._plans, self._merges)
@@ -250,23 +260,14 @@ class ImagePipeline:
         with self.session.use("merging masks"):
             self._check_open()
             key = (*logits.shape, *resizer.size)
-            try:
-                return self._merge(key, logits, scores, resizer)
-            except OutOfMemoryError:
-                if not self._forget_all_but(key):
-                    raise
-                return self._merge(key, logits, scores, resizer)
+            return self._making_room(key, lambda: self._merge(key, logits, scores, resizer))
 
     def _merge(
         self, key: tuple[int, ...], logits: DeviceArray, scores: np.ndarray, resizer: MaskResizer
     ) -> tuple[np.ndarray, np.ndarray]:
         with cuda_errors("merging masks"):
-            if key not in self._merges:
-                while len(self._merges) >= self._max_shapes:
-                    self._merges.popitem(last=False)[1].close()
-                self._merges[key] = MergePlan(self.session, len(scores), resizer.size)
-            self._merges.move_to_end(key)
-            return self._merges[key].run(self._network.kernels, logits, scores, resizer.test_size)
+            plan = self._kept(self._merges, key, lambda: MergePlan(self.session, len(scores), resizer.size))
+            return plan.run(self._network.kernels, logits, scores, resizer.test_size)
 
     def download(self, array: DeviceArray) -> np.ndarray:
         """An array on the host."""
