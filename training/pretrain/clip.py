@@ -37,7 +37,7 @@ from training.pretrain.clip_forward import encode_images, encode_tokens
 from training.pretrain.closeups import PHOTO_TEMPLATE, CloseUpSampler, caption
 from training.pretrain.regions import draw_collages, draw_mosaics
 from training.pretrain.scene_bank import SceneBank
-from training.pretrain.session import Session, write_atomically
+from training.pretrain.session import Session, parse_options, write_atomically
 from training.pretrain.tokenizer import encode_texts
 
 WEIGHTS_FILE = "model.safetensors"
@@ -190,13 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--evaluate-every", type=int, default=150)
     parser.add_argument("--evaluate-rounds", type=int, default=4, help="pictures of each noun in the last evaluation")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--font", type=Path)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parse_options(parser, arguments)
     try:
         config = preset(options.config).clip
         trainer = ClipTrainer(

@@ -32,7 +32,7 @@ from training.data.sticker_world.nouns import all_nouns
 from training.models.frozen import build_sd_text, build_unet
 from training.pretrain.closeups import CloseUpSampler, caption
 from training.pretrain.scene_bank import SceneBank
-from training.pretrain.session import Session
+from training.pretrain.session import Session, parse_options
 from training.pretrain.tokenizer import encode_texts
 
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -188,13 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sample-every", type=int, default=300)
     parser.add_argument("--sampler-steps", type=int, default=30, help="DDIM steps of samples.png")
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--font", type=Path)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parse_options(parser, arguments)
     try:
         config = preset(options.config)
         tokenizer = Tokenizer.from_str(read_tokenizer(options.tokenizer))

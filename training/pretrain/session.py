@@ -1,7 +1,8 @@
-"""What the three small trainings share: learning-rate schedule, log, progress, atomic checkpoints, resume."""
+"""What the small trainings share: options, learning-rate schedule, log, progress, atomic checkpoints, resume."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import time
@@ -25,6 +26,18 @@ def cosine_rate(step: int, steps: int, peak: float, warmup: int) -> float:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def parse_options(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """Parse a training's command line with the options that all of them have, and set the number of threads."""
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--font", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return options
 
 
 def write_atomically(path: Path, content: bytes) -> None:

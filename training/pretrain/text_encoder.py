@@ -34,7 +34,7 @@ from training.pretrain.diffusion import (
     sd_tokens,
 )
 from training.pretrain.scene_bank import SceneBank
-from training.pretrain.session import Session, write_atomically
+from training.pretrain.session import Session, parse_options, write_atomically
 
 
 @torch.no_grad()
@@ -91,13 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--sampler-steps", type=int, default=30, help="DDIM steps of samples.png")
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--font", type=Path)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parse_options(parser, arguments)
     try:
         _train(options)
     except OdiseError as exc:

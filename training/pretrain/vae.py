@@ -26,7 +26,7 @@ from training.data.sticker_world.nouns import all_nouns
 from training.models.frozen import build_vae
 from training.pretrain.closeups import CloseUpSampler
 from training.pretrain.scene_bank import SceneBank
-from training.pretrain.session import Session
+from training.pretrain.session import Session, parse_options
 
 KL_WEIGHT = 1e-5
 EDGE_WEIGHT = 0.5
@@ -95,13 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--side", type=int, default=64, help="pixels of the small crops")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--font", type=Path)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parse_options(parser, arguments)
     try:
         config = preset(options.config)
         torch.manual_seed(options.seed)
