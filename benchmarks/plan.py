@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -90,7 +91,9 @@ class Bench:
         plan, prepared, entry = self.plan, self.prepared, VARIANTS[variant]
         source = dict(prepared.source)
         if entry.family == "ort":
-            bundle = prepared.bundles.get(entry.precision, Missing("no bundle of this precision", "absent"))
+            if entry.cpu_engine != "onnxruntime" and importlib.util.find_spec("openvino") is None:
+                return Missing("openvino is not installed: pip install 'odise_rt[openvino]'", "absent")
+            bundle = prepared.bundles.get(entry.bundle_precision, Missing("no bundle of this precision", "absent"))
             if isinstance(bundle, Missing):
                 return bundle
             source = {"bundle": str(bundle)}

@@ -35,11 +35,14 @@ SHORT_LABELS = {
     "official": "official structure\nPyTorch eager",
     "pruned": "our pruned structure\nPyTorch eager",
     "compile": "our pruned structure\ntorch.compile",
+    "compile-bf16": "our pruned structure\ntorch.compile, bf16",
     "ort-official": "official structure\nONNX Runtime",
     "ort-portable": "portable graphs\nONNX Runtime",
     "ort-settings": "portable graphs\nour settings",
     "runtime": "odise_rt",
     "runtime-fp16": "odise_rt\nfp16 graphs",
+    "runtime-openvino": "odise_rt\nOpenVINO",
+    "runtime-openvino-bf16": "odise_rt\nOpenVINO, bf16",
     "step-pruning": "no dead compute\nPyTorch eager",
     "step-batching": "windows in batches\nPyTorch eager",
 }
@@ -110,7 +113,7 @@ def _measured(run: Run, group: str, variants: Sequence[str] | None = None) -> li
 
 def peers_plot(run: Run) -> Plot | None:
     """Time of every peer, with failures as rows."""
-    shown = _measured(run, "peers", [*PEERS[:-1], "runtime-fp16", PEERS[-1]])
+    shown = _measured(run, "peers", [*PEERS, "runtime-fp16"])
     if not any(r.status == "ok" for r in shown):
         return None
     figure, axes = _figure(0.9 + 0.62 * len(shown))
@@ -193,8 +196,15 @@ def _wrap(label: str) -> str:
 
 def stages_plot(run: Run) -> Plot | None:
     """Where the time goes, for each implementation."""
-    variants = ("official", "pruned", "compile", "ort-official", "ort-portable", "runtime-fp16", "runtime")
-    shown = [r for r in _measured(run, "peers", variants) if r.status == "ok"]
+    measured = _measured(
+        run,
+        "peers",
+        (
+            *("official", "pruned", "compile", "compile-bf16", "ort-official", "ort-portable"),
+            *("runtime-fp16", "runtime", "runtime-openvino", "runtime-openvino-bf16"),
+        ),
+    )
+    shown = [r for r in measured if r.status == "ok"]
     if not shown:
         return None
     figure, axes = _figure(1.7 + 0.56 * len(shown))

@@ -26,6 +26,14 @@ class Target:
         return self.value <= self.bound if self.at_most else self.value >= self.bound
 
 
+_BF16 = (
+    ("odise_rt (OpenVINO, bfloat16)", "runtime-openvino-bf16", "pruned", "our pruned PyTorch eager, float32", 0.6),
+    ("odise_rt (OpenVINO, bfloat16)", "runtime-openvino-bf16", "compile", "torch.compile, float32", 0.8),
+    ("odise_rt (OpenVINO, bfloat16)", "runtime-openvino-bf16", "compile-bf16", "torch.compile, bfloat16", 0.8),
+)
+"""The same bounds in a precision that the processor may lack: what is compared, with what, and the bound."""
+
+
 def targets_of(run: Run) -> list[Target]:
     """The targets that apply to the run's model."""
     tiny = run.model.get("config") == "odise-tiny"
@@ -34,6 +42,11 @@ def targets_of(run: Run) -> list[Target]:
         found += [
             Target("odise_rt over our pruned PyTorch eager", 0.6, True, _over(run, "runtime", "pruned")),
             Target("odise_rt over torch.compile", 0.8, True, _over(run, "runtime", "compile")),
+            *(
+                Target(f"{ours} over {name}", bound, True, _over(run, variant, base))
+                for ours, variant, base, name, bound in _BF16
+                if _over(run, variant, base) is not None
+            ),
         ]
     else:
         found.append(

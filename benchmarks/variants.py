@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Graphs = Literal["official", "portable", "fused"]
 
+ROUNDED_STAGES = ("clip_image", "unet_tap", "clip_mask")
+"""Stages whose products are bfloat16 in a variant of that precision, in PyTorch as in odise_rt."""
 _LOOPED = ("unet_tap", "mask_decoder", "clip_mask")
 """Stages in which the official structure computes more than is needed."""
 
@@ -32,6 +34,7 @@ class Variant:
     label: str
     """What it is, for readers who do not know the code."""
     family: Literal["torch", "ort"]
+    """PyTorch, or a bundle: in ONNX Runtime unless :attr:`cpu_engine` says otherwise."""
     official_stages: tuple[str, ...] = ()
     """PyTorch: stages that compute all that the official code computes."""
     batched: bool = True
@@ -42,7 +45,15 @@ class Variant:
     """ONNX Runtime: the unpruned structure, the bundle's portable graphs, or those for the engine."""
     own_session: bool = True
     """ONNX Runtime: odise_rt's session options; else the defaults of ONNX Runtime."""
-    precision: Literal["fp32", "fp16"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """fp16: of the bundle. bf16: of products, but for the mask decoder; PyTorch under autocast, or OpenVINO."""
+    cpu_engine: Literal["onnxruntime", "openvino", "openvino-bf16"] = "onnxruntime"
+    """odise_rt: what runs its graphs on a CPU."""
+
+    @property
+    def bundle_precision(self) -> str:
+        """Of the bundle that it runs."""
+        return "fp16" if self.precision == "fp16" else "fp32"
 
     @property
     def official_work(self) -> tuple[str, ...]:
@@ -61,6 +72,9 @@ VARIANTS: dict[str, Variant] = {
     "step-batching": Variant("+ windows in batches", "torch", official_stages=("clip_mask",)),
     "pruned": Variant("our pruned structure, PyTorch eager", "torch"),
     "compile": Variant("our pruned structure, torch.compile", "torch", compiled=True),
+    "compile-bf16": Variant(
+        "our pruned structure, torch.compile, bfloat16 autocast", "torch", compiled=True, precision="bf16"
+    ),
     "ort-official": Variant(
         "official structure, ONNX Runtime as it comes", "ort", batched=False, graphs="official", own_session=False
     ),
@@ -71,9 +85,16 @@ VARIANTS: dict[str, Variant] = {
     "runtime": Variant("odise_rt (fused graphs, ONNX Runtime)", "ort"),
     "runtime-again": Variant("odise_rt once more: what differs from the row above is noise", "ort"),
     "runtime-fp16": Variant("odise_rt, mixed fp16 graphs", "ort", precision="fp16"),
+    "runtime-openvino": Variant("odise_rt, OpenVINO", "ort", graphs="portable", cpu_engine="openvino"),
+    "runtime-openvino-bf16": Variant(
+        "odise_rt, OpenVINO, bfloat16 networks", "ort", graphs="portable", precision="bf16", cpu_engine="openvino-bf16"
+    ),
 }
 
-PEERS = ("official", "pruned", "compile", "ort-official", "runtime")
+PEERS = (
+    *("official", "pruned", "compile", "compile-bf16", "ort-official"),
+    *("runtime", "runtime-openvino", "runtime-openvino-bf16"),
+)
 """What a user could run instead."""
 WATERFALL: tuple[tuple[str, str], ...] = (
     ("official", "official structure"),
@@ -144,7 +165,9 @@ def _open_torch(job: Job, variant: Variant) -> Iterator[Segmenter]:
 
         def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
             self.model.structure = "official" if self.spec.name in variant.official_stages else "pruned"
-            return super().run(inputs)
+            rounded = variant.precision == "bf16" and self.spec.name in ROUNDED_STAGES
+            with torch.autocast(job.device, torch.bfloat16, enabled=rounded):
+                return super().run(inputs)
 
     class MixedBackend(TorchBackend):
         """PyTorch with one structure for each stage."""
@@ -201,6 +224,7 @@ def _open_ort(job: Job, variant: Variant) -> Iterator[Segmenter]:
             source,
             device=job.device,
             threads=job.threads,
+            cpu_engine=variant.cpu_engine,
             cache_dir=job.cache_dir,
             disk_cache=job.cache_dir is not None,
         ) as segmenter:

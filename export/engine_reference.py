@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from export.verification_images import landscape
 from odise_rt.backends.base import Backend, Device, Stage, StageFacts
 from odise_rt.backends.ort import OrtBackend, import_onnxruntime
 from odise_rt.backends.pool import StagePool
 from odise_rt.bundle import Bundle
+from odise_rt.check_picture import landscape
 from odise_rt.engine_check import Case
 from odise_rt.options import SegmentOptions
 from odise_rt.segmenter import Segmenter

@@ -22,8 +22,8 @@ from export.engine_reference import (
 )
 from export.precision import Precision
 from export.tolerances import RESULT_AGREEMENT, STAGE_TOLERANCES
-from export.verification_images import landscape
 from odise_rt.backends.ort import import_onnxruntime
+from odise_rt.check_picture import landscape
 from odise_rt.engine_check import Case
 from odise_rt.errors import ExportError
 from odise_rt.options import SegmentOptions

@@ -183,6 +183,12 @@ class Bundle:
         entry = self.stages[stage]
         return entry.variants.get(variant, entry.file) if variant else entry.file
 
+    def graph_bytes(self, variant: str | None = None) -> int:
+        """Size of the graphs of all stages with their weights, each file counted once; see :meth:`stage_file`."""
+        files = [self.stage_file(stage, variant) for stage in self.stages]
+        paths = {path for file in files for path in (file.path, *(self.root / extra for extra in file.extra_files))}
+        return sum(path.stat().st_size for path in paths)
+
     @property
     def tokenizer_path(self) -> Path:
         """The tokenizer's file."""

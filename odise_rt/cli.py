@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from odise_rt import segment_command
-from odise_rt.bundle_argument import BUNDLE_VARIABLE as BUNDLE_VARIABLE
 from odise_rt.completion import SHELLS
 from odise_rt.demo import command as demo_command
 from odise_rt.errors import OdiseError
+from odise_rt.model_arguments import BUNDLE_VARIABLE as BUNDLE_VARIABLE
 from odise_rt.version import __version__
 
 

@@ -15,7 +15,7 @@ from odise_rt.errors import OdiseError
 from odise_rt.version import __version__
 
 REQUIRED = ("numpy", "pillow", "threadpoolctl", "tokenizers", "tqdm")
-ENGINES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-core")
+ENGINES = ("onnxruntime", "openvino", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-core")
 
 
 def examine(bundles: Iterable[Path] = ()) -> dict[str, Any]:
@@ -85,6 +85,11 @@ def _devices() -> dict[str, str]:
             devices[f"{device} ({provider})"] = working_provider(device) or "works"
         except OdiseError as exc:
             devices[f"{device} ({provider})"] = str(exc)
+    if package_version("openvino") is not None:
+        from odise_rt.backends.openvino import working_openvino
+
+        for precision, problem in working_openvino().items():
+            devices[f"cpu (OpenVINO, {precision})"] = problem or "works"
     return devices
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from odise_rt.bundle_argument import add_bundle_argument, named_bundle
 from odise_rt.errors import OptionsError
+from odise_rt.model_arguments import add_bundle_argument, add_engine_arguments, named_bundle
 from odise_rt.result_files import FORMATS, parse_formats
 
 if TYPE_CHECKING:
@@ -52,10 +52,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help=f"What to write, separated by commas, of {', '.join(FORMATS)}. Default: overlay,json.",
     )
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu or cuda. auto takes a GPU if one really works. Default: auto."
-    )
-    parser.add_argument("--threads", type=int, help="CPU threads inside an operator. Default: all usable cores.")
+    add_engine_arguments(parser)
     parser.add_argument("--low-memory", action="store_true", help="Hold one graph in memory at a time; slower.")
     parser.add_argument("--no-verify", action="store_true", help="Skip the SHA-256 of the bundle's files.")
     _add_words(parser.add_argument_group("words"))
@@ -210,6 +207,7 @@ def _records(
         Segmenter.load,
         args.bundle,
         device=args.device,
+        cpu_engine=args.cpu_engine,
         threads=args.threads,
         verify=not args.no_verify,
         low_memory=args.low_memory,

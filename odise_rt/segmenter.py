@@ -29,7 +29,7 @@ import numpy as np
 from odise_rt.backends.base import Backend
 from odise_rt.backends.device import DeviceArray, is_on_device
 from odise_rt.backends.pool import StagePool
-from odise_rt.backends.select import DeviceRequest, open_backend
+from odise_rt.backends.select import CpuEngine, DeviceRequest, open_backend
 from odise_rt.backends.window_batching import BatchingBackend, Observer, WindowBatching
 from odise_rt.bundle import Bundle
 from odise_rt.classification import Classification, MaskEmbeddings, MaskNames, classify, name_queries
@@ -101,6 +101,7 @@ class Segmenter:
         threads: int | None = None,
         verify: bool = True,
         *,
+        cpu_engine: CpuEngine = "onnxruntime",
         low_memory: bool = False,
         cache_dir: str | os.PathLike[str] | None = None,
         disk_cache: bool = True,
@@ -116,6 +117,10 @@ class Segmenter:
             device: ``"auto"`` takes a GPU if one really works, else the CPU; the choice is logged and in every result.
             threads: CPU threads inside an operator; ``None``: the cores that this process may use.
             verify: compare the SHA-256 of every file of the bundle; turn it off only for bundles you made here.
+            cpu_engine: what runs the graphs where that is a CPU: ``"onnxruntime"``, or OpenVINO in float32
+                (``"openvino"``) or with the networks' products in bfloat16 (``"openvino-bf16"``), which need the extra
+                ``openvino``. OpenVINO compiles for each size of image, and is compared with ONNX Runtime the first time
+                that it meets a bundle; that it agreed is noted in ``cache_dir``.
             low_memory: load each graph when it is needed and release it after. Peak memory is then that of the largest
                 graph; every image pays for loading.
             cache_dir: folder for text embeddings; ``None``: ``$ODISE_RT_CACHE``, else the user's cache folder.
@@ -133,7 +138,8 @@ class Segmenter:
             MissingPackageError: no engine is installed.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
-        backend = open_backend(device, threads, opened)
+        folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+        backend = open_backend(device, threads, opened, cpu_engine, folder)
         key = _cache_key(opened, backend)
         if window_batching is not None:
             backend = BatchingBackend(backend, window_batching, batch_observer)
@@ -141,7 +147,6 @@ class Segmenter:
         wanted = STAGES if keep_text_encoder else IMAGE_STAGES
         kept = (name for name in wanted if not low_memory and backend.keeps_loaded(opened, name))
         stages = StagePool(backend, opened, keep=frozenset(kept))
-        folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
         cache = EmbeddingCache(folder, key) if disk_cache and folder is not None else None
         segmenter = cls(opened, backend, stages, TextEmbedder(opened, stages, cache))
         stages.load(IMAGE_STAGES)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from odise_rt.backends.base import Device
 from odise_rt.errors import CheckpointError, DatasetError, OdiseError, OptionsError
 from odise_rt.files import atomic_writer
 from odise_rt.options import SegmentOptions
@@ -73,6 +74,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=8, help="Best and worst pictures to show of each.")
     parser.add_argument("--device", help="cpu or cuda for a checkpoint; by default cuda where there is one.")
     parser.add_argument("--threads", type=int, help="CPU threads; by default PyTorch's choice.")
+    parser.add_argument(
+        "--cpu-engine", default="onnxruntime", help="For a bundle on a CPU: onnxruntime, openvino or openvino-bf16."
+    )
     parser.add_argument("--clip-weight-seen", type=float, help="CLIP's weight for seen classes; default: the model's.")
     parser.add_argument("--clip-weight-unseen", type=float, help="The same for unseen classes.")
     parser.add_argument("--overlap-threshold", type=float, help="Share of its mask that a segment must keep.")
@@ -80,14 +84,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 @contextlib.contextmanager
-def open_segmenter(path: Path, device: str, threads: int | None) -> Iterator[Segmenter]:
+def open_segmenter(
+    path: Path, device: str, threads: int | None, cpu_engine: str = "onnxruntime"
+) -> Iterator[Segmenter]:
     """A segmenter for a checkpoint or a bundle folder, for the time of a ``with`` block.
 
     Raises:
         CheckpointError: the folder is neither.
     """
     if (path / "bundle.json").exists():
-        with Segmenter.load(path, "cuda" if device.startswith("cuda") else "cpu", threads) as segmenter:
+        where: Device = "cuda" if device.startswith("cuda") else "cpu"
+        with Segmenter.load(path, where, threads, cpu_engine=cpu_engine) as segmenter:  # type: ignore[arg-type]
             yield segmenter
         return
     if not (path / "config.json").exists():
@@ -202,7 +209,7 @@ def main(argv: Sequence[str]) -> int:
         data = open_data(arguments)
         kept = BestAndWorst(data, arguments.pictures)
         indices = range(len(data))[: arguments.limit]
-        with open_segmenter(arguments.model, device, arguments.threads) as segmenter:
+        with open_segmenter(arguments.model, device, arguments.threads, arguments.cpu_engine) as segmenter:
             if isinstance(data, SemanticSet):
                 report = evaluate_semantic(segmenter, data, indices, options, kept, progress_bar("evaluate"))
             else:

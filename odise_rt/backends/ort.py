@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from odise_rt.backends.base import Device, StageFacts, windows_that_fill
+from odise_rt.backends.base import LARGE_BUNDLE_BYTES, Device, StageFacts, windows_that_fill
 from odise_rt.backends.device import CudaSession
 from odise_rt.backends.ort_binding import BoundRuns, BoundSession, translate
 from odise_rt.bundle import Bundle
@@ -46,12 +46,6 @@ CUDA_OPTIONS: dict[str, str] = {
 
 _ARRAYS_ON_GPU = "cuda"
 """Where arrays lie, in ONNX Runtime's words."""
-
-LARGE_BUNDLE_BYTES = 1 << 30
-"""From this size of graphs and weights on, a bundle on CPU is run with little memory: stages give their working memory
-back after each run, and read matrices where they lie in the bundle's file, mapped, instead of copying them into an
-order of their own. For large models the peak then is that of the hungriest stage instead of all of them together, and
-neither costs a measurable part of a run; for small ones both do."""
 
 _MAPPED_STAGES = frozenset({"clip_image", "clip_mask"})
 """Stages whose weights are nearly all matrices: mapped from the file, they load in a tenth of a second, so those of a
@@ -160,7 +154,7 @@ class OrtBackend:
             file: its name relative to the bundle, for results.
             precision: inside the graph, for results.
             large: read matrices where they lie in the file, and give working memory back after each run; see
-                :data:`LARGE_BUNDLE_BYTES`.
+                :data:`~odise_rt.backends.base.LARGE_BUNDLE_BYTES`.
 
         Raises:
             BackendError: ONNX Runtime refuses the graph, runs it elsewhere, or it has other inputs or outputs.
@@ -209,12 +203,10 @@ class OrtBackend:
         return stage not in _MAPPED_STAGES or not self._is_large(bundle)
 
     def _is_large(self, bundle: Bundle) -> bool:
-        """Whether to be careful with memory; see :data:`LARGE_BUNDLE_BYTES`."""
+        """Whether to be careful with memory; see :data:`~odise_rt.backends.base.LARGE_BUNDLE_BYTES`."""
         if self.device != "cpu":
             return False
-        files = [bundle.stage_file(stage, VARIANTS["cpu"]) for stage in bundle.stages]
-        paths = {path for file in files for path in (file.path, *(bundle.root / extra for extra in file.extra_files))}
-        return sum(path.stat().st_size for path in paths) >= LARGE_BUNDLE_BYTES
+        return bundle.graph_bytes(VARIANTS["cpu"]) >= LARGE_BUNDLE_BYTES
 
     def _session_options(self, large: bool) -> Any:
         options = self._ort.SessionOptions()

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from odise_rt.bundle_argument import add_bundle_argument, named_bundle
 from odise_rt.errors import MissingPackageError, OptionsError
+from odise_rt.model_arguments import add_bundle_argument, add_engine_arguments, named_bundle
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 7860
@@ -34,10 +34,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="Folder with example pictures; the words for boat.jpg are in boat.txt. Default: those of the package.",
     )
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu or cuda. auto takes a GPU if one really works. Default: auto."
-    )
-    parser.add_argument("--threads", type=int, help="CPU threads inside an operator. Default: all usable cores.")
+    add_engine_arguments(parser)
     parser.add_argument("--no-verify", action="store_true", help="Skip the SHA-256 of the bundle's files.")
     parser.add_argument("--max-pixels", type=int, metavar="N", help="Refuse larger pictures. Default: 32 megapixels.")
     parser.add_argument(
@@ -76,6 +73,7 @@ def run_demo(args: argparse.Namespace) -> int:
         Segmenter.load(
             bundle,
             device=args.device,
+            cpu_engine=args.cpu_engine,
             threads=args.threads,
             verify=not args.no_verify,
             disk_cache=args.word_cache,

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from odise_rt.bundle_argument import add_bundle_argument, named_bundle
 from odise_rt.cores import usable_cores
 from odise_rt.errors import OptionsError
+from odise_rt.model_arguments import add_bundle_argument, add_engine_arguments, named_bundle
 from odise_rt.serve.limits import Limits
 
 TOKEN_VARIABLE = "ODISE_RT_TOKEN"
@@ -44,8 +44,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> argparse.Argum
         help=f"File with a token that requests must carry (Authorization: Bearer …). Or set ${TOKEN_VARIABLE}.",
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--device", default="auto", help="auto, cpu or cuda. Default: auto.")
-    model.add_argument("--threads", type=int, help="CPU threads inside an operator. Default: cores over replicas.")
+    add_engine_arguments(model, threads="cores over replicas")
     model.add_argument("--concurrency", type=int, help="Requests in work per replica. Default: 1, with batching 4.")
     model.add_argument(
         "--batch-windows",
@@ -149,6 +148,7 @@ def settings_from(args: argparse.Namespace) -> Any:
     worker = WorkerSettings(
         bundle=bundle,
         device=args.device,
+        cpu_engine=args.cpu_engine,
         threads=threads,
         verify=not args.no_verify,
         concurrency=concurrency,

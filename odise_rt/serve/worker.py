@@ -61,6 +61,7 @@ class WorkerSettings:
     bundle: Path | Bundle
     """Its folder; or opened, if this process compared its hashes already."""
     device: str = "auto"
+    cpu_engine: str = "onnxruntime"
     threads: int | None = None
     verify: bool = True
     concurrency: int = 1
@@ -90,6 +91,7 @@ class Worker:
         self.segmenter = Segmenter.load(
             settings.bundle,
             device=settings.device,  # type: ignore[arg-type]  # checked there
+            cpu_engine=settings.cpu_engine,  # type: ignore[arg-type]
             threads=settings.threads,
             verify=settings.verify,
             disk_cache=settings.word_cache,

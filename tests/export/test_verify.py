@@ -10,7 +10,6 @@ import pytest
 
 from export.engine_profiles import engine_shapes, stage_profiles
 from export.tolerances import RESULT_AGREEMENT, STAGE_TOLERANCES
-from export.verification_images import landscape
 from export.verify import (
     VOCABULARIES,
     compare_stage,
@@ -20,6 +19,7 @@ from export.verify import (
     run_example,
 )
 from export.weight_store import WeightStore, save_graph
+from odise_rt.check_picture import landscape
 from odise_rt.errors import ExportError
 from odise_rt.results import PanopticResult, Segment
 from odise_rt.specs import STAGES, StageSpec, TensorSpec, stage_specs

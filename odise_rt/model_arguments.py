@@ -1,4 +1,4 @@
-"""How commands that run a bundle let a user name it."""
+"""How commands that run a bundle let a user name it, and what runs it."""
 
 from __future__ import annotations
 
@@ -49,3 +49,22 @@ def named_bundle(args: argparse.Namespace, how: str = "--bundle FOLDER") -> Path
             "python -m export.build_engines --checkpoint training/pretrained/odise-tiny --out out/odise-tiny"
         )
     return bundle
+
+
+def add_engine_arguments(parser: argparse._ActionsContainer, threads: str = "all usable cores") -> None:
+    """Add ``--device``, ``--cpu-engine`` and ``--threads``, whose values are checked where a bundle is loaded.
+
+    Args:
+        parser: or a group of one.
+        threads: what their default is.
+    """
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu or cuda. auto takes a GPU if one really works. Default: auto."
+    )
+    parser.add_argument(
+        "--cpu-engine",
+        default="onnxruntime",
+        metavar="ENGINE",
+        help="What runs the graphs on a CPU: onnxruntime, openvino or openvino-bf16. Default: onnxruntime.",
+    )
+    parser.add_argument("--threads", type=int, help=f"CPU threads inside an operator. Default: {threads}.")

@@ -1,4 +1,4 @@
-"""The pictures that exports are checked on: a landscape drawn from a formula, so that it is the same everywhere.
+"""The pictures that graphs and engines are checked on: a landscape drawn from a formula, the same everywhere.
 
 Flat colour, fine texture, smooth shading, hard edges and thin lines: what photographs are made of, with neither a
 licence nor a file.
