@@ -264,7 +264,7 @@ def _as_stored(key: str, tensor: Tensor, storage: Storage) -> Tensor:
 @contextmanager
 def _written_beside(path: Path) -> Iterator[Path]:
     """A new folder that takes the place of ``path`` when the block ends well, and vanishes when it does not."""
-    if path.exists() and not _is_checkpoint(path):
+    if path.exists() and not is_checkpoint(path):
         raise CheckpointError(f"{path} exists and is no checkpoint: refused to replace it; choose another place")
     folder = path.parent / f".{path.name}.{os.getpid()}.new"
     try:
@@ -282,7 +282,8 @@ def _written_beside(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_checkpoint(path: Path) -> bool:
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder describes itself as a checkpoint of this project that this version reads."""
     try:
         read_description(path)
     except CheckpointError:

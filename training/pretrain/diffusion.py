@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from odise_rt.errors import CheckpointError, OdiseError
-from training.checkpoints.own_format import read_tokenizer
+from training.checkpoints.own_format import is_checkpoint, load_checkpoint, read_tokenizer
 from training.config import OdiseConfig, preset
 from training.data.sticker_world.nouns import all_nouns
 from training.models.frozen import build_sd_text, build_unet
@@ -114,15 +114,40 @@ def sd_tokens(tokenizer: Tokenizer, texts: list[str], config: OdiseConfig) -> Te
 
 
 class DiffusionTrainer:
-    """UNet and text encoder with their training step and sampler."""
+    """UNet and text encoder with their training step and sampler.
 
-    def __init__(self, config: OdiseConfig, tokenizer: Tokenizer, device: str, seed: int) -> None:
+    Args:
+        config: Sizes of the networks.
+        tokenizer: Of the captions.
+        device: Where to train.
+        seed: Decides the first weights.
+        coarse_weight: Exponent g of the weight 1 / (1 + SNR)^g of a step's error (Choi et al. 2022, "P2", k = 1),
+            scaled to a mean of one. 0 is the plain loss; 1 spends less on fine texture and more on what is where,
+            which is what a caption tells.
+        compiled: Train through ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        config: OdiseConfig,
+        tokenizer: Tokenizer,
+        device: str,
+        seed: int,
+        coarse_weight: float = 0.0,
+        compiled: bool = False,
+    ) -> None:
         torch.manual_seed(seed)
         self.config, self.device = config, torch.device(device)
         self.unet: Any = build_unet(config.unet, config.latent_side).to(device).train().requires_grad_(True)
         self.text: Any = build_sd_text(config.sd_text).to(device).train().requires_grad_(True)
         self.schedule = DDPMScheduler(**SCHEDULE)
         self.empty = sd_tokens(tokenizer, [""], config)
+        kept = self.schedule.alphas_cumprod
+        # SNR = kept / (1 - kept), so 1 / (1 + SNR) is what a step has lost.
+        weights = (1 - kept) ** coarse_weight
+        self.weights = (weights / weights.mean()).to(self.device)
+        # A shape at a time: with dynamic shapes inductor fails on this UNet (torch 2.13, CPU).
+        self.denoise: Any = torch.compile(self.unet, dynamic=False) if compiled else self.unet
 
     def loss(
         self,
@@ -131,7 +156,7 @@ class DiffusionTrainer:
         rng: np.random.Generator,
         caption_dropout: float = CAPTION_DROPOUT,
     ) -> Tensor:
-        """Mean squared error of the predicted noise on a random batch, a share of whose captions is left out."""
+        """Weighted squared error of the predicted noise on a random batch, a share of whose captions is left out."""
         index = torch.from_numpy(rng.integers(len(cache.latents), size=batch))
         latents, tokens = cache.latents[index].to(self.device), cache.tokens[index].clone()
         tokens[torch.from_numpy(rng.random(batch) < caption_dropout)] = self.empty
@@ -140,7 +165,8 @@ class DiffusionTrainer:
         steps = torch.from_numpy(rng.integers(self.schedule.config.num_train_timesteps, size=batch)).to(self.device)
         noisy = self.schedule.add_noise(latents, noise, steps)
         context = self.text(tokens.to(self.device)).last_hidden_state
-        return F.mse_loss(self.unet(noisy, steps, context).sample, noise)
+        errors = (self.denoise(noisy, steps, context).sample - noise).square().mean((1, 2, 3))
+        return (errors * self.weights[steps]).mean()
 
     @torch.no_grad()
     def sample(self, vae: AutoencoderKL, tokens: Tensor, steps: int, guidance: float, seed: int) -> Tensor:
@@ -165,10 +191,20 @@ def save_grid(pictures: Tensor, path: Path, columns: int = 8) -> None:
 
 
 def load_vae(folder: Path) -> AutoencoderKL:
-    """The trained autoencoder; :class:`CheckpointError` if it is not there."""
-    if not (folder / "config.json").exists():
-        raise CheckpointError(f"{folder} holds no autoencoder: train one first with python -m training.pretrain.vae")
-    vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+    """The autoencoder of a folder in diffusers' layout, or of a checkpoint of this project, ready to use.
+
+    Raises:
+        CheckpointError: It is not there, or is damaged.
+    """
+    if is_checkpoint(folder):
+        vae = load_checkpoint(folder).model.vae
+    elif (folder / "config.json").exists():
+        vae = AutoencoderKL.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+    else:
+        raise CheckpointError(
+            f"{folder} holds no autoencoder: train one first with python -m training.pretrain.vae, or name a "
+            "checkpoint that has one with --vae"
+        )
     return vae.eval().requires_grad_(False)
 
 
@@ -177,7 +213,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.pretrain.diffusion", description=__doc__)
     parser.add_argument("--scenes", type=Path, required=True, help="Sticker World drawn with --classes all")
     parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder that holds vae/; unet/, text_encoder/ go there")
+    parser.add_argument("--out", type=Path, required=True, help="folder that unet/, text_encoder/, samples.png go to")
+    parser.add_argument(
+        "--vae", type=Path, help="autoencoder, or checkpoint whose autoencoder to use; default: OUT/vae"
+    )
     parser.add_argument("--config", default="odise-tiny")
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch", type=int, default=24, help="whole windows a step; twice as many small close-ups")
@@ -185,6 +224,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--window-rounds", type=int, default=8, help="whole-window close-ups of each noun in the cache")
     parser.add_argument("--windows", type=int, default=600, help="windows of scenes in the cache")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument(
+        "--coarse-weight", type=float, default=0.0, help="1 weighs noisy steps more (P2 weighting); 0: the plain loss"
+    )
+    parser.add_argument("--compile", action="store_true", help="train through torch.compile; needs a C++ compiler")
     parser.add_argument("--sample-every", type=int, default=300)
     parser.add_argument("--sampler-steps", type=int, default=30, help="DDIM steps of samples.png")
     parser.add_argument("--guidance", type=float, default=4.0)
@@ -192,8 +235,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = preset(options.config)
         tokenizer = Tokenizer.from_str(read_tokenizer(options.tokenizer))
-        vae = load_vae(options.out / "vae").to(options.device)
-        trainer = DiffusionTrainer(config, tokenizer, options.device, options.seed)
+        vae = load_vae(options.vae or options.out / "vae").to(options.device)
+        trainer = DiffusionTrainer(
+            config, tokenizer, options.device, options.seed, options.coarse_weight, options.compile
+        )
         session = Session(
             options.out / "session",
             {"unet": trainer.unet, "text_encoder": trainer.text},
