@@ -29,7 +29,7 @@ from export.engine_builds import add_engines
 from export.engine_options import RTX_TARGETS, EngineOptions, check_engine_options
 from export.engine_profiles import WINDOW_COUNTS
 from export.exporter import ExportOptions, build_bundle
-from export.precision import Precision
+from export.precision import EnginePrecision, Precision
 from export.sources import Source, from_checkpoint, from_random, from_released
 from odise_rt.backends.machine import this_machine
 from odise_rt.bundle import Bundle
@@ -213,8 +213,9 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--engine-precision",
-        choices=get_args(Precision),
-        help="Precision inside the engines (default: the bundle's). fp16 engines can be built from an fp32 bundle.",
+        choices=get_args(EnginePrecision),
+        help="Precision inside the engines (default: the bundle's). fp16 engines can be built from an fp32 bundle, and "
+        "for TensorRT bf16 ones, too.",
     )
     group.add_argument(
         "--size",

@@ -21,7 +21,7 @@ from export.engine_options import RTX_TARGETS, EngineOptions, check_engine_optio
 from export.engine_process import build_in_process
 from export.engine_profiles import engine_shapes, stage_profiles
 from export.engine_reference import References, references_from_bundle
-from export.precision import Precision
+from export.precision import EnginePrecision, Precision
 from export.precision_search import search_precision
 from export.progress import ExportProgress
 from odise_rt.backends.engine_stage import open_engine_stage
@@ -95,7 +95,7 @@ class _StageBuild:
     bundle: Bundle
     stage: str
     kind: EngineKind
-    precision: Precision
+    precision: EnginePrecision
     options: EngineOptions
     machine: Machine
     references: References
@@ -115,7 +115,7 @@ class _StageBuild:
                 self.progress.note("not compared: no GPU here; the runtime does it at its first load")
                 return folder.publish(engine.facts.key), True
             checks = self._compare(engine)
-            if self.precision == "fp16" and not all(check.passed for check in checks):
+            if self.precision != "fp32" and not all(check.passed for check in checks):
                 engine, checks = self._search(graph, engine, checks, folder.path)
             self._judge(engine, checks)
             return folder.publish(engine.facts.key), True
@@ -135,9 +135,10 @@ class _StageBuild:
     def _search(
         self, graph: PreparedGraph, engine: Engine, checks: list[OutputCheck], folder: Path
     ) -> tuple[Engine, list[OutputCheck]]:
-        """Find the blocks that do not bear fp16 on this GPU, although they do on the CPU, and keep them in float32."""
+        """Find the blocks that do not bear the precision on this GPU, although they do on the CPU, and keep them in
+        float32."""
         problem = next(check.describe(engine.bounds) for check in checks if not check.passed)
-        self.progress.note(f"fp16 is not good enough on the GPU ({problem}): looking for the block")
+        self.progress.note(f"{self.precision} is not good enough on the GPU ({problem}): looking for the block")
         last = (engine, checks)
 
         def agrees(keep: Collection[str]) -> bool:
@@ -149,7 +150,7 @@ class _StageBuild:
         file = self.bundle.stages[self.stage].file
         # The last graph that is tried is the one that agrees.
         search = search_precision(graph_blocks(file.path), agrees, self.stage, problem)
-        self.progress.note("in float32, as they do not bear fp16 on this GPU: " + ", ".join(search.kept))
+        self.progress.note(f"in float32, as they do not bear {self.precision} here: " + ", ".join(search.kept))
         return last
 
     @property
@@ -286,7 +287,7 @@ def graph_notes(notes: Mapping[str, Any]) -> list[str]:
     if notes.get("grid_samples_as_gathers"):
         lines.append(f"{notes['grid_samples_as_gathers']} grid samplings written as gathers")
     if notes.get("blocks_kept_fp32"):
-        lines.append("in float32, as they do not bear fp16: " + ", ".join(notes["blocks_kept_fp32"]))
+        lines.append("in float32, as they do not bear less: " + ", ".join(notes["blocks_kept_fp32"]))
     return lines
 
 

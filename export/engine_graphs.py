@@ -23,7 +23,7 @@ from export.cuda_fusion import fuse_for_ort_cuda
 from export.fused_operators import write_out_fusions
 from export.gather_sampling import replace_grid_sample
 from export.group_norm import apply_precise_group_norm, restore_group_norm
-from export.precision import Precision, node_blocks, to_mixed_precision
+from export.precision import EnginePrecision, node_blocks, to_mixed_precision
 from export.precision_search import search_precision
 from export.rounding import make_rounding_explicit, to_single_precision
 from export.tolerances import STAGE_TOLERANCES
@@ -46,12 +46,12 @@ class PreparedGraph:
     weights: Path
     digest: str
     """SHA-256 over both files."""
-    precision: Precision
+    precision: EnginePrecision
     notes: Mapping[str, Any]
     """What passes did."""
 
 
-def stage_bounds(stage: str, precision: Precision) -> Bounds:
+def stage_bounds(stage: str, precision: EnginePrecision) -> Bounds:
     """The bounds of :mod:`export.tolerances` in the form that engines carry."""
     tolerance = STAGE_TOLERANCES[stage, precision]
     return Bounds(tolerance.max, tolerance.mean)
@@ -62,7 +62,7 @@ def prepare_graph(
     spec: StageSpec,
     kind: EngineKind,
     from_precision: str,
-    precision: Precision,
+    precision: EnginePrecision,
     cases: Sequence[Case],
     folder: Path,
     threads: int | None = None,
@@ -70,7 +70,7 @@ def prepare_graph(
 ) -> PreparedGraph:
     """Make the graph for an engine, and compare it with the expected outputs in ONNX Runtime on CPU.
 
-    Where the fp16 graph leaves the bounds, its blocks are bisected, and the bad ones stay in float32.
+    Where a graph in fp16 or bf16 leaves the bounds, its blocks are bisected, and the bad ones stay in float32.
 
     Args:
         file: the bundle's portable graph.
@@ -86,10 +86,10 @@ def prepare_graph(
     Raises:
         ExportError: the bundle's precision is too low, an operator is not standard, or the graph does not agree.
     """
-    if from_precision == "fp16" and precision == "fp32":
+    if from_precision == "fp16" and precision != "fp16":
         raise ExportError(
-            "the bundle is fp16 and fp32 engines were asked for: its weights are rounded already; export a bundle "
-            "with --precision fp32, from which engines of both precisions can be built"
+            f"the bundle is fp16 and {precision} engines were asked for: its weights are rounded already; export a "
+            "bundle with --precision fp32, from which engines of every precision can be built"
         )
     bounds = stage_bounds(spec.name, precision)
     notes: dict[str, Any] = {}
@@ -99,7 +99,7 @@ def prepare_graph(
         notes.update(_transform(model, kind, precision, {*keep, *kept}))
         return model
 
-    if precision == "fp16":
+    if precision != "fp32":
         found_bad = blocks_to_keep(make, graph_blocks(file.path), spec, cases, bounds, folder, threads)
         model = make(found_bad)
         keep = (*keep, *found_bad)
@@ -126,7 +126,7 @@ def blocks_to_keep(
     """The blocks that must stay in float32 for a mixed graph to agree on the CPU; none if all of it does.
 
     Args:
-        make: the graph in fp16 but for the given blocks; called anew for every trial.
+        make: the graph in half precision but for the given blocks; called anew for every trial.
         blocks: of the graph, in topological order.
         spec: of the stage.
         cases: what it must compute.
@@ -162,13 +162,13 @@ def load_single_precision(path: Path) -> ir.Model:
     return model
 
 
-def _transform(model: ir.Model, kind: EngineKind, precision: Precision, keep: Collection[str]) -> dict[str, Any]:
+def _transform(model: ir.Model, kind: EngineKind, precision: EnginePrecision, keep: Collection[str]) -> dict[str, Any]:
     notes: dict[str, Any] = {}
     if kind == "ort-cuda":
         counts = fuse_for_ort_cuda(model)
         notes["fusion"] = dataclasses.asdict(counts)
-    if precision == "fp16":
-        notes["precision"] = to_mixed_precision(model, keep).to_dict()
+    if precision != "fp32":
+        notes["precision"] = to_mixed_precision(model, keep, precision).to_dict()
     if kind != "ort-cuda":
         notes["grid_samples_as_gathers"] = replace_grid_sample(model)
         unusual = sorted({f"{n.domain}::{n.op_type}" for n in model.graph if n.domain not in STANDARD_DOMAINS})
@@ -178,7 +178,9 @@ def _transform(model: ir.Model, kind: EngineKind, precision: Precision, keep: Co
     return notes
 
 
-def _write(model: ir.Model, stage: str, folder: Path, precision: Precision, notes: dict[str, Any]) -> PreparedGraph:
+def _write(
+    model: ir.Model, stage: str, folder: Path, precision: EnginePrecision, notes: dict[str, Any]
+) -> PreparedGraph:
     path, weights = folder / f"{stage}.onnx", folder / f"{stage}.data"
     for old in (path, weights):
         old.unlink(missing_ok=True)
@@ -199,8 +201,8 @@ def check_on_cpu(
     """Compare a graph with expected outputs in ONNX Runtime on CPU.
 
     Operators that only the CUDA provider has are written out in standard ones: what is compared is everything but those
-    kernels. GroupNorms of float32 graphs are summed precisely (:mod:`export.group_norm`), and fp16 values are really
-    rounded (:func:`export.rounding.make_rounding_explicit`).
+    kernels. GroupNorms of float32 graphs are summed precisely (:mod:`export.group_norm`), and values in half precision
+    are really rounded (:func:`export.rounding.make_rounding_explicit`).
     """
     ort = import_onnxruntime()
     candidate = model.clone()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from export.engine_from_onnx import OPTIMIZATION_LEVEL
 from export.engine_profiles import WINDOW_COUNTS
-from export.precision import Precision
+from export.precision import EnginePrecision
 from odise_rt.engine_facts import TITLES, EngineKind, Machine
 from odise_rt.errors import ExportError, MissingPackageError
 from odise_rt.specs import STAGES
@@ -20,7 +20,7 @@ class EngineOptions:
     """Which engines to build, and how."""
 
     kinds: tuple[EngineKind, ...]
-    precision: Precision | None = None
+    precision: EnginePrecision | None = None
     """Inside the engines; ``None``: the bundle's."""
     stages: tuple[str, ...] = STAGES
     sizes: tuple[tuple[int, int], ...] = ()
@@ -46,6 +46,11 @@ def check_engine_options(options: EngineOptions, machine: Machine) -> None:
         MissingPackageError: the package of an engine is not installed.
         ExportError: an engine needs a GPU, or cannot be compared without one.
     """
+    if options.precision == "bf16" and "ort-cuda" in options.kinds:
+        raise ExportError(
+            "bf16 is for TensorRT and TensorRT-RTX, whose networks take it for every operator: build ONNX Runtime CUDA "
+            "graphs with --engine-precision fp16"
+        )
     for kind in options.kinds:
         if kind != "ort-cuda" and kind not in machine.versions:
             raise MissingPackageError(

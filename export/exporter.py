@@ -144,7 +144,7 @@ class Exporter:
             if kept_blocks:
                 self.progress.note(f"in float32, as they do not bear fp16: {', '.join(kept_blocks)}")
             kept = ", ".join(f"{count} for {rule}" for rule, count in report.kept.items())
-            self.progress.note(f"{sum(report.fp16.values())} nodes in fp16; in float32 {kept}")
+            self.progress.note(f"{sum(report.half.values())} nodes in fp16; in float32 {kept}")
         store = self.writer.weights(stage.weight_file)
         files = StageFiles(stage.spec, store, exported.parameters, {"official": flops.official, "pruned": flops.pruned})
         nodes = {"portable": len(model.graph)}

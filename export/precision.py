@@ -1,11 +1,12 @@
-"""Mixed precision inside a graph: fp16 where it is safe and pays, float32 where a named rule asks for it.
+"""Mixed precision inside a graph: fp16 or bf16 where it is safe and pays, float32 where a named rule asks for it.
 
 Inputs and outputs stay float32, so a bundle's specs do not depend on its precision. Precision is decided in the ONNX
 graph because engines increasingly refuse to decide it themselves (TensorRT 11 has strongly typed networks only).
 
 A node is *heavy* (matrix products and convolutions: all of the time and memory), *light* (elementwise and layout), or
-neither. Heavy nodes work in fp16, light ones where their data comes in fp16, and the rest in float32; before that,
-:data:`RULES` may claim a node for float32.
+neither. Heavy nodes work in half precision, light ones where their data comes in it, and the rest in float32; before
+that, :data:`RULES` may claim a node for float32. The rules are the same for both kinds of half precision: bf16 lacks
+digits (8 bits to 11), fp16 range.
 """
 
 from __future__ import annotations
@@ -15,12 +16,20 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from export.graph_editing import add_constant, remove_unread
 
 Precision = Literal["fp32", "fp16"]
+"""Of the graphs of a bundle."""
+HalfPrecision = Literal["fp16", "bf16"]
+EnginePrecision = Literal["fp32", "fp16", "bf16"]
+"""Of the graph that an engine is built from."""
+
+HALF_TYPES: dict[HalfPrecision, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+FLOATS = frozenset({ir.DataType.FLOAT, *HALF_TYPES.values()})
 
 HEAVY = frozenset({"MatMul", "Gemm", "Conv", "MultiHeadAttention"})
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Min", "Max", "Clip", "Where"})
@@ -32,7 +41,7 @@ _FUSED = frozenset({"GroupNorm", "SkipLayerNormalization", "BiasGelu", "QuickGel
 LIGHT = _ARITHMETIC | LAYOUT | _FUSED | {"Relu", "Sigmoid", "Tanh", "Gelu", "MaxPool", "Resize"}
 _COMPARISONS = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"})
 _LOGIC = frozenset({"Not", "Or", "And", "Xor", "Cast", "ReduceMax", "ReduceMin"}) | LAYOUT
-_FP16_MAX = float(np.finfo(np.float16).max)
+_SUFFIXES = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 CAST_SUFFIX = "/precision"
 """Ends the names of the casts that are added here."""
 
@@ -46,7 +55,8 @@ class Rule:
     find: Callable[[ir.Graph], Iterable[ir.Node]]
     """The nodes that the rule claims."""
     returns_half: bool
-    """Whether light nodes behind the claimed ones go on in fp16. If not, float32 reaches to the next heavy node."""
+    """Whether light nodes behind the claimed ones go on in half precision. If not, float32 reaches to the next heavy
+    node."""
 
 
 def _by_operator(*op_types: str) -> Callable[[ir.Graph], list[ir.Node]]:
@@ -154,15 +164,17 @@ RULES: tuple[Rule, ...] = (
 class PrecisionReport:
     """What became of the nodes of a graph."""
 
-    fp16: Counter[str]
-    """Operator to number of nodes in fp16."""
+    precision: HalfPrecision
+    half: Counter[str]
+    """Operator to number of nodes in that precision."""
     kept: Counter[str]
     """Rule to number of nodes that it kept in float32."""
     casts: int
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON types."""
-        return {"fp16": dict(sorted(self.fp16.items())), "kept_fp32": dict(self.kept), "casts": self.casts}
+        moved = dict(sorted(self.half.items()))
+        return {self.precision: moved, "kept_fp32": dict(self.kept), "casts": self.casts}
 
 
 def node_blocks(graph: ir.Graph) -> dict[int, str]:
@@ -174,7 +186,7 @@ def node_blocks(graph: ir.Graph) -> dict[int, str]:
     for node in graph:
         for value in node.inputs:
             if value is not None and value.const_value is not None and value.producer() is None:
-                layer = str(value.name).removesuffix(".fp16").rpartition(".")[0]
+                layer = str(value.name).removesuffix(".fp16").removesuffix(".bf16").rpartition(".")[0]
                 if "." in layer:
                     current = layer.rpartition(".")[0]
                     break
@@ -182,12 +194,15 @@ def node_blocks(graph: ir.Graph) -> dict[int, str]:
     return blocks
 
 
-def to_mixed_precision(model: ir.Model, keep: Collection[str] = ()) -> PrecisionReport:
-    """Move a float32 graph to fp16 inside. In place.
+def to_mixed_precision(
+    model: ir.Model, keep: Collection[str] = (), precision: HalfPrecision = "fp16"
+) -> PrecisionReport:
+    """Move a float32 graph to fp16 or bf16 inside. In place.
 
     Args:
         model: every value must know its dtype, as after export.
         keep: blocks, as :func:`node_blocks` names them, that stay in float32; see :mod:`export.precision_search`.
+        precision: of the nodes that are moved.
 
     Returns:
         How many nodes went where, and by which rule.
@@ -196,7 +211,7 @@ def to_mixed_precision(model: ir.Model, keep: Collection[str] = ()) -> Precision
     blocks = node_blocks(graph)
     bad_blocks = Rule(
         "blocks",
-        "a search found that these blocks leave the bounds in fp16",
+        "a search found that these blocks leave the bounds in half precision",
         lambda graph: [node for node in graph if blocks[id(node)] in keep],
         returns_half=False,
     )
@@ -205,16 +220,17 @@ def to_mixed_precision(model: ir.Model, keep: Collection[str] = ()) -> Precision
     for rule in rules:
         for node in rule.find(graph):
             claims.setdefault(id(node), rule)
-    half = _choose(graph, claims)
-    casts = _convert(graph, half)
+    half = _choose(graph, claims, HALF_TYPES[precision])
+    casts = _convert(graph, half, HALF_TYPES[precision])
     kept = Counter(rule.name for rule in rules for node in graph if claims.get(id(node)) is rule)
-    return PrecisionReport(Counter(node.op_type for node in graph if id(node) in half), kept, casts)
+    return PrecisionReport(precision, Counter(node.op_type for node in graph if id(node) in half), kept, casts)
 
 
-def _choose(graph: ir.Graph, claims: dict[int, Rule]) -> set[int]:
-    """Ids of the nodes that work in fp16."""
+def _choose(graph: ir.Graph, claims: dict[int, Rule], half_type: ir.DataType) -> set[int]:
+    """Ids of the nodes that work in half precision."""
     half: set[int] = set()
-    offered: set[int] = set()  # values that a light node may go on with in fp16
+    offered: set[int] = set()  # values that a light node may go on with in half precision
+    largest = float(ml_dtypes.finfo(half_type.numpy()).max)
     for node in graph:
         data = [v for v in _float_inputs(node) if v.const_value is None]
         constants = [v for v in _float_inputs(node) if v.const_value is not None]
@@ -224,20 +240,20 @@ def _choose(graph: ir.Graph, claims: dict[int, Rule]) -> set[int]:
                 offered.update(id(output) for output in node.outputs)
             continue
         light = node.op_type in LIGHT and bool(data) and all(id(v) in offered for v in data)
-        if (node.op_type in HEAVY or light) and data and all(_fits(v) for v in constants):
+        if (node.op_type in HEAVY or light) and data and all(_fits(v, largest) for v in constants):
             half.add(id(node))
             offered.update(id(output) for output in node.outputs)
     return half
 
 
-def _convert(graph: ir.Graph, half: set[int]) -> int:
+def _convert(graph: ir.Graph, half: set[int], half_type: ir.DataType) -> int:
     """Insert casts where precision changes and convert constants; returns the number of casts."""
     cast_to: dict[tuple[int, ir.DataType], ir.Value] = {}
     produced: dict[int, ir.DataType] = {}  # value to its dtype after conversion, where it is not float32
     for node in list(graph):
-        wanted = ir.DataType.FLOAT16 if id(node) in half else ir.DataType.FLOAT
+        wanted = half_type if id(node) in half else ir.DataType.FLOAT
         for index, value in enumerate(node.inputs):
-            if value is None or value.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+            if value is None or value.dtype not in FLOATS:
                 continue
             if id(node) in half and index not in convertible(node):
                 continue
@@ -251,12 +267,12 @@ def _convert(graph: ir.Graph, half: set[int]) -> int:
         if id(node) in half:
             for output in node.outputs:
                 if output.dtype == ir.DataType.FLOAT:
-                    produced[id(output)] = ir.DataType.FLOAT16
-                    output.type = ir.TensorType(ir.DataType.FLOAT16)
+                    produced[id(output)] = half_type
+                    output.type = ir.TensorType(half_type)
     for index, output in enumerate(graph.outputs):
-        if produced.get(id(output)) is ir.DataType.FLOAT16:
+        if produced.get(id(output)) is half_type:
             name, inner = output.name, _cast(graph, output, ir.DataType.FLOAT)
-            output.name, inner.name = f"{name}.fp16", name
+            output.name, inner.name = f"{name}.{_SUFFIXES[half_type]}", name
             inner.shape = output.shape
             graph.outputs[index] = inner
     remove_unread(graph)
@@ -266,11 +282,11 @@ def _convert(graph: ir.Graph, half: set[int]) -> int:
 def _cast(graph: ir.Graph, value: ir.Value, to: ir.DataType) -> ir.Value:
     """The value in another dtype: a converted constant, or a Cast behind its producer."""
     if value.const_value is not None:
-        name = f"{value.name}.{'fp16' if to is ir.DataType.FLOAT16 else 'fp32'}"
+        name = f"{value.name}.{_SUFFIXES[to]}"
         tensor = ir.tensor(value.const_value.numpy().astype(to.numpy()), name=name)
         return add_constant(graph, name, tensor)
     node = ir.node("Cast", [value], {"to": int(to)}, name=f"{value.name}{CAST_SUFFIX}")
-    node.outputs[0].name = f"{value.name}.{'fp16' if to is ir.DataType.FLOAT16 else 'fp32'}"
+    node.outputs[0].name = f"{value.name}.{_SUFFIXES[to]}"
     node.outputs[0].type, node.outputs[0].shape = ir.TensorType(to), value.shape
     producer = value.producer()
     if producer is not None:
@@ -299,7 +315,7 @@ def _float_inputs(node: ir.Node) -> list[ir.Value]:
     return [
         value
         for index, value in enumerate(node.inputs)
-        if value is not None and index in allowed and value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+        if value is not None and index in allowed and value.dtype in FLOATS
     ]
 
 
@@ -308,9 +324,9 @@ def convertible(node: ir.Node) -> range:
     return range(1) if node.op_type in ("Resize", "GroupNorm") else range(len(node.inputs))
 
 
-def _fits(constant: ir.Value) -> bool:
-    """Whether fp16 holds a constant without overflow; infinities stay what they are."""
+def _fits(constant: ir.Value, largest: float) -> bool:
+    """Whether half precision holds a constant without overflow; infinities stay what they are."""
     assert constant.const_value is not None
     array = constant.const_value.numpy()
     finite = array[np.isfinite(array)]
-    return finite.size == 0 or float(np.abs(finite).max()) <= _FP16_MAX
+    return finite.size == 0 or float(np.abs(finite).max()) <= largest

@@ -1,8 +1,8 @@
-"""Finds the blocks of a graph that do not bear fp16.
+"""Finds the blocks of a graph that do not bear half precision (fp16 or bf16).
 
-If all of a graph in fp16 leaves its bounds, there is a first block whose conversion does it: with every block before it
-in fp16 and everything behind in float32 the graph agrees, with that block in fp16, too, it does not. Bisection finds it
-in log2(blocks) runs. It stays in float32, and the search goes on until the whole graph agrees.
+If all of a graph in half precision leaves its bounds, there is a first block whose conversion does it: with every
+block before it converted and everything behind in float32 the graph agrees, with that block, too, it does not.
+Bisection finds it in log2(blocks) runs. It stays in float32, and the search goes on until the whole graph agrees.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from odise_rt.errors import ExportError
 logger = logging.getLogger(__name__)
 
 MAX_KEPT = 16
-"""With more bad blocks the graph is no fp16 graph any more, and float32 is the honest choice."""
+"""With more bad blocks the graph is in float32 after all, and float32 is the honest choice."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class PrecisionSearch:
 def search_precision(
     blocks: Iterable[str], agrees: Callable[[Collection[str]], bool], stage: str, problem: str = ""
 ) -> PrecisionSearch:
-    """Find the blocks to keep in float32, of a graph that does not agree with all of them in fp16.
+    """Find the blocks to keep in float32, of a graph that does not agree with all of them in half precision.
 
     Args:
         blocks: of the graph's nodes (:func:`export.precision.node_blocks`) in topological order.
         agrees: whether the graph agrees when the given blocks, and only they, stay in float32.
         stage: for messages.
-        problem: what is wrong with the whole graph in fp16, for messages.
+        problem: what is wrong with the whole graph in half precision, for messages.
 
     Raises:
         ExportError: the graph does not agree in float32 either, or too many blocks are bad.
@@ -48,18 +48,18 @@ def search_precision(
     trials = 0
 
     def try_first(count: int) -> bool:
-        """Only the first ``count`` blocks in fp16."""
+        """Only the first ``count`` blocks in half precision."""
         nonlocal trials
         trials += 1
         return agrees({*blocks[count:], *kept})
 
     if not try_first(0):
         raise ExportError(f"stage {stage}: the graph does not agree in float32 either: {problem}")
-    while True:  # all of it in fp16 is known not to agree: that is why callers search
+    while True:  # all of it in half precision is known not to agree: that is why callers search
         if len(kept) == MAX_KEPT:
             raise ExportError(
-                f"stage {stage}: {MAX_KEPT} blocks do not bear fp16 ({', '.join(kept)}) and it still does not agree "
-                f"({problem}): build this bundle with --precision fp32"
+                f"stage {stage}: {MAX_KEPT} blocks do not bear half precision ({', '.join(kept)}) and it still does "
+                f"not agree ({problem}): build this bundle with --precision fp32"
             )
         good, bad = 0, len(blocks)  # the invariant of the bisection
         while bad - good > 1:
@@ -75,6 +75,6 @@ def search_precision(
                 "not repeat; build this bundle with --precision fp32"
             )
         kept.append(block)
-        logger.warning("stage %s: block %r does not bear fp16 and stays in float32", stage, block)
+        logger.warning("stage %s: block %r does not bear half precision and stays in float32", stage, block)
         if try_first(len(blocks)):
             return PrecisionSearch(tuple(kept), trials)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from export.precision import Precision
+from export.precision import EnginePrecision, Precision
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ _MASKS = (
     "on the other side, and then moves one query visibly; the mean bounds how many do"
 )
 _HALF = "products of fp16 numbers (11 bits), accumulated over the depth of the network"
+_BRAIN = "products of bf16 numbers (8 bits): eight times the rounding of fp16, less where that is not what decides"
 
-STAGE_TOLERANCES: dict[tuple[str, Precision], Tolerance] = {
+STAGE_TOLERANCES: dict[tuple[str, EnginePrecision], Tolerance] = {
     ("clip_image", "fp32"): Tolerance(1e-4, 1e-5, _ROUNDING),
     ("unet_tap", "fp32"): Tolerance(2e-4, 2e-5, _ROUNDING),
     ("mask_decoder", "fp32"): Tolerance(3e-2, 1e-4, _MASKS),
@@ -50,6 +51,11 @@ STAGE_TOLERANCES: dict[tuple[str, Precision], Tolerance] = {
     ("mask_decoder", "fp16"): Tolerance(3e-1, 1e-2, _MASKS),
     ("clip_mask", "fp16"): Tolerance(5e-2, 2e-3, _HALF),
     ("clip_text", "fp16"): Tolerance(1e-2, 2e-3, _HALF),
+    ("clip_image", "bf16"): Tolerance(5e-2, 1e-2, _BRAIN),
+    ("unet_tap", "bf16"): Tolerance(1e-1, 1e-2, _BRAIN),
+    ("mask_decoder", "bf16"): Tolerance(3e-1, 1e-2, _MASKS),
+    ("clip_mask", "bf16"): Tolerance(1e-1, 1e-2, _BRAIN),
+    ("clip_text", "bf16"): Tolerance(5e-2, 1e-2, _BRAIN),
 }
 """Stage and precision inside the graph to bounds."""
 

@@ -258,6 +258,8 @@ def test_fp16_engines_of_an_fp16_bundle_and_no_fp32_ones(bundle: Bundle, gpu: Ca
 
 def test_graphs_for_onnxruntime_on_cuda_without_a_gpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_first_gpu", lambda: (None, None, "there is no NVIDIA driver here"))
+    with pytest.raises(ExportError, match=r"bf16 is for TensorRT .* build ONNX Runtime CUDA graphs with .* fp16"):
+        add_engines(bundle, EngineOptions(("ort-cuda",), "bf16", unverified=True), QUIET)
     kind = EngineOptions(("ort-cuda",), "fp16", threads=1)
     with pytest.raises(ExportError, match=r"cannot be compared .*no NVIDIA driver here.*--unverified"):
         add_engines(bundle, kind, QUIET)

@@ -1,4 +1,4 @@
-"""Blocks that do not bear fp16 are found by running real fp16 graphs, and kept in float32."""
+"""Blocks that do not bear half precision are found by running real fp16 graphs, and kept in float32."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_exactly_the_bad_blocks_are_found(bad: set[int]) -> None:
 
 def test_too_many_bad_blocks_are_an_error() -> None:
     blocks = [f"b{k}" for k in range(MAX_KEPT + 5)]
-    with pytest.raises(ExportError, match=r"16 blocks do not bear fp16 \(b0, b1.*--precision fp32"):
+    with pytest.raises(ExportError, match=r"16 blocks do not bear half precision \(b0, b1.*--precision fp32"):
         search_precision(blocks, lambda keep: set(keep) >= set(blocks), "unet_tap", "y has NaN")
 
 

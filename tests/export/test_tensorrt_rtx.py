@@ -17,7 +17,7 @@ from export.engine_from_onnx import BuildJob
 from export.engine_options import EngineOptions
 from export.engine_process import build_in_process
 from export.exporter import ExportOptions, build_bundle
-from export.precision import Precision
+from export.precision import EnginePrecision
 from export.sources import from_checkpoint
 from odise_rt.bundle import Bundle
 from odise_rt.engine_facts import ShapeRange
@@ -48,8 +48,8 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_builds_the_five_engines(tiny_bundle: Path, precision: Precision) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_builds_the_five_engines(tiny_bundle: Path, precision: EnginePrecision) -> None:
     bundle = Bundle.open(tiny_bundle)
     before = (tiny_bundle / "bundle.json").read_bytes()
     options = EngineOptions(("tensorrt-rtx",), precision, targets=("8.9",), unverified=True, threads=2)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
@@ -45,6 +47,10 @@ SAMPLE_PROMPTS = (
     *("a photo of a pizza.", "a photo of a owl.", "a photo of a christmas tree.", "a photo of a sauropod."),
     *("a pear in front of a brick wall", "a zebra on the grass", "a car on the sand", "a balloon under a clear sky"),
 )
+
+
+CAPTION_STRIP = 34
+"""Pixels for two lines under a sample."""
 
 
 @dataclass(frozen=True)
@@ -184,10 +190,26 @@ class DiffusionTrainer:
         return (pictures / 2 + 0.5).clamp(0, 1)
 
 
-def save_grid(pictures: Tensor, path: Path, columns: int = 8) -> None:
-    """Write pictures (N, 3, s, s) in [0, 1] as one PNG; N must be a multiple of ``columns``."""
-    rows = pictures.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
-    Image.fromarray((rows * 255).round().to(torch.uint8).cpu().numpy()).save(path)
+def save_grid(pictures: Tensor, path: Path, columns: int = 8, captions: Sequence[str] = ()) -> None:
+    """Write pictures as one PNG.
+
+    Args:
+        pictures: (N, 3, s, s) in [0, 1]; N must be a multiple of ``columns``.
+        path: of the PNG.
+        columns: Pictures side by side.
+        captions: N texts to write under the pictures, or none.
+    """
+    side, strip = pictures.shape[-1], CAPTION_STRIP if captions else 0
+    tiles = (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    grid = Image.new("RGB", (columns * side, len(tiles) // columns * (side + strip)), "white")
+    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(size=11)
+    for index, tile in enumerate(tiles):
+        left, top = index % columns * side, index // columns * (side + strip)
+        grid.paste(Image.fromarray(tile), (left, top))
+        if captions:
+            text = "\n".join(textwrap.wrap(captions[index], max(8, side // 6)))
+            draw.multiline_text((left + side / 2, top + side + 3), text, "black", font, anchor="ma", align="center")
+    grid.save(path)
 
 
 def load_vae(folder: Path) -> AutoencoderKL:
@@ -249,23 +271,26 @@ def main(arguments: list[str] | None = None) -> int:
             orthogonal=("block", "layers"),
         )
         session.resume()
-        small, windows = _caches(options, config, tokenizer, vae)
         prompts = sd_tokens(tokenizer, list(SAMPLE_PROMPTS), config)
+        if session.step < options.steps:
+            small, windows = _caches(options, config, tokenizer, vae)
         for step in session.iterate("diffusion"):
             rng = np.random.default_rng([options.seed, 5, step])
             first = step < SMALL_SHARE * options.steps
             batch = 2 * options.batch if first else options.batch
             session.descend(trainer.loss(small if first else windows, batch, rng))
             if (step + 1) % options.sample_every == 0 and step + 1 < options.steps:
-                save_grid(trainer.sample(vae, prompts, 20, options.guidance, 0), options.out / "samples_latest.png")
+                pictures = trainer.sample(vae, prompts, 20, options.guidance, 0)
+                save_grid(pictures, options.out / "samples_latest.png", captions=SAMPLE_PROMPTS)
         session.use_average()
         trainer.unet.eval()
         trainer.text.eval()
         trainer.unet.save_pretrained(options.out / "unet")
         trainer.text.save_pretrained(options.out / "text_encoder")
         trainer.schedule.save_pretrained(options.out / "scheduler")
-        save_grid(trainer.sample(vae, prompts, options.sampler_steps, options.guidance, 0), options.out / "samples.png")
-        print(f"{options.out}: samples.png shows " + "; ".join(SAMPLE_PROMPTS))
+        pictures = trainer.sample(vae, prompts, options.sampler_steps, options.guidance, 0)
+        save_grid(pictures, options.out / "samples.png", captions=SAMPLE_PROMPTS)
+        print(f"{options.out}: unet, text_encoder, scheduler and samples.png are written")
     except OdiseError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 2

@@ -141,10 +141,8 @@ def _train(options: argparse.Namespace) -> None:
     losses = caption_losses(trainer, held_out)
     write_atomically(folder / "metrics.json", json.dumps(losses, indent=2).encode())
     prompts = sd_tokens(tokenizer, list(SAMPLE_PROMPTS), config)
-    save_grid(
-        trainer.sample(model.vae, prompts, options.sampler_steps, options.guidance, 0),
-        folder / "samples.png",
-    )
+    pictures = trainer.sample(model.vae, prompts, options.sampler_steps, options.guidance, 0)
+    save_grid(pictures, folder / "samples.png", captions=SAMPLE_PROMPTS)
     # The stored context of "" is left as it is: the UNet learned with that one, and so did the heads.
     model.sd_text = trainer.text
     save_checkpoint(
@@ -154,7 +152,7 @@ def _train(options: argparse.Namespace) -> None:
         training_vocabulary=loaded.training_vocabulary,
     )
     print("error of the predicted noise by caption:", {name: round(loss, 4) for name, loss in losses.items()})
-    print(f"{folder / 'samples.png'} shows " + "; ".join(SAMPLE_PROMPTS))
+    print(f"samples: {folder / 'samples.png'}")
 
 
 if __name__ == "__main__":

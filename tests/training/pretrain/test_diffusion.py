@@ -13,7 +13,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import CLIPTextModel
 
-from odise_rt.errors import DatasetError
+from odise_rt.errors import CheckpointError, DatasetError
 from training.config import OdiseConfig
 from training.models.frozen import build_vae
 from training.pretrain import diffusion, vae
@@ -108,6 +108,38 @@ def test_the_step_is_reproducible_and_the_sampler_obeys_the_prompt(
     assert not torch.equal(pictures, swapped)
     diffusion.save_grid(pictures, tmp_path / "grid.png", columns=2)
     assert size_of(tmp_path / "grid.png") == (256, 128)
+    diffusion.save_grid(pictures, tmp_path / "grid.png", columns=1, captions=["a dog", "a cat " * 9])
+    assert size_of(tmp_path / "grid.png") == (128, 2 * (128 + diffusion.CAPTION_STRIP))
+    with Image.open(tmp_path / "grid.png") as grid:
+        strip = np.asarray(grid)[128 : 128 + diffusion.CAPTION_STRIP]
+    assert strip.min() < 100, "the caption is written"
+    assert strip.max() == 255
+
+
+def test_noisy_steps_may_weigh_more(tokenizer: Tokenizer, tiny: OdiseConfig) -> None:
+    plain = diffusion.DiffusionTrainer(tiny, tokenizer, "cpu", seed=0)
+    coarse = diffusion.DiffusionTrainer(tiny, tokenizer, "cpu", seed=0, coarse_weight=1.0)
+    assert torch.equal(plain.weights, torch.ones(1000))
+    kept = coarse.schedule.alphas_cumprod
+    ratio = (1 - kept[900]) / (1 - kept[100])  # 1 / (1 + SNR) of both steps
+    torch.testing.assert_close(coarse.weights[900] / coarse.weights[100], ratio)
+    torch.testing.assert_close(coarse.weights.mean(), torch.tensor(1.0))
+    tokens = diffusion.sd_tokens(tokenizer, ["a dog"], tiny)
+    cache = diffusion.CaptionedLatents(torch.zeros(1, 4, 8, 8), tokens)
+    losses = [trainer.loss(cache, 4, np.random.default_rng(9)).item() for trainer in (plain, coarse)]
+    assert losses[0] != losses[1]
+
+
+def test_an_autoencoder_comes_from_a_folder_or_a_checkpoint(tmp_path: Path) -> None:
+    shipped = Path(__file__).resolve().parents[3] / "training/pretrained/odise-tiny"
+    loaded = diffusion.load_vae(shipped)
+    assert not loaded.training
+    loaded.save_pretrained(tmp_path / "vae")
+    again = diffusion.load_vae(tmp_path / "vae")
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+    with pytest.raises(CheckpointError, match="holds no autoencoder: train one first"):
+        diffusion.load_vae(tmp_path)
 
 
 @pytest.mark.slow
@@ -124,7 +156,7 @@ def test_both_commands_train_and_save_diffusers_folders(
     assert diffusion.main([*arguments, *small, "--sampler-steps", "2"]) == 0
     for name, kind in (("vae", AutoencoderKL), ("unet", UNet2DConditionModel), ("text_encoder", CLIPTextModel)):
         assert kind.from_pretrained(tmp_path / name, local_files_only=True, low_cpu_mem_usage=False) is not None
-    assert size_of(tmp_path / "samples.png") == (8 * 128, 2 * 128)
+    assert size_of(tmp_path / "samples.png") == (8 * 128, 2 * (128 + diffusion.CAPTION_STRIP))
 
 
 def test_the_diffusion_command_asks_for_the_autoencoder_first(
