@@ -21,7 +21,8 @@ LARGE_BUNDLE_BYTES = 1 << 30
 """From this size of graphs and weights on, a bundle on CPU is run with little memory. In ONNX Runtime stages give their
 working memory back after each run, and read matrices where they lie in the bundle's file, mapped, instead of copying
 them into an order of their own: the peak then is that of the hungriest stage instead of all of them together, and
-neither costs a measurable part of a run, as both do for small models. OpenVINO compiles a graph once for all sizes."""
+neither costs a measurable part of a run, as both do for small models. In OpenVINO what was compiled for a size is kept
+for fewer of them."""
 
 
 @dataclass(frozen=True)

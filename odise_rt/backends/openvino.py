@@ -39,6 +39,8 @@ KEPT_IN_FP32 = frozenset({"mask_decoder", "clip_text"})
 
 MAX_SHAPES = 16
 """Shapes for which a stage keeps a compiled model."""
+MAX_SHAPES_OF_LARGE = 2
+"""The same for large bundles, since each of these models has weights of its own."""
 
 BOUNDS: dict[tuple[str, OpenVinoPrecision], Bounds] = {
     ("clip_image", "fp32"): Bounds(1e-4, 1e-5),
@@ -179,8 +181,9 @@ class OpenVinoBackend:
             "ENABLE_HYPER_THREADING": True,
             "ENABLE_CPU_PINNING": False,
         }
-        # With the sizes as constants much of a graph is computed ahead, but each size then has weights of its own.
-        fixed = stage in IMAGE_STAGES and bundle.graph_bytes() < LARGE_BUNDLE_BYTES
+        # With the sizes as constants much of a graph is computed ahead, in float32: faster, and in bfloat16 the only
+        # way, since it rounds whole numbers above 256, as positions in a window are. Prompts come in any number.
+        fixed = stage in IMAGE_STAGES
         try:
             model = self._core.read_model(str(path))
             _without_abs(self._openvino, model)
@@ -205,22 +208,25 @@ class OpenVinoBackend:
             copy.reshape({name: list(shape) for name, shape in shapes.items()})
             return self._core.compile_model(copy, "CPU", settings)
 
-        return OpenVinoStage(spec, facts, compile_for)
+        large = bundle.graph_bytes() >= LARGE_BUNDLE_BYTES
+        return OpenVinoStage(spec, facts, compile_for, MAX_SHAPES_OF_LARGE if large else MAX_SHAPES)
 
 
 class OpenVinoStage:
     """One graph with its compiled models. Safe to share between threads."""
 
-    def __init__(self, spec: StageSpec, facts: StageFacts, compile_for: Any) -> None:
+    def __init__(self, spec: StageSpec, facts: StageFacts, compile_for: Any, max_shapes: int) -> None:
         """Wrap a graph.
 
         Args:
             spec: of the stage.
             facts: for results.
             compile_for: from input name to shape, gives OpenVINO's compiled model.
+            max_shapes: for which models are kept.
         """
         self.spec = spec
         self.facts = facts
+        self._max_shapes = max_shapes
         self._compile: Any = compile_for
         self._lock = threading.Lock()
         self._models: collections.OrderedDict[tuple[tuple[int, ...], ...], _CompiledModel] = collections.OrderedDict()
@@ -244,10 +250,10 @@ class OpenVinoStage:
                 raise BackendError(f"stage {self.spec.name} is closed: load the segmenter again")
             model = self._models.pop(key, None)
             if model is None:
+                while len(self._models) >= self._max_shapes:  # before the new one needs the memory
+                    self._models.popitem(last=False)
                 model = _CompiledModel(self._compile(shapes))
             self._models[key] = model
-            if len(self._models) > MAX_SHAPES:
-                self._models.popitem(last=False)
             return model
 
     def forget_shapes(self) -> None:
