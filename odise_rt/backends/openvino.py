@@ -166,7 +166,6 @@ class OpenVinoBackend:
             except BaseException:
                 loaded.close()
                 raise
-            loaded.forget_shapes()
         return loaded
 
     def _open(self, bundle: Bundle, stage: str, precision: OpenVinoPrecision) -> OpenVinoStage:
@@ -187,7 +186,6 @@ class OpenVinoBackend:
         try:
             model = self._core.read_model(str(path))
             _without_abs(self._openvino, model)
-            whole = None if fixed else self._core.compile_model(model, "CPU", settings)
         except Exception as exc:
             raise translate(exc, f"OpenVINO cannot load stage {stage} from {path}") from exc
         facts = StageFacts(
@@ -202,31 +200,31 @@ class OpenVinoBackend:
         logger.info("stage %s: %s, %s, loaded in %.2f s", stage, facts.engine, precision, facts.load_seconds)
 
         def compile_for(shapes: Mapping[str, tuple[int, ...]]) -> Any:
-            if whole is not None:
-                return whole
             copy = model.clone()
-            copy.reshape({name: list(shape) for name, shape in shapes.items()})
+            if fixed:
+                copy.reshape({name: list(shape) for name, shape in shapes.items()})
             return self._core.compile_model(copy, "CPU", settings)
 
         large = bundle.graph_bytes() >= LARGE_BUNDLE_BYTES
-        return OpenVinoStage(spec, facts, compile_for, MAX_SHAPES_OF_LARGE if large else MAX_SHAPES)
+        return OpenVinoStage(spec, facts, compile_for, fixed, MAX_SHAPES_OF_LARGE if large else MAX_SHAPES)
 
 
 class OpenVinoStage:
     """One graph with its compiled models. Safe to share between threads."""
 
-    def __init__(self, spec: StageSpec, facts: StageFacts, compile_for: Any, max_shapes: int) -> None:
+    def __init__(self, spec: StageSpec, facts: StageFacts, compile_for: Any, fixed: bool, max_shapes: int) -> None:
         """Wrap a graph.
 
         Args:
             spec: of the stage.
             facts: for results.
             compile_for: from input name to shape, gives OpenVINO's compiled model.
+            fixed: whether such a model is for that shape only.
             max_shapes: for which models are kept.
         """
         self.spec = spec
         self.facts = facts
-        self._max_shapes = max_shapes
+        self._fixed, self._max_shapes = fixed, max_shapes
         self._compile: Any = compile_for
         self._lock = threading.Lock()
         self._models: collections.OrderedDict[tuple[tuple[int, ...], ...], _CompiledModel] = collections.OrderedDict()
@@ -244,7 +242,7 @@ class OpenVinoStage:
 
     def _model_for(self, inputs: Mapping[str, np.ndarray]) -> _CompiledModel:
         shapes = {tensor.name: inputs[tensor.name].shape for tensor in self.spec.inputs}
-        key = tuple(shapes.values())
+        key = tuple(shapes.values()) if self._fixed else ()
         with self._lock:
             if self._compile is None:
                 raise BackendError(f"stage {self.spec.name} is closed: load the segmenter again")
@@ -255,11 +253,6 @@ class OpenVinoStage:
                 model = _CompiledModel(self._compile(shapes))
             self._models[key] = model
             return model
-
-    def forget_shapes(self) -> None:
-        """Release what was compiled so far."""
-        with self._lock:
-            self._models.clear()
 
     def close(self) -> None:
         """Release the graph. Safe to call twice."""

@@ -148,6 +148,15 @@ def test_large_bundles_keep_fewer(label_bundle: Path, monkeypatch: pytest.Monkey
 
 
 @needs_openvino
+def test_the_text_encoder_is_compiled_once(label_bundle: Path) -> None:
+    bundle = Bundle.open(label_bundle)
+    stage = OpenVinoBackend("fp32", 1).load(bundle, "clip_text")
+    for count in (1, 5):
+        stage.run(stage_inputs(bundle, "clip_text", DIMS | {"L": count}))
+    assert len(stage._models) == 1
+
+
+@needs_openvino
 def test_wrong_arrays_are_refused(label_bundle: Path) -> None:
     stage = OpenVinoBackend("fp32", 1).load(Bundle.open(label_bundle), "clip_image")
     with pytest.raises(BackendError, match="windows"):
