@@ -79,15 +79,25 @@ def import_openvino() -> Any:
 
 
 @functools.cache
+def shared_core() -> Any:
+    """OpenVINO's runtime, one for the process and until its end.
+
+    With one for each backend, which took its plugin and threads along when it went, a later signal and fork ended the
+    process with a segmentation fault (2026.4).
+    """
+    return import_openvino().Core()
+
+
+@functools.cache
 def working_openvino() -> dict[OpenVinoPrecision, str | None]:
     """Why a precision cannot be used here, or ``None`` if it can.
 
     Raises:
         MissingPackageError: OpenVINO is not installed.
     """
-    openvino = import_openvino()
+    import_openvino()
     try:
-        core = openvino.Core()
+        core = shared_core()
         abilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     except Exception as exc:  # the bindings raise RuntimeError for everything
         problem = f"OpenVINO has no CPU plugin that works: {first_line(exc)}"
@@ -123,7 +133,7 @@ class OpenVinoBackend:
         self.threads = threads or usable_cores()
         self.version = str(openvino.__version__).split("-")[0]
         self._openvino = openvino
-        self._core = openvino.Core()
+        self._core = shared_core()
         self.processor = str(self._core.get_property("CPU", "FULL_DEVICE_NAME"))
         self._first_use = first_use
 

@@ -98,6 +98,12 @@ def test_nothing_is_reported() -> None:
 
 
 @needs_openvino
+def test_the_runtime_outlives_its_backends() -> None:
+    first = OpenVinoBackend("fp32", 1)._core
+    assert OpenVinoBackend("fp32", 1)._core is first is openvino.shared_core()
+
+
+@needs_openvino
 def test_results_equal_those_of_onnxruntime(label_bundle: Path) -> None:
     image = colour_image()
     with Segmenter.load(label_bundle, device="cpu", threads=1) as segmenter:
