@@ -27,11 +27,11 @@ class Target:
 
 
 _BF16 = (
-    ("odise_rt (OpenVINO, bfloat16)", "runtime-openvino-bf16", "pruned", "our pruned PyTorch eager, float32", 0.6),
-    ("odise_rt (OpenVINO, bfloat16)", "runtime-openvino-bf16", "compile", "torch.compile, float32", 0.8),
-    ("odise_rt (OpenVINO, bfloat16)", "runtime-openvino-bf16", "compile-bf16", "torch.compile, bfloat16", 0.8),
+    ("pruned", "our pruned PyTorch eager, float32", 0.6),
+    ("compile", "torch.compile, float32", 0.8),
+    ("compile-bf16", "torch.compile, bfloat16", 0.8),
 )
-"""The same bounds in a precision that the processor may lack: what is compared, with what, and the bound."""
+"""What OpenVINO in bfloat16, which a processor may lack, is compared with: variant, its name, and the bound."""
 
 
 def targets_of(run: Run) -> list[Target]:
@@ -43,9 +43,9 @@ def targets_of(run: Run) -> list[Target]:
             Target("odise_rt over our pruned PyTorch eager", 0.6, True, _over(run, "runtime", "pruned")),
             Target("odise_rt over torch.compile", 0.8, True, _over(run, "runtime", "compile")),
             *(
-                Target(f"{ours} over {name}", bound, True, _over(run, variant, base))
-                for ours, variant, base, name, bound in _BF16
-                if _over(run, variant, base) is not None
+                Target(f"odise_rt (OpenVINO, bfloat16) over {name}", bound, True, ratio)
+                for base, name, bound in _BF16
+                if (ratio := _over(run, "runtime-openvino-bf16", base)) is not None
             ),
         ]
     else:

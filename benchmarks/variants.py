@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from odise_rt.backends.base import Stage, StageFacts
+    from odise_rt.backends.select import CpuEngine
     from odise_rt.bundle import Bundle
     from odise_rt.segmenter import Segmenter
 
 Graphs = Literal["official", "portable", "fused"]
 
-ROUNDED_STAGES = ("clip_image", "unet_tap", "clip_mask")
-"""Stages whose products are bfloat16 in a variant of that precision, in PyTorch as in odise_rt."""
 _LOOPED = ("unet_tap", "mask_decoder", "clip_mask")
 """Stages in which the official structure computes more than is needed."""
 
@@ -47,7 +46,7 @@ class Variant:
     """ONNX Runtime: odise_rt's session options; else the defaults of ONNX Runtime."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """fp16: of the bundle. bf16: of products, but for the mask decoder; PyTorch under autocast, or OpenVINO."""
-    cpu_engine: Literal["onnxruntime", "openvino", "openvino-bf16"] = "onnxruntime"
+    cpu_engine: CpuEngine = "onnxruntime"
     """odise_rt: what runs its graphs on a CPU."""
 
     @property
@@ -148,6 +147,7 @@ def _open_torch(job: Job, variant: Variant) -> Iterator[Segmenter]:
     import torch
 
     from odise_rt.backends.base import Device
+    from odise_rt.backends.openvino import KEPT_IN_FP32
     from training.torch_stages import TorchBackend, TorchStage, torch_segmenter
 
     torch.set_num_threads(job.threads)
@@ -165,7 +165,7 @@ def _open_torch(job: Job, variant: Variant) -> Iterator[Segmenter]:
 
         def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
             self.model.structure = "official" if self.spec.name in variant.official_stages else "pruned"
-            rounded = variant.precision == "bf16" and self.spec.name in ROUNDED_STAGES
+            rounded = variant.precision == "bf16" and self.spec.name not in KEPT_IN_FP32
             with torch.autocast(job.device, torch.bfloat16, enabled=rounded):
                 return super().run(inputs)
 
