@@ -121,14 +121,24 @@ class CloseUpSampler:
         return torch.stack(crops).to(self.device).float() / 255
 
     def _paste(
-        self, canvas: Tensor, things: Tensor, scale: Tensor, centre: Tensor, rng: np.random.Generator
+        self,
+        canvas: Tensor,
+        things: Tensor,
+        scale: Tensor,
+        centre: Tensor,
+        rng: np.random.Generator,
+        turn: float = 16.0,
+        any_way_share: float = 0.15,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Paste one thing into each picture; returns the pictures, the things' boxes, and which pixels they hide."""
+        """Paste one thing into each picture; returns the pictures, the things' boxes, and which pixels they hide.
+
+        Things are turned by ``turn`` degrees (standard deviation), a share of them by anything up to a right angle.
+        """
         count, side = len(canvas), canvas.shape[-1]
         wanted = 0.8 * side * float(scale.max())
         mip_side = min((mip for mip in MIP_SIDES if mip >= wanted), default=MIP_SIDES[0])
         sprites = self._mips[mip_side][things]
-        angle = np.where(rng.random(count) < 0.85, rng.normal(0, 16, count), rng.uniform(-90, 90, count))
+        angle = np.where(rng.random(count) < 1 - any_way_share, rng.normal(0, turn, count), rng.uniform(-90, 90, count))
         radians = torch.from_numpy(np.deg2rad(angle)).float().to(self.device)
         stretch = torch.from_numpy(rng.uniform(0.88, 1.14, count)).float().to(self.device)
         flip = torch.from_numpy(np.where(rng.random(count) < 0.5, -1.0, 1.0)).float().to(self.device)
@@ -165,6 +175,8 @@ class CloseUpSampler:
         scale_range: tuple[float, float] = (0.42, 1.12),
         distractor_share: float = 0.4,
         split_share: float = 0.25,
+        turn: float = 16.0,
+        any_way_share: float = 0.15,
     ) -> CloseUps:
         """Draw one picture for each entry of ``nouns``.
 
@@ -175,6 +187,8 @@ class CloseUpSampler:
             scale_range: Longer side of a thing as a share of the picture's, drawn log-uniformly.
             distractor_share: Share of pictures that show part of another thing at the border.
             split_share: Share of pictures of things with a second texture above the first.
+            turn: Standard deviation of the shown things' angles, in degrees.
+            any_way_share: Share of shown things turned by anything up to 90 degrees either way instead.
 
         Returns:
             The pictures and what they show.
@@ -217,7 +231,7 @@ class CloseUpSampler:
             room = (1 - scale).abs().clamp(min=0.12)[:, None] / 2
             centre = 0.5 + room * torch.from_numpy(rng.uniform(-1, 1, (len(shown), 2))).float().to(self.device)
             thing = torch.from_numpy(nouns[is_thing]).to(self.device)
-            canvas[shown], boxes[shown], _ = self._paste(canvas[shown], thing, scale, centre, rng)
+            canvas[shown], boxes[shown], _ = self._paste(canvas[shown], thing, scale, centre, rng, turn, any_way_share)
         distract(on_top)
         return CloseUps(
             self._develop(canvas, rng),

@@ -39,8 +39,17 @@ from training.pretrain.tokenizer import encode_texts
 
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 CAPTION_DROPOUT = 0.1
-SMALL_SHARE = 0.55
-"""Share of the steps on half-side close-ups."""
+CLOSE_UPS: dict[str, dict[str, Any]] = {
+    "varied": {"scale_range": (0.45, 1.05), "distractor_share": 0.15},
+    "calm": {
+        "scale_range": (0.65, 1.0),
+        "distractor_share": 0.0,
+        "split_share": 0.1,
+        "turn": 6.0,
+        "any_way_share": 0.0,
+    },
+}
+"""How ``CloseUpSampler.sample`` draws: any way round and half hidden, or large, whole and upright."""
 SAMPLE_PROMPTS = (
     *("a photo of a dog.", "a photo of a red apple.", "a photo of a bus.", "a photo of a crown."),
     *("a photo of a sunflower.", "a photo of a penguin.", "a photo of a soccer ball.", "a photo of a grass."),
@@ -78,13 +87,14 @@ def cache_close_ups(
     side: int,
     rounds: int,
     rng: np.random.Generator,
+    style: str = "varied",
 ) -> CaptionedLatents:
-    """Latents of ``rounds`` close-ups of every noun with a caption each."""
+    """Latents of ``rounds`` close-ups of every noun with a caption each, drawn in a style of ``CLOSE_UPS``."""
     nouns = all_nouns()
     latents, captions = [torch.empty(0, 4, side // 8, side // 8)], []
     for _ in tqdm(range(rounds), desc=f"latents of close-ups, {side} px"):
         for part in np.array_split(rng.permutation(len(nouns)), 17):
-            close = sampler.sample(part, side, rng, (0.45, 1.05), distractor_share=0.15)
+            close = sampler.sample(part, side, rng, **CLOSE_UPS[style])
             latents.append(to_latents(vae, close.images).cpu())
             pairs = zip(close.nouns.tolist(), close.ground.tolist(), strict=True)
             captions += [caption(nouns[shown], nouns[ground], rng) for shown, ground in pairs]
@@ -128,8 +138,9 @@ class DiffusionTrainer:
         device: Where to train.
         seed: Decides the first weights.
         coarse_weight: Exponent g of the weight 1 / (1 + SNR)^g of a step's error (Choi et al. 2022, "P2", k = 1),
-            scaled to a mean of one. 0 is the plain loss; 1 spends less on fine texture and more on what is where,
-            which is what a caption tells.
+            drawn as the steps' probabilities, which has the same expectation as weighing uniform steps and less
+            variance. 0 is the plain loss; 1 spends less on fine texture and more on what is where, which is what a
+            caption tells.
         compiled: Train through ``torch.compile``.
     """
 
@@ -151,7 +162,7 @@ class DiffusionTrainer:
         kept = self.schedule.alphas_cumprod
         # SNR = kept / (1 - kept), so 1 / (1 + SNR) is what a step has lost.
         weights = (1 - kept) ** coarse_weight
-        self.weights = (weights / weights.mean()).to(self.device)
+        self.probabilities: np.ndarray = (weights.double() / weights.double().sum()).numpy()
         # A shape at a time: with dynamic shapes inductor fails on this UNet (torch 2.13, CPU).
         self.denoise: Any = torch.compile(self.unet, dynamic=False) if compiled else self.unet
 
@@ -162,17 +173,16 @@ class DiffusionTrainer:
         rng: np.random.Generator,
         caption_dropout: float = CAPTION_DROPOUT,
     ) -> Tensor:
-        """Weighted squared error of the predicted noise on a random batch, a share of whose captions is left out."""
+        """Squared error of the predicted noise on a random batch, a share of whose captions is left out."""
         index = torch.from_numpy(rng.integers(len(cache.latents), size=batch))
         latents, tokens = cache.latents[index].to(self.device), cache.tokens[index].clone()
         tokens[torch.from_numpy(rng.random(batch) < caption_dropout)] = self.empty
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         noise = torch.randn(latents.shape, generator=generator).to(self.device)
-        steps = torch.from_numpy(rng.integers(self.schedule.config.num_train_timesteps, size=batch)).to(self.device)
+        steps = torch.from_numpy(rng.choice(len(self.probabilities), size=batch, p=self.probabilities)).to(self.device)
         noisy = self.schedule.add_noise(latents, noise, steps)
         context = self.text(tokens.to(self.device)).last_hidden_state
-        errors = (self.denoise(noisy, steps, context).sample - noise).square().mean((1, 2, 3))
-        return (errors * self.weights[steps]).mean()
+        return F.mse_loss(self.denoise(noisy, steps, context).sample, noise)
 
     @torch.no_grad()
     def sample(self, vae: AutoencoderKL, tokens: Tensor, steps: int, guidance: float, seed: int) -> Tensor:
@@ -245,9 +255,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--small-rounds", type=int, default=16, help="small close-ups of each noun in the cache")
     parser.add_argument("--window-rounds", type=int, default=8, help="whole-window close-ups of each noun in the cache")
     parser.add_argument("--windows", type=int, default=600, help="windows of scenes in the cache")
+    parser.add_argument(
+        "--close-ups",
+        choices=sorted(CLOSE_UPS),
+        default="varied",
+        help="varied: turned, cut and half hidden; calm: large, whole and upright, learnt in fewer steps",
+    )
+    parser.add_argument("--small-share", type=float, default=0.55, help="share of the steps on small close-ups")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument(
-        "--coarse-weight", type=float, default=0.0, help="1 weighs noisy steps more (P2 weighting); 0: the plain loss"
+        "--coarse-weight", type=float, default=0.0, help="1 draws noisy steps more often (P2 weighting); 0: all alike"
     )
     parser.add_argument("--compile", action="store_true", help="train through torch.compile; needs a C++ compiler")
     parser.add_argument("--sample-every", type=int, default=300)
@@ -276,7 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
             small, windows = _caches(options, config, tokenizer, vae)
         for step in session.iterate("diffusion"):
             rng = np.random.default_rng([options.seed, 5, step])
-            first = step < SMALL_SHARE * options.steps
+            first = step < options.small_share * options.steps
             batch = 2 * options.batch if first else options.batch
             session.descend(trainer.loss(small if first else windows, batch, rng))
             if (step + 1) % options.sample_every == 0 and step + 1 < options.steps:
@@ -304,8 +321,10 @@ def _caches(
     rng = np.random.default_rng([options.seed, 6])
     sampler = CloseUpSampler(options.seed, options.font, device=options.device)
     half = config.window // 2
-    small = cache_close_ups(vae, sampler, tokenizer, config, half, options.small_rounds, rng)
-    near = cache_close_ups(vae, sampler, tokenizer, config, config.window, options.window_rounds, rng)
+    small = cache_close_ups(vae, sampler, tokenizer, config, half, options.small_rounds, rng, options.close_ups)
+    near = cache_close_ups(
+        vae, sampler, tokenizer, config, config.window, options.window_rounds, rng, options.close_ups
+    )
     far = cache_scenes(vae, SceneBank(options.scenes), tokenizer, config, options.windows, rng)
     tokens = torch.cat([near.tokens, far.tokens])
     return small, CaptionedLatents(torch.cat([near.latents, far.latents]), tokens)

@@ -116,18 +116,35 @@ def test_the_step_is_reproducible_and_the_sampler_obeys_the_prompt(
     assert strip.max() == 255
 
 
-def test_noisy_steps_may_weigh_more(tokenizer: Tokenizer, tiny: OdiseConfig) -> None:
+def test_noisy_steps_may_be_drawn_more_often(tokenizer: Tokenizer, tiny: OdiseConfig) -> None:
     plain = diffusion.DiffusionTrainer(tiny, tokenizer, "cpu", seed=0)
     coarse = diffusion.DiffusionTrainer(tiny, tokenizer, "cpu", seed=0, coarse_weight=1.0)
-    assert torch.equal(plain.weights, torch.ones(1000))
-    kept = coarse.schedule.alphas_cumprod
+    np.testing.assert_allclose(plain.probabilities, 1 / 1000)
+    kept = coarse.schedule.alphas_cumprod.numpy()
     ratio = (1 - kept[900]) / (1 - kept[100])  # 1 / (1 + SNR) of both steps
-    torch.testing.assert_close(coarse.weights[900] / coarse.weights[100], ratio)
-    torch.testing.assert_close(coarse.weights.mean(), torch.tensor(1.0))
+    assert coarse.probabilities[900] / coarse.probabilities[100] == pytest.approx(ratio, rel=1e-5)
+    assert coarse.probabilities.sum() == pytest.approx(1.0)
+    seen: list[torch.Tensor] = []
     tokens = diffusion.sd_tokens(tokenizer, ["a dog"], tiny)
     cache = diffusion.CaptionedLatents(torch.zeros(1, 4, 8, 8), tokens)
-    losses = [trainer.loss(cache, 4, np.random.default_rng(9)).item() for trainer in (plain, coarse)]
-    assert losses[0] != losses[1]
+    for trainer in (plain, coarse):
+        trainer.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+        trainer.loss(cache, 200, np.random.default_rng(9))
+    # Means of 200 steps, uniform and by weight.
+    expected = [float((np.arange(1000) * trainer.probabilities).sum()) for trainer in (plain, coarse)]
+    assert [steps.float().mean().item() for steps in seen] == pytest.approx(expected, abs=50)
+    assert expected[1] > expected[0] + 80
+
+
+@pytest.mark.font
+def test_calm_close_ups_are_upright_and_whole(sampler: CloseUpSampler) -> None:
+    rng = np.random.default_rng(0)
+    things = rng.integers(len(sampler.things), size=64)
+    calm = sampler.sample(things, 64, rng, **diffusion.CLOSE_UPS["calm"])
+    varied = sampler.sample(things, 64, rng, **diffusion.CLOSE_UPS["varied"])
+    sides = [(found.boxes[:, 2:] - found.boxes[:, :2]).amax(1) for found in (calm, varied)]
+    assert sides[0].min() > 0.55
+    assert sides[0].min() > sides[1].min()
 
 
 def test_an_autoencoder_comes_from_a_folder_or_a_checkpoint(tmp_path: Path) -> None:
