@@ -23,10 +23,11 @@ from odise_rt.errors import (
     VideoError,
     VocabularyError,
 )
+from odise_rt.image_run import MaskProposals
 from odise_rt.options import SegmentOptions
 from odise_rt.pipelines import pipeline
 from odise_rt.results import Candidate, Instance, PanopticResult, RunFacts, Segment
-from odise_rt.segmenter import MaskProposals, Segmenter
+from odise_rt.segmenter import Segmenter
 from odise_rt.version import __version__
 from odise_rt.vocabulary import Vocabulary, VocabularyClass
 

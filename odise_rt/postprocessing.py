@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -187,74 +186,8 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 # ---- panoptic --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class PixelOwners:
-    """Which mask owns each pixel, and the areas on which the overlap test rests."""
-
-    owner: np.ndarray
-    """int16 (h, w): number of the owner where its probability is at least one half, else -1."""
-    numbers: np.ndarray
-    """int64 (kept,): by which number ``owner`` knows each mask that takes part; each less than ``count``."""
-    count: int
-    mask_areas: np.ndarray
-    """int (kept,): pixels where the mask's probability is at least one half."""
-    owned_areas: np.ndarray
-    """int (kept,): pixels where its score times probability is the largest."""
-    final_areas: np.ndarray
-    """int (kept,): pixels of both."""
-
-
-class Masks(Protocol):
-    """The mask logits of one image, wherever they lie."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(Q, mh, mw)."""
-        ...
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all logits."""
-        ...
-
-    def array(self) -> np.ndarray:
-        """float32 (Q, mh, mw) in the host's memory; not to be written to."""
-        ...
-
-    def owners(self, scores: np.ndarray, kept: np.ndarray, resizer: MaskResizer) -> PixelOwners:
-        """Give every pixel of the image to one of the masks ``kept`` (int (kept,)), by their scores (Q,)."""
-        ...
-
-
-class HostMasks:
-    """Mask logits in the host's memory."""
-
-    def __init__(self, logits: np.ndarray) -> None:
-        """Wrap float32 (Q, mh, mw)."""
-        self._logits = logits
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(Q, mh, mw)."""
-        return self._logits.shape
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all logits."""
-        return self._logits.nbytes
-
-    def array(self) -> np.ndarray:
-        """The array itself."""
-        return self._logits
-
-    def owners(self, scores: np.ndarray, kept: np.ndarray, resizer: MaskResizer) -> PixelOwners:
-        """See :class:`Masks`; owners are numbered by their position in ``kept``."""
-        owner, *areas = _assign_pixels(self._logits, scores, kept, resizer)
-        return PixelOwners(owner, np.arange(len(kept)), len(kept), *areas)
-
-
 def merge_panoptic(
-    masks: np.ndarray | Masks,
+    mask_logits: np.ndarray,
     probabilities: np.ndarray,
     isthing: np.ndarray,
     resizer: MaskResizer,
@@ -269,7 +202,7 @@ def merge_panoptic(
     segments of one class are joined.
 
     Args:
-        masks: mask logits (Q, mh, mw): a float32 array, or what holds them.
+        mask_logits: float32 (Q, mh, mw).
         probabilities: float32 (Q, K + 1), the last column "no object".
         isthing: bool (K,).
         resizer: for these mask logits and the image's size.
@@ -285,16 +218,14 @@ def merge_panoptic(
     segment_map = np.zeros(resizer.size, np.int32)
     if not len(kept):
         return segment_map, []
-    holder = HostMasks(masks) if isinstance(masks, np.ndarray) else masks
-    pixels = holder.owners(scores, kept, resizer)
+    owner, mask_areas, owned_areas, final_areas = _assign_pixels(mask_logits, scores, kept, resizer)
 
-    ids = np.zeros(pixels.count + 1, np.int32)  # segment id of each owner; the last entry is for "no mask"
+    ids = np.zeros(len(kept) + 1, np.int32)  # segment id of each owner; the last entry is for "no mask"
     found: list[tuple[int, int]] = []  # query and class of each segment, in order of ids
     stuff_ids: dict[int, int] = {}
     best: dict[int, float] = {}
     for position, query in enumerate(kept):
-        mask_area, owned = pixels.mask_areas[position], pixels.owned_areas[position]
-        final = pixels.final_areas[position]
+        mask_area, owned, final = mask_areas[position], owned_areas[position], final_areas[position]
         if not (mask_area > 0 and owned > 0 and final > 0) or owned / mask_area < overlap_threshold:
             continue
         label = int(labels[query])
@@ -304,12 +235,12 @@ def merge_panoptic(
             identifier = len(found)
             if not isthing[label]:
                 stuff_ids[label] = identifier
-        ids[pixels.numbers[position]] = identifier
+        ids[position] = identifier
         score = float(scores[query])
         if score > best.setdefault(identifier, score):
             best[identifier] = score
             found[identifier - 1] = (int(query), label)
-    np.take(ids, pixels.owner, out=segment_map, mode="wrap")  # -1, no mask, wraps to the last entry
+    np.take(ids, owner, out=segment_map, mode="wrap")  # -1, no mask, wraps to the last entry
     boxes, areas = boxes_and_areas(segment_map, len(found))
     segments = [
         MergedSegment(i, label, best[i], areas[i - 1], boxes[i - 1], bool(isthing[label]), query)

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar, overload
@@ -32,11 +30,13 @@ from odise_rt.backends.pool import StagePool
 from odise_rt.backends.select import CpuEngine, DeviceRequest, open_backend
 from odise_rt.backends.window_batching import BatchingBackend, Observer, WindowBatching
 from odise_rt.bundle import Bundle
-from odise_rt.classification import Classification, MaskEmbeddings, MaskNames, classify, name_queries
+from odise_rt.classification import Classification, MaskEmbeddings, MaskNames, classify
 from odise_rt.embedding_cache import EmbeddingCache, default_cache_dir
-from odise_rt.errors import ImageError, ImageTooLargeError, OptionsError, OutOfMemoryError, VocabularyError
+from odise_rt.errors import ImageError, ImageTooLargeError, OptionsError, VocabularyError
+from odise_rt.image_run import BatchPlan, ImageRun, MaskProposals, PlacedImage, Stopwatch
+from odise_rt.naming import HostMasks, Named, NamingRequest
 from odise_rt.options import ResolvedOptions, SegmentOptions
-from odise_rt.postprocessing import HostMasks, MaskResizer, Masks, find_instances, merge_panoptic, semantic_map
+from odise_rt.postprocessing import MaskResizer, find_instances, semantic_map
 from odise_rt.preprocessing import ImageLike, load_image, network_size, padded_size, prepare
 from odise_rt.results import Candidate, Instance, PanopticResult, RunFacts, Segment
 from odise_rt.specs import IMAGE_STAGES, LEVELS, STAGES, ModelFacts
@@ -50,32 +50,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, eq=False)
-class MaskProposals:
-    """What the network says of one image, before any word: masks and their embeddings."""
-
-    masks: Masks
-    """Mask logits, a quarter of the padded canvas; on a GPU they may still lie there."""
-    embeddings: MaskEmbeddings
-    original_size: tuple[int, int]
-    """Height and width of the image as given."""
-    network_size: tuple[int, int]
-    """Height and width inside the network, before padding."""
-    windows: int
-    window_side: int
-    seconds: dict[str, float]
-    """Wall-clock seconds of each step so far."""
-    windows_per_batch: int = 0
-    """Windows that were run at a time."""
-    notes: tuple[str, ...] = ()
-    """What went another way than planned, for people."""
-
-    @property
-    def mask_logits(self) -> np.ndarray:
-        """float32 (Q, mh, mw), in the host's memory."""
-        return self.masks.array()
 
 
 class Segmenter:
@@ -205,7 +179,7 @@ class Segmenter:
         """
         if isinstance(image, list):
             return list(self.segment_many(image, vocabulary, options))
-        return self.name_masks(self.find_masks(image, options), vocabulary, options)
+        return self._segment(image, _vocabulary(vocabulary), options)
 
     def segment_many(
         self, images: Iterable[ImageLike], vocabulary: Vocabulary | str, options: SegmentOptions | None = None
@@ -213,7 +187,13 @@ class Segmenter:
         """Segment images one after the other, each when its turn comes."""
         words = _vocabulary(vocabulary)
         for image in images:
-            yield self.name_masks(self.find_masks(image, options), words, options)
+            yield self._segment(image, words, options)
+
+    def _segment(self, image: ImageLike, words: Vocabulary, options: SegmentOptions | None) -> PanopticResult:
+        settings = _options(options).resolve(self.facts)
+        if self._pipeline is None or settings.outputs != ("panoptic",):  # whatever else there is needs the masks here
+            return self.name_masks(self.find_masks(image, options), words, options)
+        return self._segment_on_gpu(self._pipeline, image, words, settings)
 
     def prepare(self, vocabulary: Vocabulary | str, progress: Progress | None = None) -> None:
         """Encode a vocabulary ahead of its first use, e.g. to show progress for thousands of words.
@@ -241,17 +221,14 @@ class Segmenter:
                 f"the image lies on a GPU, but this segmenter passes images through host memory ({self.device}): copy "
                 "it there first, or see `odise-rt doctor` for what the GPU path lacks"
             )
-        watch = _Stopwatch()
+        watch = Stopwatch()
         pixels = load_image(image, settings.max_pixels)
         size = network_size(pixels.shape[0], pixels.shape[1], settings.short_edge, settings.long_edge)
         prepared = prepare(pixels, size, self.facts.size_divisor)
         watch.lap("preprocess")
 
         grid = window_grid(prepared.canvas.shape[2], prepared.canvas.shape[3], self.facts.window)
-        plan = _BatchPlan(
-            min(settings.windows_per_batch or self._backend.windows_per_batch(grid.side), len(grid)),
-            fixed=settings.windows_per_batch is not None,
-        )
+        plan = self._batch_plan(settings, grid)
         levels = self._features(prepared.canvas, grid, plan, watch)
         with self._stages.use("mask_decoder") as mask_decoder:
             decoded = mask_decoder.run(levels)
@@ -277,7 +254,34 @@ class Segmenter:
 
     def _find_masks_on_gpu(self, pipeline: ImagePipeline, image: ImageLike, settings: ResolvedOptions) -> MaskProposals:
         """The same in one go on the GPU, from pixels on either side."""
-        watch = _Stopwatch()
+        watch = Stopwatch()
+        on_gpu = self._place_on_gpu(pipeline, image, settings, watch)
+        found = on_gpu.plan.run_whole(lambda count: pipeline.run(on_gpu.pixels, on_gpu.network_size, count))
+        watch.lap("network")
+        return MaskProposals(masks=found.masks, embeddings=found.embeddings, **on_gpu.facts(watch))
+
+    def _segment_on_gpu(
+        self, pipeline: ImagePipeline, image: ImageLike, words: Vocabulary, settings: ResolvedOptions
+    ) -> PanopticResult:
+        """Pixels to segments in one go on the GPU."""
+        watch = Stopwatch()
+        seen = words.seen(self.bundle.training_vocabulary)
+        request = self._request(words, seen, settings)
+        watch.lap("words")
+        on_gpu = self._place_on_gpu(pipeline, image, settings, watch)
+        named = on_gpu.plan.run_whole(
+            lambda count: pipeline.segment(on_gpu.pixels, on_gpu.network_size, count, request)
+        )
+        watch.lap("pixels_to_segments")
+        run = ImageRun(**on_gpu.facts(watch))
+        segments = _segments(named, words, settings)
+        watch.lap("panoptic")
+        facts = self._run_facts(run, words, seen, settings, watch.seconds)
+        return PanopticResult(named.segment_map, segments, _classes(words, settings), facts)
+
+    def _place_on_gpu(
+        self, pipeline: ImagePipeline, image: ImageLike, settings: ResolvedOptions, watch: Stopwatch
+    ) -> PlacedImage:
         pixels: np.ndarray | DeviceArray
         if is_on_device(image):
             pixels = pipeline.view(image)
@@ -292,26 +296,16 @@ class Segmenter:
         size = network_size(*original, settings.short_edge, settings.long_edge)
         watch.lap("preprocess")
         grid = window_grid(*padded_size(size, self.facts.size_divisor), self.facts.window)
-        plan = _BatchPlan(
+        return PlacedImage(pixels, original, size, grid, self._batch_plan(settings, grid))
+
+    def _batch_plan(self, settings: ResolvedOptions, grid: WindowGrid) -> BatchPlan:
+        return BatchPlan(
             min(settings.windows_per_batch or self._backend.windows_per_batch(grid.side), len(grid)),
             fixed=settings.windows_per_batch is not None,
         )
-        found = plan.run_whole(lambda count: pipeline.run(pixels, size, count))
-        watch.lap("network")
-        return MaskProposals(
-            masks=found.masks,
-            embeddings=found.embeddings,
-            original_size=original,
-            network_size=size,
-            windows=len(grid),
-            window_side=grid.side,
-            seconds=watch.seconds,
-            windows_per_batch=plan.size,
-            notes=plan.notes(),
-        )
 
     def _features(
-        self, canvas: np.ndarray, grid: WindowGrid, plan: _BatchPlan, watch: _Stopwatch
+        self, canvas: np.ndarray, grid: WindowGrid, plan: BatchPlan, watch: Stopwatch
     ) -> dict[str, np.ndarray]:
         """The feature pyramid of the whole canvas, window by window: level to (1, C, H/stride, W/stride)."""
         captions = np.empty((len(grid), self.facts.clip_embed_dim), np.float32)
@@ -359,32 +353,15 @@ class Segmenter:
         """
         words = _vocabulary(vocabulary)
         settings = _options(options).resolve(self.facts)
-        watch = _Stopwatch()
+        watch = Stopwatch()
         seen = words.seen(self.bundle.training_vocabulary)
-        names = self._classify(proposals, words, seen, settings, watch)
-        watch.lap("classify")
-
-        classes = words if settings.unknown is None else words.with_unknown
-        probabilities, isthing = names.probabilities, classes.isthing
+        request = self._request(words, seen, settings)
+        watch.lap("words")
         masks = proposals.masks
         resizer = MaskResizer((masks.shape[1], masks.shape[2]), proposals.network_size, proposals.original_size)
-        segment_map, merged = merge_panoptic(
-            masks, probabilities, isthing, resizer, settings.object_mask_threshold, settings.overlap_threshold
-        )
-        segments = tuple(
-            Segment(
-                s.id,
-                classes[s.class_index].name,
-                s.class_index,
-                s.score,
-                s.area,
-                s.box,
-                s.isthing,
-                unknown=s.class_index == len(words),
-                candidates=_candidates(names, s.query, words),
-            )
-            for s in merged
-        )
+        named = masks.name(proposals.embeddings, request, resizer, watch.lap)
+        segments = _segments(named, words, settings)
+        classes, names, probabilities = _classes(words, settings), named.names, named.names.probabilities
         watch.lap("panoptic")
 
         semantic, instances = None, None
@@ -392,7 +369,7 @@ class Segmenter:
             semantic = semantic_map(masks.array(), probabilities, resizer)
             watch.lap("semantic")
         if "instance" in settings.outputs:
-            found = find_instances(masks.array(), probabilities, isthing, resizer, settings.instances_per_image)
+            found = find_instances(masks.array(), probabilities, classes.isthing, resizer, settings.instances_per_image)
             # Many instances share a mask, under another name each.
             best = {query: _candidates(names, query, words) for query in {i.query for i in found}}
             size = proposals.original_size
@@ -412,7 +389,7 @@ class Segmenter:
             )
             watch.lap("instance")
         facts = self._run_facts(proposals, words, seen, settings, proposals.seconds | watch.seconds)
-        return PanopticResult(segment_map, segments, classes, facts, semantic, instances)
+        return PanopticResult(named.segment_map, segments, classes, facts, semantic, instances)
 
     def classify_masks(
         self, proposals: MaskProposals, vocabulary: Vocabulary | str, options: SegmentOptions | None = None
@@ -437,33 +414,20 @@ class Segmenter:
             settings.clip_weight_unseen,
         )
 
-    def _classify(
-        self,
-        proposals: MaskProposals,
-        words: Vocabulary,
-        seen: np.ndarray,
-        settings: ResolvedOptions,
-        watch: _Stopwatch,
-    ) -> MaskNames:
-        embedded = self._embedder.embed(words)
-        watch.lap("words")
-        return name_queries(
-            proposals.embeddings,
-            embedded,
-            words.first_word,
-            seen,
+    def _request(self, words: Vocabulary, seen: np.ndarray, settings: ResolvedOptions) -> NamingRequest:
+        return NamingRequest(
             self.facts,
             self._constants.get("no_object_embedding"),
-            settings.clip_weight_seen,
-            settings.clip_weight_unseen,
-            best=settings.explain,
-            unknown=settings.unknown,
-            rank_all="instance" in settings.outputs,
+            self._embedder.embed(words),
+            words.first_word,
+            _classes(words, settings).isthing,
+            seen,
+            settings,
         )
 
     def _run_facts(
         self,
-        proposals: MaskProposals,
+        run: ImageRun,
         words: Vocabulary,
         seen: np.ndarray,
         settings: ResolvedOptions,
@@ -476,16 +440,16 @@ class Segmenter:
             device=self.device,
             engine=self._backend.description,
             stages=tuple(self._stages.facts().values()),
-            image_size=proposals.original_size,
-            network_size=proposals.network_size,
-            windows=proposals.windows,
-            window_side=proposals.window_side,
+            image_size=run.original_size,
+            network_size=run.network_size,
+            windows=run.windows,
+            window_side=run.window_side,
             words=len(words.words),
             seen_classes=int(seen.sum()),
             options=settings.to_dict(),
             seconds=seconds | {"total": sum(seconds.values())},
-            windows_per_batch=proposals.windows_per_batch,
-            notes=proposals.notes,
+            windows_per_batch=run.windows_per_batch,
+            notes=run.notes,
         )
 
     def _precision(self) -> str:
@@ -510,62 +474,6 @@ class Segmenter:
         self.close()
 
 
-class _BatchPlan:
-    """How many windows run at a time: as many as the engine likes, and half of that when memory runs out."""
-
-    def __init__(self, size: int, fixed: bool) -> None:
-        """Start with ``size``; a ``fixed`` size is the caller's and is kept."""
-        self.size = size
-        self._wanted, self._fixed = size, fixed
-
-    def run(self, total: int, work: Callable[[int, int], None]) -> None:
-        """Call ``work(start, stop)`` for all windows, a batch at a time. It must do all of a batch or nothing."""
-        start = 0
-        while start < total:
-            stop = min(start + self.size, total)
-            try:
-                work(start, stop)
-            except OutOfMemoryError as exc:
-                if self._fixed or stop - start == 1:
-                    raise
-                self._take_fewer(stop - start, exc)
-            else:
-                start = stop
-
-    def run_whole(self, work: Callable[[int], T]) -> T:
-        """Call ``work(windows at a time)``, which must do everything or nothing."""
-        while True:
-            try:
-                return work(self.size)
-            except OutOfMemoryError as exc:
-                if self._fixed or self.size == 1:
-                    raise
-                self._take_fewer(self.size, exc)
-
-    def _take_fewer(self, count: int, exc: OutOfMemoryError) -> None:
-        self.size = (count + 1) // 2
-        logger.warning("out of memory with %d windows at a time, trying %d: %s", count, self.size, exc)
-
-    def notes(self) -> tuple[str, ...]:
-        """What went another way than planned."""
-        if self.size == self._wanted:
-            return ()
-        return (f"out of memory with {self._wanted} windows at a time: ran {self.size} at a time",)
-
-
-class _Stopwatch:
-    """Wall-clock seconds of each step; a step of several laps adds up."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
-
-
 def _cache_key(bundle: Bundle, backend: Backend) -> str:
     """What text embeddings on disk depend on: the model, and the engine if it rounds more than the bundle's graph."""
     precision = getattr(backend, "text_precision", bundle.precision)
@@ -580,6 +488,28 @@ def _vocabulary(words: Vocabulary | str) -> Vocabulary:
     raise VocabularyError(
         f"the vocabulary came as {type(words).__name__}: expected a Vocabulary or words as text; "
         "Vocabulary.from_lists takes lists"
+    )
+
+
+def _classes(words: Vocabulary, settings: ResolvedOptions) -> Vocabulary:
+    return words if settings.unknown is None else words.with_unknown
+
+
+def _segments(named: Named, words: Vocabulary, settings: ResolvedOptions) -> tuple[Segment, ...]:
+    classes = _classes(words, settings)
+    return tuple(
+        Segment(
+            s.id,
+            classes[s.class_index].name,
+            s.class_index,
+            s.score,
+            s.area,
+            s.box,
+            s.isthing,
+            unknown=s.class_index == len(words),
+            candidates=_candidates(named.names, s.query, words),
+        )
+        for s in named.segments
     )
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from odise_rt.image_run import MaskProposals
 from odise_rt.options import SegmentOptions
 from odise_rt.postprocessing import MaskResizer
-from odise_rt.segmenter import MaskProposals, Segmenter
+from odise_rt.segmenter import Segmenter
 from training.data.coco_panoptic import CocoPanoptic, PanopticExample
 from training.evaluation import data_vocabulary
 from training.evaluation_loop import Progress

@@ -32,10 +32,13 @@ class DeviceMemory:
     def upload(self, values: np.ndarray) -> DeviceArray:
         """A copy on the GPU. Waits for it: for what is set up once."""
         target = self.array(values.shape, values.dtype.name)
-        pinned, staging = self.pinned(values.shape, values.dtype.name)
-        np.copyto(staging, values)
-        pinned.copy_to(buffer_of(target), stream=self._session.stream)
-        self._session.stream.sync()
+        pinned, staging = self._session.host_array(values.shape, values.dtype.name)
+        try:
+            np.copyto(staging, values)
+            pinned.copy_to(buffer_of(target), stream=self._session.stream)
+            self._session.stream.sync()
+        finally:
+            pinned.close(self._session.stream)
         return target
 
     def free(self, array: DeviceArray) -> None:

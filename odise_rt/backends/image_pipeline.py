@@ -4,14 +4,15 @@
 
     uint8 pixels ─ resize, pad ─ cut windows ─ clip_image ─ unet_tap ─ stitch ─ mask_decoder ─ clip_mask
                                                                                      │             │
-                                                        mask logits, which stay here ┘   embeddings┴─ to the host
+    words, uploaded once ─ cosines ─ classes ─ panoptic merge ─ segments, boxes ─ segment map, to the host
 
-Where all stages are TensorRT engines it is one CUDA graph for each size of image; the least recently used ones go when
-there are more than :data:`MAX_SHAPES`. Once a size was seen, a run copies the pixels in, launches the graph and
-allocates nothing. Stages in ONNX Runtime, which allocates while it runs, are put on the same stream one by one.
+Where all stages are TensorRT engines, everything from pixels to segments (:meth:`ImagePipeline.segment`) is one CUDA
+graph for each size of image and vocabulary; the least recently used ones go when there are more than
+:data:`MAX_SHAPES`. Once both were seen, a run copies the pixels in, launches the graph and allocates nothing. Stages in
+ONNX Runtime, which allocates while it runs, are put on the same stream one by one.
 
-Mask logits stay on the GPU for the panoptic merge (:class:`DeviceMasks`), which needs the scores that words give to
-masks; only the map of owners crosses back.
+Who names the masks of an image several times gets them without names (:meth:`ImagePipeline.run`): embeddings cross to
+the host, mask logits stay on the GPU (:class:`DeviceMasks`) until words come.
 
 Pixels are resized as Pillow does it, bit for bit, and windows are stitched in the order of
 :class:`odise_rt.windows.Stitcher`, so this path and the one through host memory feed the networks the same numbers.
@@ -36,7 +37,8 @@ from odise_rt.backends.base import Backend
 from odise_rt.backends.cuda import CudaBackend, why_no_stream
 from odise_rt.backends.device import CudaSession, DeviceArray, as_device_array, cuda_errors
 from odise_rt.backends.device_memory import DeviceMemory, buffer_of
-from odise_rt.backends.image_plan import ImagePlan, MergePlan, Network
+from odise_rt.backends.image_plan import ImagePlan, Network
+from odise_rt.backends.naming_plan import NamingPlan, WordsOnGpu, words_key
 from odise_rt.backends.ort import OrtStage
 from odise_rt.backends.pool import StagePool
 from odise_rt.backends.trt import TrtStage
@@ -45,19 +47,20 @@ from odise_rt.classification import MaskEmbeddings
 from odise_rt.errors import BackendError, ImageError, MissingPackageError, OutOfMemoryError
 from odise_rt.kernels.launch_plans import MERGE_QUERIES
 from odise_rt.kernels.native import Kernels
-from odise_rt.postprocessing import MaskResizer, PixelOwners
+from odise_rt.naming import Lap, Named, NamingRequest
+from odise_rt.postprocessing import MaskResizer
 from odise_rt.specs import IMAGE_STAGES, ModelFacts
 
 logger = logging.getLogger(__name__)
 
 MAX_SHAPES = 4
-"""Sizes of images whose buffers and graph are kept, and sizes of results of the panoptic merge."""
+"""Sizes of images whose buffers and graphs are kept, and sizes of results with their words and rules."""
+MAX_WORDS = 2
+"""Vocabularies that stay on the GPU: ten thousand words are 40 MB at full size."""
 MAX_SPARE = 4
 """Buffers of mask logits that wait for the next image."""
 
 T = TypeVar("T")
-K = TypeVar("K", bound="tuple[int, ...]")
-P = TypeVar("P", ImagePlan, MergePlan)
 
 _ImageKey = tuple[int, int, int, int, int]
 """Height and width of the pixels and in the network, and windows at a time."""
@@ -139,7 +142,8 @@ class ImagePipeline:
         self._network = Network(self.session, kernels, stages, facts, placed)
         self._max_shapes = max_shapes
         self._plans: OrderedDict[_ImageKey, ImagePlan] = OrderedDict()
-        self._merges: OrderedDict[tuple[int, ...], MergePlan] = OrderedDict()
+        self._namings: OrderedDict[tuple[object, ...], NamingPlan] = OrderedDict()
+        self._words: OrderedDict[tuple[object, ...], WordsOnGpu] = OrderedDict()
         self._spare: deque[DeviceArray] = deque()
         """Buffers of mask logits that nobody holds any more; what is put in here comes from any thread."""
         self._open = True
@@ -175,7 +179,28 @@ class ImagePipeline:
         with self.session.use("segmenting an image"):
             self._check_open()
             key = (pixels.shape[0], pixels.shape[1], *size, windows_per_batch)
-            return self._making_room(key, lambda: self._run(key, pixels))
+            return self._making_room({key}, lambda: self._run(key, pixels))
+
+    def segment(
+        self, pixels: np.ndarray | DeviceArray, size: tuple[int, int], windows_per_batch: int, request: NamingRequest
+    ) -> Named:
+        """From pixels to segments in one go: only the segment map and a few facts of each mask cross back.
+
+        Args:
+            pixels: as for :meth:`run`, like the next two.
+            size: height and width in the network, before padding.
+            windows_per_batch: windows that the networks get at a time.
+            request: by which words and rules.
+
+        Raises:
+            BackendError: an engine was not built for this size, or the pipeline is closed.
+            OutOfMemoryError: nothing was changed; fewer windows at a time need less.
+        """
+        with self.session.use("segmenting an image"):
+            self._check_open()
+            key = (pixels.shape[0], pixels.shape[1], *size, windows_per_batch)
+            naming_key = _naming_key(request, self._network.facts.queries, size, key[:2])
+            return self._making_room({key, naming_key}, lambda: self._segment(key, naming_key, pixels, request))
 
     def close(self) -> None:
         """Release everything but the stages. Safe to call twice."""
@@ -185,8 +210,10 @@ class ImagePipeline:
             self.session.stream.sync()
             while self._plans:
                 self._plans.popitem()[1].close()
-            while self._merges:
-                self._merges.popitem()[1].close()
+            while self._namings:
+                self._namings.popitem()[1].close()
+            while self._words:
+                self._words.popitem()[1].close()
             self._spare.clear()
             self._memory.close()  # mask logits that somebody still holds, too
             self._open = False
@@ -199,7 +226,7 @@ class ImagePipeline:
 
     def _run(self, key: _ImageKey, pixels: np.ndarray | DeviceArray) -> PipelineResult:
         with cuda_errors("segmenting an image"):
-            plan = self._kept(self._plans, key, lambda: ImagePlan(self._network, key[:2], key[2:4], key[4]))
+            plan = self._plan(key)
             plan.feed(pixels)
             plan.execute()
             masks = self._keep_masks(plan.outputs["mask_logits"])
@@ -222,52 +249,120 @@ class ImagePipeline:
         weakref.finalize(masks, self._spare.append, kept).atexit = False
         return masks
 
-    def _kept(self, plans: OrderedDict[K, P], key: K, make: Callable[[], P]) -> P:
-        """The plan of a size; a new one takes the place of the least recently used."""
-        if key not in plans:
-            while len(plans) >= self._max_shapes:
-                plans.popitem(last=False)[1].close()
-            plans[key] = make()
-        plans.move_to_end(key)
-        return plans[key]
+    def _segment(
+        self,
+        key: _ImageKey,
+        naming_key: tuple[object, ...],
+        pixels: np.ndarray | DeviceArray,
+        request: NamingRequest,
+    ) -> Named:
+        with cuda_errors("segmenting an image"):
+            plan = self._plan(key)
+            naming = self._naming(naming_key, request, self._network.facts.queries, key[2:4], key[:2])
+            plan.feed(pixels)
+            plan.execute(naming)
+            self.session.stream.sync()
+            return naming.result()
 
-    def _making_room(self, key: tuple[int, ...], work: Callable[[], T]) -> T:
-        """Do some work, once more without what other sizes hold if memory runs out."""
+    def _plan(self, key: _ImageKey) -> ImagePlan:
+        """The plan of a size of image; a new one takes the place of the least recently used."""
+        if key not in self._plans:
+            while len(self._plans) >= self._max_shapes:
+                self._plans.popitem(last=False)[1].close()
+            self._plans[key] = ImagePlan(self._network, key[:2], key[2:4], key[4])
+        self._plans.move_to_end(key)
+        return self._plans[key]
+
+    def _naming(
+        self,
+        key: tuple[object, ...],
+        request: NamingRequest,
+        queries: int,
+        test_size: tuple[int, int],
+        size: tuple[int, int],
+    ) -> NamingPlan:
+        """The plan of a size of result, its words and rules, likewise."""
+        if key not in self._namings:
+            while len(self._namings) >= self._max_shapes:
+                self._drop_naming(next(iter(self._namings)))
+            words = self._vocabulary(request)
+            self._namings[key] = NamingPlan(
+                self.session, self._network.kernels, words, request, queries, test_size, size
+            )
+        self._namings.move_to_end(key)
+        return self._namings[key]
+
+    def _vocabulary(self, request: NamingRequest) -> WordsOnGpu:
+        """The words of a request, likewise; what was set up for words that go, goes with them."""
+        key = words_key(request)
+        if key not in self._words:
+            while len(self._words) >= MAX_WORDS:
+                self._drop_words(next(iter(self._words)))
+            self._words[key] = WordsOnGpu(self.session, request)
+        self._words.move_to_end(key)
+        return self._words[key]
+
+    def _drop_naming(self, key: tuple[object, ...]) -> None:
+        naming = self._namings.pop(key)
+        for plan in self._plans.values():
+            plan.forget(naming)
+        naming.close()
+
+    def _drop_words(self, key: tuple[object, ...]) -> None:
+        words = self._words.pop(key)
+        for naming_key in [k for k, naming in self._namings.items() if naming.words is words]:
+            self._drop_naming(naming_key)
+        words.close()
+
+    def _making_room(self, keys: set[tuple[Any, ...]], work: Callable[[], T]) -> T:
+        """Do some work, once more without what other sizes and words hold if memory runs out."""
         try:
             return work()
         except OutOfMemoryError:
-            if not self._forget_all_but(key):
+            if not self._forget_all_but(keys):
                 raise
             return work()
 
-    def _forget_all_but(self, key: tuple[int, ...]) -> bool:
-        """Make room: release what other sizes hold. False if there are none."""
-        held: tuple[OrderedDict[Any, Any], ...] = (self._plans, self._merges)
-        others = [(plans, other) for plans in held for other in plans if other != key]
-        if others:
-            logger.info("out of memory: forgetting %d other sizes of images and results", len(others))
-        for plans, other in others:
-            plans.pop(other).close()
+    def _forget_all_but(self, keys: set[tuple[Any, ...]]) -> bool:
+        """Make room: release what other sizes and words hold. False if there are none."""
+        plans = [key for key in self._plans if key not in keys]
+        namings = [key for key in self._namings if key not in keys]
+        if plans or namings:
+            logger.info("out of memory: forgetting %d other sizes of images and results", len(plans) + len(namings))
+        for image_key in plans:
+            self._plans.pop(image_key).close()
+        for naming_key in namings:
+            self._drop_naming(naming_key)
+        used = {id(naming.words) for naming in self._namings.values()}
+        unused = [key for key, words in self._words.items() if id(words) not in used]
+        for words_key_ in unused:
+            self._drop_words(words_key_)
         self._free_spare(0)
-        return bool(others)
+        return bool(plans or namings or unused)
 
     def _free_spare(self, most: int) -> None:
         while len(self._spare) > most:
             self._memory.free(self._spare.popleft())
 
-    def merge(self, logits: DeviceArray, scores: np.ndarray, resizer: MaskResizer) -> tuple[np.ndarray, np.ndarray]:
-        """Owners and areas of :func:`odise_rt.kernels.reference.panoptic_merge`; scores are float32 (Q,)."""
-        with self.session.use("merging masks"):
-            self._check_open()
-            key = (*logits.shape, *resizer.size)
-            return self._making_room(key, lambda: self._merge(key, logits, scores, resizer))
+    def name(
+        self, logits: DeviceArray, embeddings: MaskEmbeddings, request: NamingRequest, resizer: MaskResizer
+    ) -> Named:
+        """Names and segments of masks that :meth:`run` found; logits are float32 (Q, mh, mw).
 
-    def _merge(
-        self, key: tuple[int, ...], logits: DeviceArray, scores: np.ndarray, resizer: MaskResizer
-    ) -> tuple[np.ndarray, np.ndarray]:
-        with cuda_errors("merging masks"):
-            plan = self._kept(self._merges, key, lambda: MergePlan(self.session, len(scores), resizer.size))
-            return plan.run(self._network.kernels, logits, scores, resizer.test_size)
+        Raises:
+            BackendError: the pipeline is closed, or a size does not fit.
+            OutOfMemoryError: the vocabulary or the result is too large.
+        """
+        with self.session.use("naming masks"):
+            self._check_open()
+            queries, test_size, size = logits.shape[0], resizer.test_size, resizer.size
+            key = _naming_key(request, queries, test_size, size)
+
+            def work() -> Named:
+                with cuda_errors("naming masks"):
+                    return self._naming(key, request, queries, test_size, size).run(logits, embeddings)
+
+            return self._making_room({key}, work)
 
     def download(self, array: DeviceArray) -> np.ndarray:
         """An array on the host."""
@@ -282,7 +377,7 @@ class ImagePipeline:
 
 
 class DeviceMasks:
-    """Mask logits of one image on the GPU; see :class:`odise_rt.postprocessing.Masks`."""
+    """Mask logits of one image on the GPU; see :class:`odise_rt.naming.Masks`."""
 
     def __init__(self, pipeline: ImagePipeline, logits: DeviceArray) -> None:
         """Wrap float32 (Q, mh, mw)."""
@@ -310,9 +405,17 @@ class DeviceMasks:
             self._on_host = self._pipeline.download(self._logits)
         return self._on_host
 
-    def owners(self, scores: np.ndarray, kept: np.ndarray, resizer: MaskResizer) -> PixelOwners:
-        """See :class:`odise_rt.postprocessing.Masks`; owners are numbered by their query."""
-        taking_part = np.zeros(len(scores), np.float32)
-        taking_part[kept] = scores[kept]
-        owner, areas = self._pipeline.merge(self._logits, taking_part, resizer)
-        return PixelOwners(owner, kept, len(scores), *areas[:, kept].astype(np.int64))
+    def name(self, embeddings: MaskEmbeddings, request: NamingRequest, resizer: MaskResizer, lap: Lap) -> Named:
+        """See :class:`odise_rt.naming.Masks`."""
+        named = self._pipeline.name(self._logits, embeddings, request, resizer)
+        lap("name_masks")
+        return named
+
+
+def _naming_key(
+    request: NamingRequest, queries: int, test_size: tuple[int, int], size: tuple[int, int]
+) -> tuple[object, ...]:
+    """What a :class:`NamingPlan` depends on."""
+    options = request.options
+    rules = (options.unknown, options.object_mask_threshold, options.overlap_threshold, request.ranked)
+    return (queries, test_size, size, *rules, request.rank_all, request.wants_probabilities, *words_key(request))

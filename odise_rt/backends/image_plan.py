@@ -1,4 +1,4 @@
-"""What is set up once for a size: buffers, bound engines, one CUDA graph; and the buffers of the panoptic merge.
+"""What is set up once for a size of image: buffers, bound engines, CUDA graphs.
 
 See :mod:`odise_rt.backends.image_pipeline`, which keeps some of them.
 """
@@ -14,6 +14,7 @@ import numpy as np
 from odise_rt.backends.base import BoundStage
 from odise_rt.backends.device import CudaSession, DeviceArray
 from odise_rt.backends.device_memory import DeviceMemory, buffer_of
+from odise_rt.backends.naming_plan import NamingPlan
 from odise_rt.backends.ort import OrtStage
 from odise_rt.backends.trt import TrtStage
 from odise_rt.kernels.native import Kernels
@@ -50,7 +51,7 @@ class _Batch:
 
 
 class ImagePlan:
-    """Buffers, bound engines and graph for images of one size."""
+    """Buffers, bound engines and graphs for images of one size."""
 
     def __init__(self, network: Network, original: tuple[int, int], size: tuple[int, int], batch: int) -> None:
         """Set up.
@@ -65,11 +66,11 @@ class ImagePlan:
         self._network = network
         self._session = network.session
         self._memory = DeviceMemory(self._session)
-        self._graph: Any = None
+        self._graphs: dict[NamingPlan | None, Any] = {}
         self._generation = -1
         self._bound: list[BoundStage] = []
         self.host: dict[str, tuple[Any, np.ndarray]] = {}
-        """Pinned buffers of the pixels and of what the host wants to know."""
+        """Pinned buffers of the pixels, and of what the host wants to know where masks are not named at once."""
         self.outputs: dict[str, DeviceArray] = {}
         """Of mask_decoder and clip_mask."""
         canvas = padded_size(size, facts.size_divisor)
@@ -91,37 +92,41 @@ class ImagePlan:
         np.copyto(staging, pixels)
         pinned.copy_to(buffer_of(self._pixels), stream=self._session.stream)
 
-    def execute(self) -> None:
-        """Put everything from pixels to embeddings on the stream."""
+    def execute(self, naming: NamingPlan | None = None) -> None:
+        """Put everything from pixels to embeddings on the stream, or with ``naming`` everything to segments."""
         session = self._session
         scratch = session.scratch(max(bound.scratch_bytes for bound in self._bound))
-        if not all(bound.capturable for bound in self._bound):
+        if self._generation != session.generation:
+            self._forget_graphs()
             for bound in self._bound:
                 bound.use_scratch(scratch)
-            self._enqueue()
+            self._generation = session.generation
+        if not all(bound.capturable for bound in self._bound):
+            self._enqueue(naming)
             return
-        if self._generation == session.generation:
-            self._graph.launch(session.stream)
+        if naming in self._graphs:
+            self._graphs[naming].launch(session.stream)
             return
-        if self._graph is not None:
-            self._graph.close()
-            self._graph = None
-        for bound in self._bound:
-            bound.use_scratch(scratch)
         # Once without capture: the first run after a change of shape may set itself up.
-        self._enqueue()
+        self._enqueue(naming)
         session.stream.sync()
-        self._graph = session.capture(self._enqueue)
-        self._generation = session.generation  # last: what failed above is done again by the next run
+        self._graphs[naming] = session.capture(lambda: self._enqueue(naming))
+
+    def forget(self, naming: NamingPlan) -> None:
+        """Drop the graph that ends in a naming, before that is closed."""
+        if naming in self._graphs:
+            self._graphs.pop(naming).close()
 
     def close(self) -> None:
         """Release everything. Safe to call twice."""
-        if self._graph is not None:
-            self._graph.close()
-            self._graph = None
+        self._forget_graphs()
         while self._bound:
             self._bound.pop().close()
         self._memory.close()
+
+    def _forget_graphs(self) -> None:
+        while self._graphs:
+            self._graphs.popitem()[1].close()
 
     # ---- setting up ------------------------------------------------------------------------------------------------
 
@@ -192,7 +197,7 @@ class ImagePlan:
 
     # ---- running ---------------------------------------------------------------------------------------------------
 
-    def _enqueue(self) -> None:
+    def _enqueue(self, naming: NamingPlan | None) -> None:
         kernels, stream = self._network.kernels, self._session.stream
         kernels.resize(self._pixels, self._across, self._between, self._down, self._canvas, stream)
         if self._image is not self._canvas:
@@ -209,49 +214,18 @@ class ImagePlan:
                 kernels.stitch_windows(self._features[level], _reshaped(canvas, canvas.shape[1:]), stream)
         self._decoder.enqueue()
         self._clip_mask.enqueue()
+        if naming is not None:
+            found = {name: _reshaped(array, array.shape[1:]) for name, array in self.outputs.items()}
+            naming.enqueue(
+                found["mask_logits"],
+                found["mask_embedding"],
+                found["mask_clip_embedding"],
+                found.get("object_logits"),
+            )
+            return
         for name, array in self.outputs.items():
             if name in self.host:
                 buffer_of(array).copy_to(self.host[name][0], stream=stream)
-
-
-class MergePlan:
-    """Buffers of the panoptic merge for one number of masks and size of result."""
-
-    def __init__(self, session: CudaSession, queries: int, size: tuple[int, int]) -> None:
-        self._session = session
-        self._memory = DeviceMemory(session)
-        rows, columns = size
-        try:
-            array = self._memory.array
-            self._scores = array((queries,))
-            self._tables = (
-                *(array((rows,), "int32"), array((3, rows))),
-                *(array((columns,), "int32"), array((3, columns))),
-            )
-            self._owner, self._areas = array(size, "int16"), array((3, queries), "int32")
-            self._scores_in = self._memory.pinned((queries,), "float32")
-            self._owner_out = self._memory.pinned(size, "int16")
-            self._areas_out = self._memory.pinned((3, queries), "int32")
-        except BaseException:
-            self.close()
-            raise
-
-    def run(
-        self, kernels: Kernels, logits: DeviceArray, scores: np.ndarray, test_size: tuple[int, int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Owner (h, w) and areas (3, Q), owned by the caller."""
-        stream = self._session.stream
-        np.copyto(self._scores_in[1], scores)
-        self._scores_in[0].copy_to(buffer_of(self._scores), stream=stream)
-        kernels.panoptic_merge(logits, self._scores, test_size, self._tables, self._owner, self._areas, stream)
-        for array, (pinned, _) in ((self._owner, self._owner_out), (self._areas, self._areas_out)):
-            buffer_of(array).copy_to(pinned, stream=stream)
-        stream.sync()
-        return self._owner_out[1].copy(), self._areas_out[1].copy()
-
-    def close(self) -> None:
-        """Release everything. Safe to call twice."""
-        self._memory.close()
 
 
 def _rows(array: DeviceArray, start: int, count: int) -> DeviceArray:

@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from odise_rt.errors import InputError
-from odise_rt.segmenter import MaskProposals
+from odise_rt.image_run import MaskProposals
 
 SHOWN_LONG_EDGE = 1024
 """Pixels of a picture's longer edge on the page. Masks are named at this size there, which keeps sliders swift whatever

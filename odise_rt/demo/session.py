@@ -23,11 +23,12 @@ from odise_rt.demo.pictures import SEMANTIC_LONG_EDGE, SHOWN_LONG_EDGE, BoundedC
 from odise_rt.demo.views import colours, download, shown_as, view
 from odise_rt.errors import ImageError, InputError, OptionsError, VocabularyError
 from odise_rt.files import json_bytes
+from odise_rt.image_run import MaskProposals
 from odise_rt.options import OUTPUTS, Output, SegmentOptions
 from odise_rt.preprocessing import load_image
 from odise_rt.private_words import keep_words_out_of_the_log
 from odise_rt.results import PanopticResult
-from odise_rt.segmenter import MaskProposals, Segmenter
+from odise_rt.segmenter import Segmenter
 from odise_rt.visualize import overlay
 from odise_rt.vocabulary import BUILTIN, Vocabulary
 

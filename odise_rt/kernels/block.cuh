@@ -178,17 +178,21 @@ struct DeviceBlock {
   }
 
   ODISE_DEVICE void add(int32_t* to, int32_t value) const { atomicAdd(to, value); }
+  ODISE_DEVICE void lower(int32_t* to, int32_t value) const { atomicMin(to, value); }
+  ODISE_DEVICE void raise(int32_t* to, int32_t value) const { atomicMax(to, value); }
 };
 
 ODISE_DEVICE float exp2_of(float value) { return exp2f(value); }
 ODISE_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
 ODISE_DEVICE int first_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
+ODISE_DEVICE int last_bit(uint32_t bits) { return 31 - __clz(static_cast<int>(bits)); }
 
 #else
 
 inline float exp2_of(float value) { return std::exp2(value); }
 inline int count_bits(uint32_t bits) { return __builtin_popcount(bits); }
 inline int first_bit(uint32_t bits) { return __builtin_ctz(bits); }
+inline int last_bit(uint32_t bits) { return 31 - __builtin_clz(bits); }
 
 #endif
 

@@ -19,6 +19,7 @@ ITEM_BYTES = {FLOAT32: 4, FLOAT16: 2, BFLOAT16: 2}
 POOL_THREADS, POOL_WARPS, POOL_CHANNELS, POOL_PIXELS, POOL_STAGES, FINISH_CHANNELS = 256, 8, 256, 32, 8, 128
 MERGE_THREADS, MERGE_WARPS, MERGE_COLUMNS, MERGE_ROWS, MERGE_TAPS, MERGE_QUERIES = 256, 8, 64, 32, 3, 2048
 ATTENTION_THREADS, ATTENTION_LEVELS = 256, 8
+NAME_THREADS, NAME_WORDS, COSINE_TILE, COSINE_DEPTH, PAINT_COLUMNS, PAINT_ROWS = 256, 1 << 24, 64, 16, 64, 32
 IMAGE_THREADS, IMAGE_SIDE, STITCH_CHANNELS = 256, 1 << 20, 16
 _INT32 = (1 << 31) - 1
 
@@ -163,6 +164,73 @@ def plan_panoptic_merge(
             (5 * queries + MERGE_WARPS + 1) * 4,
         ),
     )
+
+
+def plan_text_cosines(queries: int, channels: int, words: int) -> Launch:
+    """Embeddings (Q, C) and texts (L, C) to a launch.
+
+    Raises:
+        BackendError: a size is out of range.
+    """
+    _check_naming(queries, words)
+    if not 1 <= channels <= 1 << 20:
+        raise BackendError(f"naming: {channels} channels, expected 1 to {1 << 20}")
+    return Launch(
+        "odise_name_cosines",
+        (-(-words // COSINE_TILE), -(-queries // COSINE_TILE), 1),
+        NAME_THREADS,
+        (2 * COSINE_DEPTH * (COSINE_TILE + 4) + NAME_THREADS) * 4,
+    )
+
+
+def plan_name_classes(queries: int, words: int, classes: int, best: int) -> Launch:
+    """Cosines (Q, L) of K classes, of which ``best`` are ranked, to a launch.
+
+    Raises:
+        BackendError: a size is out of range.
+    """
+    _check_naming(queries, words)
+    if not 1 <= classes <= words or not 0 <= best <= classes:
+        raise BackendError(
+            f"naming: {classes} classes of {words} words, {best} of them ranked: expected no more classes than words, "
+            "and no more ranked than there are"
+        )
+    return Launch("odise_name_classes", (queries, 1, 1), NAME_THREADS, 2 * NAME_THREADS * 4)
+
+
+def plan_choose_segments(queries: int) -> Launch:
+    """Masks to a launch.
+
+    Raises:
+        BackendError: there are too many.
+    """
+    _check_naming(queries, 1)
+    return Launch("odise_name_choose", (1, 1, 1), NAME_THREADS, 0)
+
+
+def plan_paint_segments(queries: int, size: tuple[int, int]) -> Launch:
+    """Masks and size of the result to a launch.
+
+    Raises:
+        BackendError: a size is out of range.
+    """
+    _check_naming(queries, 1)
+    rows, columns = size
+    if not (1 <= rows <= IMAGE_SIDE and 1 <= columns <= IMAGE_SIDE) or rows * columns > _INT32:
+        raise BackendError(f"naming: a result of {rows} x {columns} pixels, expected 1 to {_INT32}")
+    return Launch(
+        "odise_name_paint",
+        (-(-columns // PAINT_COLUMNS), -(-rows // PAINT_ROWS), 1),
+        NAME_THREADS,
+        5 * queries * 4,
+    )
+
+
+def _check_naming(queries: int, words: int) -> None:
+    if not 1 <= queries <= MERGE_QUERIES or not 1 <= words <= NAME_WORDS:
+        raise BackendError(
+            f"naming: {queries} masks and {words} words, expected 1 to {MERGE_QUERIES} and 1 to {NAME_WORDS}"
+        )
 
 
 def plan_deformable_attention(

@@ -38,13 +38,14 @@ from odise_rt.kernels.launch_plans import (
 )
 from odise_rt.kernels.reference import MASK_STRIDE
 
-MODULES = ("mask_pooling", "panoptic_merge", "deformable_attention", "image_windows")
+MODULES = ("mask_pooling", "panoptic_merge", "deformable_attention", "image_windows", "naming")
 FOLDER_VARIABLE = "ODISE_RT_KERNELS_DIR"
 _PREFIXES = {
     "odise_pool": "mask_pooling",
     "odise_merge": "panoptic_merge",
     "odise_attention": "deformable_attention",
     "odise_image": "image_windows",
+    "odise_name": "naming",
 }
 _DTYPES = {"float32": FLOAT32, "float16": FLOAT16, "uint16": BFLOAT16, "bfloat16": BFLOAT16, "void16": BFLOAT16}
 _HERE = Path(__file__).resolve().parent
@@ -166,12 +167,12 @@ class Kernels:
                 f"{plan.workspace_bytes} aligned to 16"
             )
         out = _expect(gpu_array(pooled, "pooled"), "pooled", (batch, queries, channels), dtype)
-        count = _expect_named(gpu_array(areas, "areas"), "areas", (batch, queries), "int32")
+        count = expect_named(gpu_array(areas, "areas"), "areas", (batch, queries), "int32")
         counts = work.pointer + plan.counts_offset
         sizes = (queries, channels, pixels, plan.splits, plan.stages)
-        self._launch(plan.sums, stream, a.pointer, b.pointer, *map(np.int32, sizes), work.pointer, counts)
+        self.launch(plan.sums, stream, a.pointer, b.pointer, *map(np.int32, sizes), work.pointer, counts)
         few = (queries, channels, plan.splits)
-        self._launch(plan.finish, stream, work.pointer, counts, *map(np.int32, few), out.pointer, count.pointer)
+        self.launch(plan.finish, stream, work.pointer, counts, *map(np.int32, few), out.pointer, count.pointer)
 
     def _pool_plan(self, logits: DeviceArray, features: DeviceArray) -> tuple[MaskPoolPlan, int]:
         dtype = _dtype(features, "features")
@@ -222,18 +223,18 @@ class Kernels:
         queries, cells = masks.shape[0], (masks.shape[1], masks.shape[2])
         rows, columns = result.shape
         plan = plan_panoptic_merge(dtype, queries, cells, test_size, (rows, columns), MASK_STRIDE)
-        _expect_named(result, "owner", (rows, columns), "int16")
-        score = _expect_named(gpu_array(scores, "scores"), "scores", (queries,), "float32")
-        area = _expect_named(gpu_array(areas, "areas"), "areas", (3, queries), "int32")
+        expect_named(result, "owner", (rows, columns), "int16")
+        score = expect_named(gpu_array(scores, "scores"), "scores", (queries,), "float32")
+        area = expect_named(gpu_array(areas, "areas"), "areas", (3, queries), "int32")
         wanted = (("int32", (rows,)), ("float32", (3, rows)), ("int32", (columns,)), ("float32", (3, columns)))
         row_first, row_weights, column_first, column_weights = (
-            _expect_named(gpu_array(t, "tables"), "tables", shape, kind).pointer
+            expect_named(gpu_array(t, "tables"), "tables", shape, kind).pointer
             for t, (kind, shape) in zip(tables, wanted, strict=True)
         )
         sizes = (*cells, MASK_STRIDE, *test_size, rows, columns, queries)
         made = (row_first, row_weights, column_first, column_weights, area.pointer)
-        self._launch(plan.prepare, stream, *map(np.int32, sizes), *made)
-        self._launch(
+        self.launch(plan.prepare, stream, *map(np.int32, sizes), *made)
+        self.launch(
             plan.merge, stream, masks.pointer, score.pointer, *map(np.int32, (queries, *cells)),
             row_first, row_weights, np.int32(rows), column_first, column_weights, np.int32(columns),
             result.pointer, area.pointer,
@@ -280,12 +281,12 @@ class Kernels:
         logits = _expect(gpu_array(weight_logits, "weight_logits"), "weight_logits", samples, dtype)
         result = _expect(gpu_array(out, "out"), "out", (batch, queries, heads, channels), dtype)
         r = gpu_array(references, "references")
-        _expect_named(r, "references", (batch if r.shape[:1] == (batch,) else 1, queries, 2), "float32")
+        expect_named(r, "references", (batch if r.shape[:1] == (batch,) else 1, queries, 2), "float32")
         aligned = (v.pointer | result.pointer) % 16 == 0
         launch = plan_deformable_attention(dtype, batch, queries, heads, channels, shapes, points, aligned)
         sizes = (batch, queries, memory, heads, channels, points, r.shape[0], len(shapes))
         packed = [h << 32 | w for h, w in shapes] + [0] * (ATTENTION_LEVELS - len(shapes))
-        self._launch(
+        self.launch(
             launch, stream, v.pointer, r.pointer, o.pointer, logits.pointer, *map(np.int32, sizes),
             *map(np.int64, packed), result.pointer,
         )  # fmt: skip
@@ -320,14 +321,14 @@ class Kernels:
         columns, rows = _resize_table(across, "across"), _resize_table(down, "down")
         height, width = source.shape[:2]
         plan = plan_resize((height, width), (rows[2], columns[2]), out.shape[1:])
-        _expect_named(source, "pixels", (height, width, 3), "uint8")
-        _expect_named(half, "between", (height, columns[2], 3), "uint8")
-        _expect_named(out, "canvas", (3, *out.shape[1:]), "float32")
-        self._launch(
+        expect_named(source, "pixels", (height, width, 3), "uint8")
+        expect_named(half, "between", (height, columns[2], 3), "uint8")
+        expect_named(out, "canvas", (3, *out.shape[1:]), "float32")
+        self.launch(
             plan.across, stream, source.pointer, *map(np.int32, (height, width)), *columns[:2],
             *map(np.int32, (columns[3], columns[2])), half.pointer,
         )  # fmt: skip
-        self._launch(
+        self.launch(
             plan.down, stream, half.pointer, np.int32(columns[2]), *rows[:2],
             *map(np.int32, (rows[3], rows[2], *out.shape[1:])), out.pointer,
         )  # fmt: skip
@@ -347,7 +348,7 @@ class Kernels:
         source, out, layout = _layout(gpu_array(canvas, "canvas"), gpu_array(windows, "windows"))
         plan = plan_cut_windows(layout, source.shape[0], start, out.shape[0])
         sizes = (source.shape[0], *layout.numbers(), start, out.shape[0])
-        self._launch(plan, stream, source.pointer, *map(np.int32, sizes), out.pointer)
+        self.launch(plan, stream, source.pointer, *map(np.int32, sizes), out.pointer)
 
     def stitch_windows(self, windows: object, canvas: object, stream: Any) -> None:
         """All windows of a canvas put together, averaged where they overlap; see :class:`odise_rt.windows.Stitcher`.
@@ -365,12 +366,16 @@ class Kernels:
         if source.shape[0] != layout.down * layout.across:
             raise BackendError(f"stitch_windows: {source.shape[0]} windows, expected {layout.down} x {layout.across}")
         sizes = (out.shape[0], *layout.numbers())
-        self._launch(plan, stream, source.pointer, *map(np.int32, sizes), out.pointer)
+        self.launch(plan, stream, source.pointer, *map(np.int32, sizes), out.pointer)
 
     # ---- launching -------------------------------------------------------------------------------------------------
 
-    def _launch(self, plan: Launch, stream: Any, *arguments: Any) -> None:
-        """Put one kernel on a stream. A plain int is a pointer; numbers carry their numpy type."""
+    def launch(self, plan: Launch, stream: Any, *arguments: Any) -> None:
+        """Put one kernel on a stream. A plain int is a pointer; numbers carry their numpy type.
+
+        Raises:
+            BackendError: the launch failed.
+        """
         core = self._core
         try:
             self._device.set_current()
@@ -418,8 +423,8 @@ def _resize_table(table: tuple[object, object], name: str) -> tuple[int, int, in
     if len(weights.shape) != 2:
         raise BackendError(f"{name}: weights are {weights.shape}, expected (taps, length)")
     taps, length = weights.shape
-    _expect_named(first, name, (length,), "int32")
-    _expect_named(weights, name, (taps, length), "int32")
+    expect_named(first, name, (length,), "int32")
+    expect_named(weights, name, (taps, length), "int32")
     return first.pointer, weights.pointer, length, taps
 
 
@@ -429,8 +434,8 @@ def _layout(canvas: DeviceArray, windows: DeviceArray) -> tuple[DeviceArray, Dev
         raise BackendError(
             f"canvas {canvas.shape} and windows {windows.shape}, expected (C, H, W) and (n, C, sh, sw) with equal C"
         )
-    _expect_named(canvas, "canvas", canvas.shape, "float32")
-    _expect_named(windows, "windows", windows.shape, "float32")
+    expect_named(canvas, "canvas", canvas.shape, "float32")
+    expect_named(windows, "windows", windows.shape, "float32")
     layout = WindowLayout((canvas.shape[1], canvas.shape[2]), (windows.shape[2], windows.shape[3]))
     return canvas, windows, layout
 
@@ -442,7 +447,12 @@ def _expect(array: DeviceArray, name: str, shape: tuple[int, ...], dtype: int) -
     return array
 
 
-def _expect_named(array: DeviceArray, name: str, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+def expect_named(array: DeviceArray, name: str, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+    """The array, if it has this shape and type.
+
+    Raises:
+        BackendError: it has another.
+    """
     if array.shape != shape or array.dtype.name != dtype:
         raise BackendError(f"{name} is {array.dtype} {array.shape}, expected {dtype} {shape}")
     return array

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from odise_rt import BackendError, Bundle, ImageError, Segmenter, SegmentOptions
+from odise_rt import BackendError, Bundle, ImageError, PanopticResult, Segmenter, SegmentOptions
 from odise_rt.backends import machine, ort
 from odise_rt.backends.device import CudaSession
-from odise_rt.backends.image_pipeline import MAX_SHAPES, MAX_SPARE, DeviceMasks
+from odise_rt.backends.image_pipeline import MAX_SHAPES, MAX_SPARE, MAX_WORDS, DeviceMasks
 from odise_rt.backends.ort import OrtBackend
 from odise_rt.backends.window_batching import WindowBatching
 from odise_rt.errors import ImageTooLargeError
 from odise_rt.kernels.native import FOLDER_VARIABLE
-from odise_rt.postprocessing import HostMasks
+from odise_rt.naming import HostMasks
 from odise_rt.specs import STAGES
 from tests.odise_rt.engine_bundle import write_engine, write_engines
 from tests.odise_rt.fake_bundle import colour_image, write_bundle
@@ -103,11 +103,82 @@ def test_every_number_is_the_one_of_the_path_through_host_memory(
             expected.original_size,
             expected.window_side,
         )
-        result = segmenter.segment(image, WORDS, options)
-    assert (result.segment_map != picture.segment_map).mean() < 2e-3, "merged in another order of rounding"
-    assert [s.label for s in result.segments] == [s.label for s in picture.segments]
-    assert list(result.facts.seconds) == ["preprocess", "network", "words", "classify", "panoptic", "total"]
+        later = segmenter.name_masks(found, WORDS, options)
+        for _ in range(2):
+            result = segmenter.segment(image, WORDS, options)
+            assert_same(result, picture)
+    assert np.array_equal(later.segment_map, result.segment_map)
+    assert later.segments == result.segments
+    assert list(result.facts.seconds) == ["words", "preprocess", "pixels_to_segments", "panoptic", "total"]
+    assert list(later.facts.seconds) == ["preprocess", "network", "words", "name_masks", "panoptic", "total"]
     assert {s.stage for s in result.facts.stages} >= set(STAGES) - {"clip_text"}
+
+
+def assert_same(found: PanopticResult, expected: PanopticResult) -> None:
+    """Merged and summed in another order of rounding; everything else must be the same."""
+    assert (found.segment_map != expected.segment_map).mean() < 2e-3
+    assert len(found.segments) == len(expected.segments)
+    for ours, other in zip(found.segments, expected.segments, strict=True):
+        assert (ours.id, ours.label, ours.isthing, ours.unknown) == (
+            other.id,
+            other.label,
+            other.isthing,
+            other.unknown,
+        )
+        assert ours.score == pytest.approx(other.score, rel=1e-4)
+        assert ours.area == pytest.approx(other.area, rel=2e-3, abs=2)
+        assert ours.box == pytest.approx(other.box, abs=1)
+        assert [c.label for c in ours.candidates] == [c.label for c in other.candidates]
+        for mine, theirs in zip(ours.candidates, other.candidates, strict=True):
+            assert (mine.score, mine.mask_score, mine.clip_score) == pytest.approx(
+                (theirs.score, theirs.mask_score, theirs.clip_score), rel=1e-4, abs=1e-8
+            )
+
+
+@pytest.mark.parametrize("variant", ["label", "caption"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        SegmentOptions(unknown=0.9),
+        SegmentOptions(unknown=0.0, explain=0),
+        SegmentOptions(object_mask_threshold=0.95, overlap_threshold=0.0, explain=2),
+        SegmentOptions(clip_weight_seen=1.0, clip_weight_unseen=0.0),
+    ],
+)
+def test_masks_are_named_by_the_same_rules(tmp_path: Path, gpu: Calls, variant: str, options: SegmentOptions) -> None:
+    opened = Bundle.open(write_bundle(tmp_path / variant, variant))
+    write_engines(opened, verified_on=GPU)
+    image = colour_image(80, 120)
+    with on(opened, "cpu") as segmenter:
+        expected = segmenter.segment(image, WORDS, options)
+    with on(opened, "cuda") as segmenter:
+        assert_same(segmenter.segment(image, WORDS, options), expected)
+
+
+def test_vocabularies_take_turns_on_the_gpu(bundle: Bundle, gpu: Calls) -> None:
+    vocabularies = ["red; green; blue", "blue, sky; car", "white; red", "crimson; sky"]
+    image = colour_image()
+    with on(bundle, "cpu") as segmenter:
+        expected = [segmenter.segment(image, words) for words in vocabularies]
+    with on(bundle, "cuda") as segmenter:
+        pipeline = segmenter._pipeline
+        assert pipeline is not None
+        levels = []
+        for _ in range(3):
+            for words, picture in zip(vocabularies, expected, strict=True):
+                assert_same(segmenter.segment(image, words), picture)
+            levels.append(gpu.device_bytes)
+        assert len(set(levels)) == 1, "what goes is released"
+        assert len(pipeline._words) == len(pipeline._namings) == MAX_WORDS
+        captures = gpu.count("capture")
+        for _ in range(3):
+            segmenter.segment(image, vocabularies[-1])
+            segmenter.segment(image, vocabularies[-2])
+        assert gpu.count("capture") == captures, "both are still there"
+        # Words, rules and sizes each have a graph of their own.
+        segmenter.segment(image, vocabularies[-1], SegmentOptions(overlap_threshold=0.5))
+        assert gpu.count("capture") == captures + 1
+    assert gpu.device_bytes == 0
 
 
 def test_the_caption_variant_has_object_logits(tmp_path: Path, gpu: Calls) -> None:
@@ -121,21 +192,41 @@ def test_the_caption_variant_has_object_logits(tmp_path: Path, gpu: Calls) -> No
     assert np.array_equal(found, expected)
 
 
-def test_only_the_embeddings_and_the_owners_cross_back(bundle: Bundle, gpu: Calls) -> None:
+SMALL = 4 + 3 * 6 * 4 + 5 * 6 * 4 + 6 * 5 * 4 + 6 * 5 * 3 * 4
+"""Bytes: number of segments; query, class and score of each; boxes and areas; five best classes of each mask."""
+
+
+def test_only_the_result_crosses_back(bundle: Bundle, gpu: Calls) -> None:
     image, options = colour_image(80, 150), SegmentOptions(short_edge=80)
     with on(bundle, "cuda") as segmenter:
+        pipeline = segmenter._pipeline
+        assert pipeline is not None
         segmenter.segment(image, WORDS, options)
+        (naming,) = pipeline._namings.values()
+        copied = {array.nbytes for array, _ in naming._to_host}
         before = len(gpu.log)
         segmenter.segment(image, WORDS, options)
         after = gpu.log[before:]
+    # The pixels go in; everything else is inside the graph, and ends with the segment map and a few hundred bytes.
+    assert after == [f"copy {80 * 150 * 3}", "launch"]
+    (small,) = copied - {80 * 150 * 4}
+    assert SMALL <= small <= SMALL + 7 * 16
+
+
+def test_named_later_only_the_embeddings_go_there(bundle: Bundle, gpu: Calls) -> None:
+    image, options = colour_image(80, 150), SegmentOptions(short_edge=80)
+    with on(bundle, "cuda") as segmenter:
+        proposals = segmenter.find_masks(image, options)
+        segmenter.name_masks(proposals, WORDS, options)
+        before = len(gpu.log)
+        segmenter.name_masks(proposals, WORDS, options)
+        after = gpu.log[before:]
     assert [entry for entry in after if entry.startswith(ALLOCATIONS)] == []
-    # The pixels, the kept mask logits, the scores, the owners, the areas; everything else is inside the graph.
-    logits = 6 * 24 * 40 * 4
-    assert [entry for entry in after if entry.startswith("copy")] == [
-        f"copy {size}" for size in (80 * 150 * 3, logits, 6 * 4, 80 * 150 * 2, 3 * 6 * 4)
-    ]
-    assert [entry for entry in after if entry.startswith(("launch", "kernel", "execute"))] == [
-        "launch", "kernel odise_merge_prepare", "kernel odise_merge_f32",
+    copies = [int(entry.split()[1]) for entry in after if entry.startswith("copy")]
+    assert copies[:2] == [6 * 5 * 4, 6 * 8 * 4]
+    assert sorted(copies[2:])[1] == 80 * 150 * 4
+    assert [entry.split("odise_")[1] for entry in after if entry.startswith("kernel")] == [
+        "name_cosines", "name_cosines", "name_classes", "merge_prepare", "merge_f32", "name_choose", "name_paint",
     ]  # fmt: skip
 
 
@@ -145,7 +236,7 @@ def test_sizes_are_kept_within_a_bound_and_nothing_is_left(bundle: Bundle, gpu: 
             segmenter.segment(colour_image(side, 64), WORDS, SegmentOptions(short_edge=32))
         pipeline = segmenter._pipeline
         assert pipeline is not None
-        assert len(pipeline._plans) == len(pipeline._merges) == MAX_SHAPES
+        assert len(pipeline._plans) == len(pipeline._namings) == MAX_SHAPES
         held = segmenter.find_masks(colour_image())
     assert gpu.device_bytes == 0
     with pytest.raises(BackendError, match="the segmenter is closed"):
@@ -174,7 +265,7 @@ def test_masks_outlive_the_next_image_and_their_buffers_come_back(bundle: Bundle
         many = [segmenter.find_masks(first) for _ in range(9)]
         del many
         gc.collect()
-        segmenter.segment(first, WORDS)
+        segmenter.find_masks(first)
         gc.collect()
         assert segmenter._pipeline is not None
         assert len(segmenter._pipeline._spare) == MAX_SPARE + 1, "the last image's own, too"
@@ -209,9 +300,10 @@ def test_semantic_and_instances_read_the_masks_once(bundle: Bundle, gpu: Calls) 
         found = segmenter.segment(colour_image(), WORDS, options)
         assert sum(entry == f"copy {6 * 16 * 24 * 4}" for entry in gpu.log) == 2, "kept once, read once"
     assert np.array_equal(found.semantic_map, expected.semantic_map)
-    assert [(i.label, i.score, i.area) for i in found.instances or ()] == [
-        (i.label, i.score, i.area) for i in expected.instances or ()
-    ]
+    assert found.instances
+    assert expected.instances
+    assert [(i.label, i.area) for i in found.instances] == [(i.label, i.area) for i in expected.instances]
+    assert [i.score for i in found.instances] == pytest.approx([i.score for i in expected.instances], rel=1e-5)
 
 
 def test_fewer_windows_at_a_time_when_the_gpu_is_full(bundle: Bundle, gpu: Calls) -> None:
@@ -270,6 +362,7 @@ def test_a_failed_first_run_is_done_again(bundle: Bundle, gpu: Calls) -> None:
         raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered")
 
     with on(bundle, "cuda") as segmenter:
+        segmenter.prepare(WORDS)
         right, gpu.corrupt = gpu.corrupt, fail
         with pytest.raises(BackendError, match="segmenting an image: CUDA_ERROR_ILLEGAL_ADDRESS"):
             segmenter.segment(colour_image(), WORDS)

@@ -201,6 +201,75 @@ class Emulation:
         assert self._call("emulate_image_stitch", _at(windows), *sizes, _at(canvas)) == 0
         return canvas
 
+    def text_cosines(self, embeddings: np.ndarray, texts: np.ndarray, scale: float) -> np.ndarray:
+        """Cosines (Q, L) times ``scale``."""
+        (queries, channels), words = embeddings.shape, len(texts)
+        cosines = np.full((queries, words), np.nan, np.float32)
+        sizes = (queries, channels, words)
+        assert (
+            self._call("emulate_name_cosines", _at(embeddings), _at(texts), ctypes.c_float(scale), *sizes, _at(cosines))
+            == 0
+        )
+        return cosines
+
+    def name_classes(
+        self,
+        mask_cosines: np.ndarray,
+        clip_cosines: np.ndarray,
+        first_word: np.ndarray,
+        clip_weight: np.ndarray,
+        object_logits: np.ndarray | None,
+        *,
+        unknown: float | None,
+        threshold: float,
+        best: int,
+        rank_all: bool,
+    ) -> dict[str, np.ndarray]:
+        """Probabilities, labels, scores, ranked, ranked_scores; everything is filled with other values before."""
+        (queries, words), classes = clip_cosines.shape, len(clip_weight)
+        out = {
+            "probabilities": np.full((queries, classes + (1 if unknown is None else 2)), np.nan, np.float32),
+            "labels": np.full(queries, -9, np.int32),
+            "scores": np.full(queries, np.nan, np.float32),
+            "ranked": np.full((queries, best), -9, np.int32),
+            "ranked_scores": np.full((queries, best, 3), np.nan, np.float32),
+        }
+        status = self._call(
+            "emulate_name_classes", _at(mask_cosines), _at(clip_cosines), _at(first_word), _at(clip_weight),
+            None if object_logits is None else _at(object_logits), queries, words, classes,
+            ctypes.c_float(-1 if unknown is None else unknown), ctypes.c_float(threshold), best, int(rank_all),
+            *(_at(array) for array in out.values()),
+        )  # fmt: skip
+        assert status == 0, status
+        return out
+
+    def segments(
+        self,
+        labels: np.ndarray,
+        scores: np.ndarray,
+        owner: np.ndarray,
+        areas: np.ndarray,
+        things: np.ndarray,
+        overlap: float,
+    ) -> tuple[np.ndarray, list[tuple[int, int, float, tuple[int, ...]]]]:
+        """The segment map, and of each segment query, class, score, and left, top, right, bottom and area."""
+        queries = len(labels)
+        ids, count, of, classes = (np.full(n, -9, np.int32) for n in (queries, 1, queries, queries))
+        best, facts = np.full(queries, np.nan, np.float32), np.full((5, queries), -9, np.int32)
+        status = self._call(
+            "emulate_name_choose", _at(labels), _at(scores), _at(areas), _at(things), queries,
+            ctypes.c_double(overlap), *(_at(array) for array in (ids, count, of, classes, best, facts)),
+        )  # fmt: skip
+        assert status == 0, status
+        segment_map = np.full(owner.shape, -9, np.int32)
+        status = self._call(
+            "emulate_name_paint", _at(owner), _at(ids), _at(count), queries, *owner.shape, _at(facts), _at(segment_map)
+        )
+        assert status == 0, status
+        found = zip(of, classes, best, facts.T, strict=True)
+        segments = [(int(q), int(c), float(s), tuple(int(v) for v in f)) for q, c, s, f in found]
+        return segment_map, segments[: count[0]]
+
     def launch(self, kernel: str, arguments: tuple[Any, ...]) -> None:
         """Run a kernel by the name and arguments that cuda-core is given: pointers as int, numbers as numpy's."""
         prefix, _, suffix = kernel.rpartition("_")
@@ -209,7 +278,10 @@ class Emulation:
             name, first = "panoptic_merge", [("f32", "f16", "bf16").index(suffix)]
         else:
             name = kernel.removeprefix("odise_")
-        types = {int: ctypes.c_void_p, np.int32: ctypes.c_int32, np.int64: ctypes.c_int64}
+        types = {
+            int: ctypes.c_void_p, np.int32: ctypes.c_int32, np.int64: ctypes.c_int64,
+            np.float32: ctypes.c_float, np.float64: ctypes.c_double,
+        }  # fmt: skip
         status = self._call(f"emulate_{name}", *first, *(types[type(a)](a) for a in arguments))
         assert status == 0, f"{kernel} returned {status}"
 

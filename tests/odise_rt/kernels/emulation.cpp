@@ -8,6 +8,7 @@
 #include "deformable_attention.cuh"
 #include "image_windows.cuh"
 #include "mask_pooling.cuh"
+#include "naming.cuh"
 #include "panoptic_merge.cuh"
 
 using namespace odise;
@@ -223,6 +224,54 @@ int emulate_image_stitch(const float* windows, int32_t channels, int32_t rows, i
         static_cast<int64_t>(rows) * columns,
         [&](const HostBlock& block) { stitch_windows(block, windows, channels, layout, level); },
         (channels + kStitchChannels - 1) / kStitchChannels);
+    return 0;
+  });
+}
+
+int emulate_name_cosines(const float* embeddings, const float* texts, float scale, int32_t queries, int32_t channels,
+                         int32_t words, float* cosines) {
+  const Grid grid{(words + kCosineTile - 1) / kCosineTile, (queries + kCosineTile - 1) / kCosineTile, 1};
+  return guarded([&] {
+    run_grid(grid, kNameThreads, kCosineBytes, false, [&](const HostBlock& block, char* shared) {
+      text_cosines(block, shared, embeddings, texts, scale, queries, channels, words, cosines);
+    });
+    return 0;
+  });
+}
+
+int emulate_name_classes(const float* mask_cosines, const float* clip_cosines, const int32_t* first_word,
+                         const float* clip_weight, const float* object_logits, int32_t queries, int32_t words,
+                         int32_t classes, float unknown, float object_threshold, int32_t best, int32_t rank_all,
+                         float* probabilities, int32_t* labels, float* scores, int32_t* ranked, float* ranked_scores) {
+  return guarded([&] {
+    run_grid({queries, 1, 1}, kNameThreads, kClassBytes, false, [&](const HostBlock& block, char* shared) {
+      name_classes(block, shared, mask_cosines, clip_cosines, first_word, clip_weight, object_logits, queries, words,
+                   classes, NameRules{unknown, object_threshold, best, rank_all != 0},
+                   NameResults{probabilities, labels, scores, ranked, ranked_scores});
+    });
+    return 0;
+  });
+}
+
+int emulate_name_choose(const int32_t* labels, const float* scores, const int32_t* areas, const uint8_t* things,
+                        int32_t queries, double overlap, int32_t* ids, int32_t* count, int32_t* segment_queries,
+                        int32_t* segment_classes, float* segment_scores, int32_t* facts) {
+  return guarded([&] {
+    run_grid({1, 1, 1}, kNameThreads, 0, false, [&](const HostBlock& block, char*) {
+      choose_segments(block, labels, scores, areas, things, queries, overlap,
+                      SegmentTable{ids, count, segment_queries, segment_classes, segment_scores, facts});
+    });
+    return 0;
+  });
+}
+
+int emulate_name_paint(const int16_t* owner, const int32_t* ids, const int32_t* count, int32_t queries, int32_t rows,
+                       int32_t columns, int32_t* facts, int32_t* segment_map) {
+  const Grid grid{(columns + kPaintColumns - 1) / kPaintColumns, (rows + kPaintTileRows - 1) / kPaintTileRows, 1};
+  return guarded([&] {
+    run_grid(grid, kNameThreads, paint_shared_bytes(queries), false, [&](const HostBlock& block, char* shared) {
+      paint_segments(block, shared, owner, ids, count, queries, rows, columns, facts, segment_map);
+    });
     return 0;
   });
 }

@@ -149,6 +149,8 @@ class HostBlock {
   }
 
   void add(int32_t* to, int32_t value) const { *to += value; }
+  void lower(int32_t* to, int32_t value) const { *to = value < *to ? value : *to; }
+  void raise(int32_t* to, int32_t value) const { *to = value > *to ? value : *to; }
 
  private:
   struct Copy {

@@ -21,13 +21,18 @@ from odise_rt.kernels.launch_plans import (
     FLOAT32,
     GpuFacts,
     WindowLayout,
+    plan_choose_segments,
     plan_cut_windows,
     plan_deformable_attention,
     plan_mask_pool,
+    plan_name_classes,
+    plan_paint_segments,
     plan_panoptic_merge,
     plan_resize,
     plan_stitch_windows,
+    plan_text_cosines,
 )
+from odise_rt.kernels.naming import ClassArrays, ClassRules, NamingKernels, SegmentArrays
 from odise_rt.kernels.native import FOLDER_VARIABLE, Kernels, gpu_array, kernel_file
 from tests.odise_rt.kernels.emulated import Emulation
 
@@ -119,7 +124,9 @@ def test_every_kernel_that_a_plan_names_is_in_the_sources() -> None:
     resize, layout = plan_resize((3, 4), (2, 2), (4, 4)), WindowLayout((4, 4), (2, 2))
     names |= {resize.across.kernel, resize.down.kernel, plan_cut_windows(layout, 3, 0, 1).kernel}
     names.add(plan_stitch_windows(layout, 3).kernel)
-    assert len(names) == 25
+    naming = (plan_text_cosines(3, 8, 5), plan_name_classes(3, 5, 4, 2), plan_choose_segments(3))
+    names |= {plan.kernel for plan in (*naming, plan_paint_segments(3, (4, 4)))}
+    assert len(names) == 29
     for name in names:
         assert f"({name}," in text or f"{name}(" in text, name
 
@@ -145,6 +152,14 @@ def test_model_sizes_on_an_h200() -> None:
         lambda: plan_deformable_attention(FLOAT16, 1, 1, 1, 8, [], 1, True),
         lambda: plan_deformable_attention(FLOAT16, 1, 1, 1, 8, [(2, 2)] * 9, 1, True),
         lambda: plan_deformable_attention(FLOAT16, 1, 0, 1, 8, [(2, 2)], 1, True),
+        lambda: plan_text_cosines(2049, 8, 5),
+        lambda: plan_text_cosines(1, 0, 5),
+        lambda: plan_text_cosines(1, 8, (1 << 24) + 1),
+        lambda: plan_name_classes(1, 5, 6, 1),
+        lambda: plan_name_classes(1, 5, 4, 5),
+        lambda: plan_choose_segments(0),
+        lambda: plan_paint_segments(1, (0, 4)),
+        lambda: plan_paint_segments(1, (1 << 16, 1 << 16)),
     ],
 )
 def test_sizes_out_of_range_are_typed_errors(broken: Any) -> None:
@@ -243,6 +258,54 @@ def test_windows_are_cut_and_stitched_by_their_layout(kernels: Kernels) -> None:
         kernels.cut_windows(canvas, 3, windows, 0)
     with pytest.raises(BackendError, match="equal C"):
         kernels.cut_windows(canvas, 0, FakeArray((4, 2, 64, 64), "float32"), 0)
+
+
+def test_masks_are_named_by_four_launches(kernels: Kernels) -> None:
+    naming = NamingKernels(kernels)
+
+    def at(step: int, shape: tuple[int, ...], dtype: str = "float32") -> Any:
+        return gpu_array(FakeArray(shape, dtype, pointer=step << 20), "x")
+
+    cosines = (at(3, (100, 134)), at(4, (100, 133)))
+    naming.text_cosines(at(1, (100, 256)), at(2, (134, 256)), 20.0, cosines[0], 0)
+    classes = ClassArrays(
+        at(5, (100, 81)), at(6, (100,), "int32"), at(7, (100,)), at(8, (100, 5), "int32"), at(9, (100, 5, 3))
+    )
+    first_word, weight = at(10, (81,), "int32"), at(11, (80,))
+    rules = ClassRules(None, 0.25, True)
+    naming.name_classes(*cosines, first_word, weight, None, rules, classes, 0)
+    segments = SegmentArrays(
+        *(at(12 + i, (100,) if i != 1 else (1,), "float32" if i == 4 else "int32") for i in range(5)),
+        at(17, (5, 100), "int32"),
+    )
+    areas, things = at(18, (3, 100), "int32"), at(19, (80,), "uint8")
+    naming.choose_segments(classes.labels, classes.scores, areas, things, 0.8, segments, 0)
+    naming.paint_segments(at(20, (480, 640), "int16"), segments, at(21, (480, 640), "int32"), 0)
+    names, arguments = zip(*((name, rest) for _, _, name, rest in launches(kernels)), strict=True)
+    assert names == ("odise_name_cosines", "odise_name_classes", "odise_name_choose", "odise_name_paint")
+    mib = 1 << 20
+    assert arguments[0] == (mib, 2 * mib, 20.0, 100, 256, 134, 3 * mib)
+    assert arguments[1] == (
+        3 * mib, 4 * mib, 10 * mib, 11 * mib, 0, 100, 133, 80, -1.0, 0.25, 5, 1,
+        *(step * mib for step in range(5, 10)),
+    )  # fmt: skip
+    assert [type(v) for v in arguments[1][5:12]] == [*[np.int32] * 3, *[np.float32] * 2, *[np.int32] * 2]
+    assert arguments[2] == (6 * mib, 7 * mib, 18 * mib, 19 * mib, 100, 0.8, *(step * mib for step in range(12, 18)))
+    assert type(arguments[2][5]) is np.float64
+    assert arguments[3] == (20 * mib, 12 * mib, 13 * mib, 100, 480, 640, 17 * mib, 21 * mib)
+
+    unknown = ClassRules(0.5, 0.0, False)
+    with pytest.raises(BackendError, match=r"probabilities is float32 \(100, 81\), expected float32 \(100, 82\)"):
+        naming.name_classes(*cosines, first_word, weight, None, unknown, classes, 0)
+    with pytest.raises(BackendError, match="mask_cosines"):  # the caption variant has no word for no object
+        naming.name_classes(*cosines, first_word, weight, at(22, (100, 2)), rules, classes, 0)
+    with pytest.raises(BackendError, match=r"expected \(Q, C\) and \(L, C\)"):
+        naming.text_cosines(at(1, (100, 256)), at(2, (134, 255)), 20.0, cosines[0], 0)
+    with pytest.raises(BackendError, match="things"):
+        naming.choose_segments(classes.labels, classes.scores, areas, at(19, (80,), "int32"), 0.8, segments, 0)
+    with pytest.raises(BackendError, match="segment_map"):
+        naming.paint_segments(at(20, (480, 640), "int16"), segments, at(21, (480, 641), "int32"), 0)
+    assert len(launches(kernels)) == 4
 
 
 def test_arrays_that_do_not_fit_are_typed_errors(kernels: Kernels) -> None:

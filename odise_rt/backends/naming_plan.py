@@ -1,0 +1,248 @@
+"""Names for masks on the GPU: what is uploaded once for a vocabulary, and set up once for a size of result.
+
+See :mod:`odise_rt.backends.image_pipeline`, which keeps some of both, and :mod:`odise_rt.naming`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from odise_rt.backends.device import CudaSession, DeviceArray
+from odise_rt.backends.device_memory import DeviceMemory, buffer_of
+from odise_rt.classification import MaskEmbeddings, MaskNames
+from odise_rt.kernels.naming import ClassArrays, ClassRules, NamingKernels, SegmentArrays
+from odise_rt.kernels.native import Kernels
+from odise_rt.naming import Named, NamingRequest
+from odise_rt.postprocessing import MergedSegment
+from odise_rt.text_embeddings import normalise
+
+_ALIGNMENT = 16
+"""Bytes; of each small result within their common buffer."""
+
+
+def words_key(request: NamingRequest) -> tuple[object, ...]:
+    """What :class:`WordsOnGpu` of a request depend on. Valid while somebody holds the embeddings."""
+    arrays = (request.first_word, request.isthing, request.clip_weight)
+    return (id(request.words.mask_text), id(request.words.clip_text), *(array.tobytes() for array in arrays))
+
+
+class WordsOnGpu:
+    """A vocabulary's embeddings, classes and weights in the memory of the GPU."""
+
+    def __init__(self, session: CudaSession, request: NamingRequest) -> None:
+        """Upload."""
+        self._memory = DeviceMemory(session)
+        self._held = request.words
+        """So that the ids in :func:`words_key` stay theirs."""
+        mask_text, count = request.words.mask_text, len(request.words.mask_text)
+        if request.facts.variant == "label":
+            assert request.no_object_embedding is not None, "a label bundle's constants hold no_object_embedding"
+            mask_text = np.concatenate([mask_text, normalise(request.no_object_embedding[None])])
+        try:
+            upload = self._memory.upload
+            self.mask_text = upload(mask_text.astype(np.float32, copy=False))
+            """float32 (L, P); (L + 1, P) with "no object" at the end in the label variant."""
+            self.clip_text = upload(request.words.clip_text)
+            """float32 (L, D)."""
+            self.first_word = upload(np.append(request.first_word, count).astype(np.int32))
+            """int32 (K + 1,)."""
+            self.clip_weight = upload(request.clip_weight)
+            """float32 (K,)."""
+            self.things = upload(request.isthing.astype(np.uint8))
+            """uint8 (K,), or (K + 1,) with "unknown"."""
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Release everything. Safe to call twice."""
+        self._memory.close()
+
+
+class NamingPlan:
+    """Buffers and launches from embeddings and mask logits to segments, for one vocabulary and size of result."""
+
+    def __init__(
+        self,
+        session: CudaSession,
+        kernels: Kernels,
+        words: WordsOnGpu,
+        request: NamingRequest,
+        queries: int,
+        test_size: tuple[int, int],
+        size: tuple[int, int],
+    ) -> None:
+        """Set up.
+
+        Args:
+            session: where.
+            kernels: on its GPU.
+            words: of the request.
+            request: by which words and rules; it must have the same in every run.
+            queries: masks.
+            test_size: height and width of the unpadded image in the network.
+            size: height and width of the result.
+        """
+        self.words = words
+        self._session, self._kernels, self._naming = session, kernels, NamingKernels(kernels)
+        self._memory = DeviceMemory(session)
+        self._test_size = test_size
+        self._facts, options = request.facts, request.options
+        self._overlap_threshold = options.overlap_threshold
+        self._rules = ClassRules(options.unknown, options.object_mask_threshold, request.rank_all)
+        self._isthing = request.isthing
+        self._from_host: dict[str, tuple[Any, np.ndarray, DeviceArray]] = {}
+        try:
+            self._prepare(queries, size, request)
+        except BaseException:
+            self.close()
+            raise
+
+    def enqueue(
+        self,
+        logits: DeviceArray,
+        mask_embedding: DeviceArray,
+        clip_embedding: DeviceArray,
+        object_logits: DeviceArray | None,
+    ) -> None:
+        """Put everything from embeddings to the result on the stream, its way to the host included.
+
+        Args:
+            logits: float32 (Q, mh, mw).
+            mask_embedding: float32 (Q, P).
+            clip_embedding: float32 (Q, D).
+            object_logits: float32 (Q, 2), of the caption variant.
+        """
+        stream, words, naming = self._session.stream, self.words, self._naming
+        naming.text_cosines(mask_embedding, words.mask_text, self._facts.mask_logit_scale, self._mask_cosines, stream)
+        naming.text_cosines(clip_embedding, words.clip_text, self._facts.clip_logit_scale, self._clip_cosines, stream)
+        naming.name_classes(
+            self._mask_cosines, self._clip_cosines, words.first_word, words.clip_weight, object_logits, self._rules,
+            self._classes, stream,
+        )  # fmt: skip
+        self._kernels.panoptic_merge(
+            logits, self._classes.scores, self._test_size, self._tables, self._owner, self._areas, stream
+        )
+        naming.choose_segments(
+            self._classes.labels, self._classes.scores, self._areas, words.things, self._overlap_threshold,
+            self._segments, stream,
+        )  # fmt: skip
+        naming.paint_segments(self._owner, self._segments, self._map, stream)
+        for array, (pinned, _) in self._to_host:
+            buffer_of(array).copy_to(pinned, stream=stream)
+
+    def run(self, logits: DeviceArray, embeddings: MaskEmbeddings) -> Named:
+        """Name masks whose embeddings lie on the host; waits for the result."""
+        stream = self._session.stream
+        wanted = {"mask": embeddings.mask, "clip": embeddings.clip}
+        if self._facts.variant == "caption":
+            assert embeddings.object_logits is not None, "the caption variant's mask_decoder has them by its spec"
+            wanted["object_logits"] = embeddings.object_logits
+        for name, values in wanted.items():
+            if name not in self._from_host:
+                array = self._memory.array(values.shape)
+                self._from_host[name] = (*self._memory.pinned(values.shape, "float32"), array)
+            pinned, staging, array = self._from_host[name]
+            np.copyto(staging, values)
+            pinned.copy_to(buffer_of(array), stream=stream)
+        placed = {name: self._from_host[name][2] for name in wanted}
+        self.enqueue(logits, placed["mask"], placed["clip"], placed.get("object_logits"))
+        stream.sync()
+        return self.result()
+
+    def result(self) -> Named:
+        """What the last run found, in arrays of the caller's own. The stream must have been waited for."""
+        small = self._small_on_host
+        count = int(small["count"][0])
+        scores = small["ranked_scores"].copy()
+        names = MaskNames(
+            self._probabilities_on_host.copy(),
+            small["ranked"].astype(np.int64),
+            *(np.ascontiguousarray(scores[:, :, column]) for column in range(3)),
+        )
+        segments = []
+        for index in range(count):
+            left, top, right, bottom, area = (int(value) for value in small["facts"][:, index])
+            label = int(small["classes"][index])
+            segments.append(
+                MergedSegment(
+                    index + 1,
+                    label,
+                    float(small["segment_scores"][index]),
+                    area,
+                    (left, top, right, bottom),
+                    bool(self._isthing[label]),
+                    int(small["queries"][index]),
+                )
+            )
+        return Named(names, self._map_on_host.copy(), segments)
+
+    def close(self) -> None:
+        """Release everything but the words. Safe to call twice."""
+        self._memory.close()
+
+    # ---- setting up ------------------------------------------------------------------------------------------------
+
+    def _prepare(self, queries: int, size: tuple[int, int], request: NamingRequest) -> None:
+        array, pinned = self._memory.array, self._memory.pinned
+        classes, (rows, columns) = len(request.first_word), size
+        self._mask_cosines = array((queries, self.words.mask_text.shape[0]))
+        self._clip_cosines = array((queries, self.words.clip_text.shape[0]))
+        self._tables = (array((rows,), "int32"), array((3, rows)), array((columns,), "int32"), array((3, columns)))
+        self._owner, self._areas = array(size, "int16"), array((3, queries), "int32")
+        self._map = array(size, "int32")
+        small = self._prepare_small(queries, request.ranked)
+        probabilities = array((queries, classes + (1 if self._rules.unknown is None else 2)))
+        self._classes = ClassArrays(
+            probabilities,
+            array((queries,), "int32"),
+            array((queries,)),
+            small["ranked"],
+            small["ranked_scores"],
+        )
+        self._segments = SegmentArrays(
+            array((queries,), "int32"),
+            small["count"],
+            small["queries"],
+            small["classes"],
+            small["segment_scores"],
+            small["facts"],
+        )
+        on_host = pinned(size, "int32")
+        self._map_on_host = on_host[1]
+        self._to_host.append((self._map, on_host))
+        self._probabilities_on_host = np.zeros((queries, 0), np.float32)
+        if request.wants_probabilities:
+            on_host = pinned(probabilities.shape, "float32")
+            self._probabilities_on_host = on_host[1]
+            self._to_host.append((probabilities, on_host))
+
+    def _prepare_small(self, queries: int, ranked: int) -> dict[str, DeviceArray]:
+        """Results that do not grow with the image: parts of one buffer, so that one copy brings them all."""
+        shapes = {
+            "count": ((1,), "int32"),
+            "queries": ((queries,), "int32"),
+            "classes": ((queries,), "int32"),
+            "segment_scores": ((queries,), "float32"),
+            "facts": ((5, queries), "int32"),
+            "ranked": ((queries, ranked), "int32"),
+            "ranked_scores": ((queries, ranked, 3), "float32"),
+        }
+        starts, total = {}, 0
+        for name, (shape, dtype) in shapes.items():
+            starts[name] = total
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            total += -(-size // _ALIGNMENT) * _ALIGNMENT
+        whole = self._memory.array((total,), "uint8")
+        on_host = self._memory.pinned((total,), "uint8")
+        self._to_host = [(whole, on_host)]
+        parts, self._small_on_host = {}, {}
+        for name, (shape, dtype) in shapes.items():
+            start, kind = starts[name], np.dtype(dtype)
+            parts[name] = replace(whole, pointer=whole.pointer + start, shape=shape, dtype=kind)
+            stop = start + int(np.prod(shape)) * kind.itemsize
+            self._small_on_host[name] = on_host[1][start:stop].view(kind).reshape(shape)
+        return parts
