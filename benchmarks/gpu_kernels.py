@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.gpu_naming import naming_cases, time_naming
 from benchmarks.gpu_rows import Emit, Row
 from benchmarks.harness import Summary, time_cuda_calls
+from odise_rt.backends.device import DeviceArray
 from odise_rt.errors import OdiseError
 from odise_rt.kernels import reference
-from odise_rt.kernels.native import Kernels
+from odise_rt.kernels.native import Kernels, gpu_array
 from odise_rt.kernels.resize_tables import resize_table
 from odise_rt.preprocessing import network_size, padded_size, prepare
 from odise_rt.windows import Stitcher, WindowGrid, cut_windows, window_grid
@@ -124,6 +126,10 @@ class Gpu:
         """bfloat16 as the uint16 that array interfaces can name; other types as they are."""
         return tensor.view(self.torch.uint16) if tensor.dtype == self.torch.bfloat16 else tensor
 
+    def array(self, tensor: Any) -> DeviceArray:
+        """A tensor as the kernels take it."""
+        return gpu_array(tensor, "tensor")
+
     def poisoned(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """NaN, or -77 in integers."""
         value = float("nan") if dtype.is_floating_point else -77
@@ -145,6 +151,7 @@ def judge_kernels(emit: Emit, gpu: Gpu, kernels: Kernels, quick: bool) -> None:
         *_pool_cases(gpu, kernels, quick),
         *_image_cases(gpu, kernels, quick),
         *_attention_cases(gpu, kernels, quick),
+        *naming_cases(gpu, kernels, quick),
         *_merge_cases(gpu, kernels, quick),  # last: their float64 on the CPU takes longest
     ]:
         try:
@@ -398,6 +405,9 @@ def measure_kernels(emit: Emit, gpu: Gpu, kernels: Kernels) -> None:
     _time_merge(emit, gpu, kernels, ceilings)
     _time_attention(emit, gpu, kernels, ceilings)
     _time_images(emit, gpu, kernels, ceilings)
+    for name, call, baseline, moved in time_naming(gpu, kernels):
+        what = "normalise, products, softmaxes, top five, map by index, areas"
+        _report(emit, gpu, name, call, baseline, what, ceilings, moved=moved, operations=0.0)
 
 
 def _report(

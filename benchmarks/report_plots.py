@@ -22,6 +22,7 @@ OURS, OTHER, GOOD, BAD, ACCENT = "#0b7a75", "#9aa8b5", "#2f8f5b", "#c0392b", "#d
 STAGE_COLOURS = {
     "preprocess": "#4e5d6c",
     "network": "#12857f",
+    "pixels_to_segments": "#0f6b80",
     "clip_image": "#5b8db8",
     "unet_tap": "#0b7a75",
     "stitch": "#8d6e97",
@@ -29,6 +30,7 @@ STAGE_COLOURS = {
     "clip_mask": "#8fb8de",
     "words": "#b0b7bf",
     "classify": "#c0392b",
+    "name_masks": "#a93226",
     "panoptic": "#e0b04c",
 }
 SHORT_LABELS = {

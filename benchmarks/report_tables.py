@@ -15,6 +15,7 @@ from benchmarks.variants import PEERS, VARIANTS, WATERFALL
 STAGE_NAMES = {
     "preprocess": "preprocess",
     "network": "pixels to masks on the GPU",
+    "pixels_to_segments": "pixels to segments on the GPU",
     "clip_image": "CLIP of windows",
     "unet_tap": "VAE + UNet",
     "stitch": "stitch",
@@ -22,6 +23,7 @@ STAGE_NAMES = {
     "clip_mask": "CLIP of masks",
     "words": "words",
     "classify": "classify",
+    "name_masks": "masks to segments on the GPU",
     "panoptic": "panoptic merge",
 }
 """Steps of a picture in their order, named for readers."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from training.models.odise import Odise
 
 WHOLE_NETWORK = "network"
+PIXELS_TO_SEGMENTS = "pixels_to_segments"
 """Step of a result that holds everything from pixels to masks: an image that stayed on the GPU."""
 
 
@@ -66,9 +67,10 @@ def with_roofline(
 def outside_share(seconds: Mapping[str, float], total: float) -> float:
     """Share of a segmentation that was spent outside of the network: everything but the five graphs.
 
-    Where an image stays on a GPU, its graphs and what lies between them are one step, :data:`WHOLE_NETWORK`.
+    Where an image stays on a GPU, its graphs and what lies between and behind them are one step,
+    :data:`PIXELS_TO_SEGMENTS`, or :data:`WHOLE_NETWORK` for masks without names.
     """
     from odise_rt.specs import STAGES
 
-    inside = (*STAGES, WHOLE_NETWORK)
+    inside = (*STAGES, WHOLE_NETWORK, PIXELS_TO_SEGMENTS)
     return 1.0 - sum(value for name, value in seconds.items() if name in inside) / total

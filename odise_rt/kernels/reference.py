@@ -1,7 +1,7 @@
 """What the CUDA kernels must compute, in numpy and as plainly as it can be said; float64 unless told otherwise.
 
 The definitions are the product's: tests hold :func:`mask_pool` and :func:`deformable_attention` to the modules in
-``training/models`` and :func:`panoptic_merge` to ``odise_rt/postprocessing.py``.
+``training/models``, :func:`panoptic_merge` and :func:`choose_segments` to ``odise_rt/postprocessing.py``.
 """
 
 from __future__ import annotations
@@ -114,6 +114,37 @@ def panoptic_merge(
         areas[1] += np.bincount(best.ravel(), minlength=len(scores))
         areas[2] += np.bincount(best[inside], minlength=len(scores))
     return MergedPixels(owner, areas.astype(np.int32))
+
+
+def choose_segments(
+    labels: np.ndarray, scores: np.ndarray, areas: np.ndarray, things: np.ndarray, overlap_threshold: float
+) -> tuple[np.ndarray, list[tuple[int, int, float]]]:
+    """Which masks become segments after the merge; of stuff, one segment for each class.
+
+    Args:
+        labels: int (Q,), the class of each mask.
+        scores: floating (Q,); a mask with a score of zero takes no part.
+        areas: int (3, Q), of :func:`panoptic_merge`.
+        things: (K,), not zero for things.
+        overlap_threshold: least share of a mask's own pixels that it must have won.
+
+    Returns:
+        int32 (Q,), the id of each mask's segment counted from 1, or 0; and query, class and score of each segment, of
+        joined ones those of the mask with the best score.
+    """
+    ids = np.zeros(len(labels), np.int32)
+    chosen: list[tuple[int, int, float]] = []
+    for query, (label, score) in enumerate(zip(labels, scores, strict=True)):
+        mask, owned, kept = (int(area) for area in areas[:, query])
+        if not score > 0 or min(mask, owned, kept) <= 0 or owned / mask < overlap_threshold:
+            continue
+        same = [index for index, (_, other, _) in enumerate(chosen) if other == label and not things[label]]
+        if not same:
+            chosen.append((query, label, score))
+        elif score > chosen[same[0]][2]:
+            chosen[same[0]] = (query, label, score)
+        ids[query] = (same[0] if same else len(chosen) - 1) + 1
+    return ids, chosen
 
 
 def merge_errors(

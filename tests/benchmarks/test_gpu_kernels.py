@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks import gpu_kernels
+from benchmarks import gpu_kernels, gpu_naming
 from benchmarks.gpu_kernels import Ceilings, Gpu, grid_sample_attention, judge_kernels, measure_kernels
 from benchmarks.gpu_rows import Row
 from benchmarks.harness import Summary
+from odise_rt.backends.device import DeviceArray
+from odise_rt.kernels.launch_plans import Launch
 from odise_rt.kernels.reference import deformable_attention
 from tests.odise_rt.kernels.emulated import Emulation, build, compiler
 
@@ -36,6 +40,10 @@ class Cpu(Gpu):
         call()
         return Summary.of([time.perf_counter() - start])
 
+    def array(self, tensor: Any) -> DeviceArray:
+        kind = np.dtype(str(tensor.dtype).removeprefix("torch."))
+        return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), kind, tensor)
+
     def ceilings(self) -> Ceilings:
         return Ceilings(1e10, 1e11)
 
@@ -45,6 +53,9 @@ class EmulatedKernels:
 
     def __init__(self, emulation: Emulation) -> None:
         self.emulation = emulation
+
+    def launch(self, plan: Launch, stream: int, *arguments: Any) -> None:
+        self.emulation.launch(plan.kernel, arguments)
 
     def mask_pool_workspace(self, logits: Any, features: Any) -> int:
         return 16
@@ -97,6 +108,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_kernels, "STITCH_TIMED", (64, 96))
     monkeypatch.setattr(gpu_kernels, "POOL_TIMED", (10, 16, 8, 12))
     monkeypatch.setattr(gpu_kernels, "MERGE_TIMED", (10, (8, 8), (32, 32)))
+    monkeypatch.setattr(gpu_naming, "NAMING_SIZES", [(12, 9, 7, 30, 2, (33, 40)), (1, 5, 3, 1, 1, (1, 1))])
+    monkeypatch.setattr(gpu_naming, "NAMING_TIMED", [(12, 9, 7, 30, (16, 16))])
     monkeypatch.setattr(gpu_kernels, "ATTENTION_TIMED", (2, 16, 4, [(4, 4), (8, 8)]))
 
 
@@ -105,7 +118,7 @@ def test_right_kernels_pass(kernels: EmulatedKernels) -> None:
     rows: list[Row] = []
     judge_kernels(rows.append, Cpu(), kernels, quick=False)  # type: ignore[arg-type]
     assert [row.name for row in rows if row.status not in ("pass", "measured")] == []
-    assert sum(row.status == "pass" for row in rows) == 3 * (2 + 2 + 1) + 2
+    assert sum(row.status == "pass" for row in rows) == 3 * (2 + 2 + 1) + 2 + 2 * 2
 
 
 @pytest.mark.usefixtures("small")
@@ -135,10 +148,45 @@ def test_a_wrong_kernel_fails(kernels: EmulatedKernels, monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("kernel", "argument"),
+    [
+        *(("odise_name_cosines", None), ("odise_name_classes", None), ("odise_name_choose", None)),
+        *(("odise_name_paint", None), ("odise_name_classes", 12), ("odise_name_classes", 13)),
+        *(("odise_name_classes", 14), ("odise_name_classes", 15), ("odise_name_classes", 16)),
+        *(("odise_name_choose", 6), ("odise_name_choose", 8), ("odise_name_choose", 9)),
+        *(("odise_name_choose", 10), ("odise_name_paint", 6), ("odise_name_paint", 7)),
+    ],
+)
+def test_a_wrong_naming_fails(
+    kernels: EmulatedKernels, monkeypatch: pytest.MonkeyPatch, kernel: str, argument: int | None
+) -> None:
+    """A kernel that does nothing, or of which the first element of one result is another one."""
+    right = kernels.emulation.launch
+    floats = {("odise_name_classes", 12), ("odise_name_classes", 14), ("odise_name_classes", 16)}
+    floats.add(("odise_name_choose", 10))
+
+    def wrong(name: str, arguments: tuple[Any, ...]) -> None:
+        if name != kernel or argument is not None:
+            right(name, arguments)
+        if name == kernel and argument is not None:
+            word = ctypes.c_uint32.from_address(arguments[argument])
+            word.value ^= 1 << 23 if (kernel, argument) in floats else 1  # twice or half; the next number
+
+    monkeypatch.setattr(kernels.emulation, "launch", wrong)
+    monkeypatch.setattr(gpu_kernels.secrets, "randbits", lambda bits: 1)
+    rows: list[Row] = []
+    judge_kernels(rows.append, Cpu(), kernels, quick=False)  # type: ignore[arg-type]
+    naming = [row for row in rows if row.name.startswith("naming")]
+    assert "fail" in {row.status for row in naming}, naming
+    assert {row.status for row in rows[1:] if row not in naming} == {"pass"}
+
+
+@pytest.mark.usefixtures("small")
 def test_times_are_rows_with_floor_and_baseline(kernels: EmulatedKernels) -> None:
     rows: list[Row] = []
     measure_kernels(rows.append, Cpu(), kernels)  # type: ignore[arg-type]
-    assert len(rows) == 1 + 3 + 4 + 2 + 2
+    assert len(rows) == 1 + 3 + 4 + 2 + 2 + 1
     assert {"median_us", "floor_us", "of_copy_bandwidth", "times_faster"} <= set(rows[1].values)
     pixels = 8 * 12
     assert rows[1].values["floor_us"] == pytest.approx(26 * pixels * 2 / 1e10 * 1e6)

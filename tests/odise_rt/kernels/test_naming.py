@@ -18,6 +18,7 @@ from odise_rt.kernels.launch_plans import (
     plan_paint_segments,
     plan_text_cosines,
 )
+from odise_rt.kernels.reference import choose_segments
 from odise_rt.postprocessing import MaskResizer, merge_panoptic
 from odise_rt.specs import ModelFacts
 from odise_rt.text_embeddings import EmbeddedVocabulary, normalise
@@ -181,6 +182,9 @@ def test_segments_are_those_of_the_host(emulation: Emulation, size: tuple[int, i
     owner, areas = emulation.panoptic_merge(logits, scores, test_size, size)
     labels[labels == classes] = -1
     segment_map, found = emulation.segments(labels, scores, owner, areas, isthing.astype(np.uint8), overlap)
+    ids, chosen = choose_segments(labels, scores, areas, isthing, overlap)
+    assert chosen == [(s.query, s.class_index, s.score) for s in expected]
+    assert np.array_equal(np.where(owner >= 0, ids[owner], 0), expected_map)
     assert np.array_equal(segment_map, expected_map), "no pixel is undecided in these cases"
     assert [(q, c) for q, c, _, _ in found] == [(s.query, s.class_index) for s in expected]
     assert [s for _, _, s, _ in found] == [s.score for s in expected]
