@@ -14,7 +14,7 @@ extern "C" __global__ void __launch_bounds__(kNameThreads)
   text_cosines(DeviceBlock(), shared_memory, embeddings, texts, scale, queries, channels, words, cosines);
 }
 
-extern "C" __global__ void __launch_bounds__(kNameThreads)
+extern "C" __global__ void __launch_bounds__(kNameThreads, 4)  // with more blocks it would spill on sm_80 and sm_90
     odise_name_classes(const float* __restrict__ mask_cosines, const float* __restrict__ clip_cosines,
                        const int32_t* __restrict__ first_word, const float* __restrict__ clip_weight,
                        const float* __restrict__ object_logits, int queries, int words, int classes, float unknown,

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from odise_rt.backends.device import DeviceArray, as_device_array, import_cuda_core, is_dense
-from odise_rt.errors import BackendError, first_line
+from odise_rt.errors import BackendError, MissingPackageError, first_line
 from odise_rt.kernels.launch_plans import (
     ATTENTION_LEVELS,
     BFLOAT16,
@@ -69,6 +69,15 @@ def kernel_file(name: str) -> Path:
         f"the CUDA kernels are not built: no {name} in {' or '.join(str(f) for f in folders)}; run `make kernels` in a "
         f"checkout (needs nvcc, no GPU) and set {FOLDER_VARIABLE} to its build/kernels"
     )
+
+
+def kernels_are_here() -> bool:
+    """Whether the kernels are built and cuda-core is installed; no GPU is looked for."""
+    try:
+        import_cuda_core()
+        return all(kernel_file(f"{name}.fatbin") for name in MODULES)
+    except (BackendError, MissingPackageError):
+        return False
 
 
 def gpu_array(value: object, name: str) -> DeviceArray:

@@ -11,6 +11,7 @@ from typing import Any
 
 from odise_rt.cores import usable_cores
 from odise_rt.errors import OptionsError
+from odise_rt.kernels.native import kernels_are_here
 from odise_rt.model_arguments import add_bundle_argument, add_engine_arguments, named_bundle
 from odise_rt.serve.limits import Limits
 
@@ -45,12 +46,12 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> argparse.Argum
     )
     model = parser.add_argument_group("model")
     add_engine_arguments(model, threads="cores over replicas")
-    model.add_argument("--concurrency", type=int, help="Requests in work per replica. Default: 1, with batching 4.")
+    model.add_argument("--concurrency", type=int, help="Requests in work per replica. Default: 1; on a GPU 4.")
     model.add_argument(
         "--batch-windows",
         choices=["auto", "on", "off"],
         default="auto",
-        help="Run windows of concurrent requests together. auto: on a GPU, where it pays. Default: auto.",
+        help="Run windows of concurrent requests together. auto: on a GPU without the CUDA kernels. Default: auto.",
     )
     model.add_argument(
         "--batch-wait-ms", type=float, default=0.0, help="Wait this long for a batch to fill. Default: 0."
@@ -135,12 +136,14 @@ def settings_from(args: argparse.Namespace) -> Any:
         ray_address=args.ray_address,
         object_store_bytes=args.object_store_mb << 20 if args.object_store_mb else None,
     )
+    on_gpu = args.batch_windows == "auto" and _runs_on_gpu(args.device, bundle)
     batching = None
-    if args.batch_windows == "on" or (args.batch_windows == "auto" and _runs_on_gpu(args.device, bundle)):
+    if args.batch_windows == "on" or (on_gpu and not kernels_are_here()):
         from odise_rt.backends.window_batching import WindowBatching
 
         batching = WindowBatching(args.max_batch_windows, args.batch_wait_ms / 1000)
-    concurrency = args.concurrency if args.concurrency is not None else 4 if batching else 1
+    # With one image on the GPU the next ones are decoded.
+    concurrency = args.concurrency if args.concurrency is not None else 4 if batching or on_gpu else 1
     if concurrency < 1:
         raise OptionsError(f"--concurrency is {concurrency}: expected at least 1")
     copies = args.max_replicas or args.replicas

@@ -185,17 +185,26 @@ def test_options_that_cannot_be_used(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "asked", "batching"),
+    ("arguments", "kernels", "asked", "batching", "concurrency"),
     [
-        (["--batch-windows", "on"], False, True),
-        (["--batch-windows", "off"], False, False),
-        (["--device", "cuda"], False, True),
-        (["--device", "cpu"], False, False),
-        ([], True, True),
+        (["--batch-windows", "on"], True, False, True, 4),
+        (["--batch-windows", "off"], True, False, False, 1),
+        (["--device", "cuda"], False, False, True, 4),
+        (["--device", "cuda"], True, False, False, 4),
+        (["--device", "cpu"], True, False, False, 1),
+        ([], False, True, True, 4),
+        ([], True, True, False, 4),
+        (["--concurrency", "2"], True, True, False, 2),
     ],
 )
 def test_a_gpu_is_looked_for_only_where_it_matters(
-    label_bundle: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], asked: bool, batching: bool
+    label_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    kernels: bool,
+    asked: bool,
+    batching: bool,
+    concurrency: int,
 ) -> None:
     looked: list[Path] = []
 
@@ -209,8 +218,11 @@ def test_a_gpu_is_looked_for_only_where_it_matters(
 
     monkeypatch.setattr("odise_rt.backends.select.gpu_if_it_works", gpu_if_it_works)
     monkeypatch.setattr("odise_rt.backends.ort.working_provider", working_provider)
+    monkeypatch.setattr("odise_rt.serve.command.kernels_are_here", lambda: kernels)
     args = cli.make_parser().parse_args(["serve", str(label_bundle), *arguments])
-    assert (settings_from(args).worker.batching is not None) == batching
+    worker = settings_from(args).worker
+    assert (worker.batching is not None) == batching
+    assert worker.concurrency == concurrency
     assert bool(looked) == asked
 
 
