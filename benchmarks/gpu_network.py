@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -354,6 +355,7 @@ def _answers(segmenter: Any, image: Any, words: EmbeddedVocabulary | None = None
         segmenter.facts,
         segmenter.bundle.constants().get("no_object_embedding"),
         words,
+        hashlib.sha256(words.mask_text.tobytes()).hexdigest(),
         np.arange(queries),
         np.arange(queries) % 2 == 0,
         np.ones(queries, bool),

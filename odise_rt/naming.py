@@ -31,6 +31,8 @@ class NamingRequest:
     """(P,), of the label variant."""
     words: EmbeddedVocabulary
     """Of the vocabulary's L words."""
+    words_id: str
+    """Equal for equal words, so that what was uploaded of them is found again."""
     first_word: np.ndarray
     """int (K,): position of each class's first word among the L."""
     isthing: np.ndarray

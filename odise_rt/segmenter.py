@@ -103,7 +103,7 @@ class Segmenter:
             window_batching: run windows of images that several threads segment at a time together; ``None``: each
                 call runs its own.
             batch_observer: told of each such run: stage, windows, callers.
-            stay_on_gpu: where the CUDA kernels are built, keep an image on the GPU from pixels to masks. Not with
+            stay_on_gpu: where the CUDA kernels are built, keep an image on the GPU from pixels to segments. Not with
                 ``low_memory`` or ``window_batching``.
 
         Raises:
@@ -419,6 +419,7 @@ class Segmenter:
             self.facts,
             self._constants.get("no_object_embedding"),
             self._embedder.embed(words),
+            words.words_hash,
             words.first_word,
             _classes(words, settings).isthing,
             seen,

@@ -24,9 +24,9 @@ _ALIGNMENT = 16
 
 
 def words_key(request: NamingRequest) -> tuple[object, ...]:
-    """What :class:`WordsOnGpu` of a request depend on. Valid while somebody holds the embeddings."""
+    """What :class:`WordsOnGpu` of a request depend on."""
     arrays = (request.first_word, request.isthing, request.clip_weight)
-    return (id(request.words.mask_text), id(request.words.clip_text), *(array.tobytes() for array in arrays))
+    return (request.words_id, *(array.tobytes() for array in arrays))
 
 
 class WordsOnGpu:
@@ -35,8 +35,6 @@ class WordsOnGpu:
     def __init__(self, session: CudaSession, request: NamingRequest) -> None:
         """Upload."""
         self._memory = DeviceMemory(session)
-        self._held = request.words
-        """So that the ids in :func:`words_key` stay theirs."""
         mask_text, count = request.words.mask_text, len(request.words.mask_text)
         if request.facts.variant == "label":
             assert request.no_object_embedding is not None, "a label bundle's constants hold no_object_embedding"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from odise_rt import BackendError, Bundle, ImageError, PanopticResult, Segmenter, SegmentOptions
+from odise_rt import BackendError, Bundle, ImageError, PanopticResult, Segmenter, SegmentOptions, Vocabulary
 from odise_rt.backends import machine, ort
 from odise_rt.backends.device import CudaSession
 from odise_rt.backends.image_pipeline import MAX_SHAPES, MAX_SPARE, MAX_WORDS, DeviceMasks
@@ -153,6 +153,21 @@ def test_masks_are_named_by_the_same_rules(tmp_path: Path, gpu: Calls, variant: 
         expected = segmenter.segment(image, WORDS, options)
     with on(opened, "cuda") as segmenter:
         assert_same(segmenter.segment(image, WORDS, options), expected)
+
+
+def test_words_too_many_to_remember_are_uploaded_once(bundle: Bundle, gpu: Calls, tmp_path: Path) -> None:
+    image, vocabularies = colour_image(), (WORDS, "sky; red")
+    with on(bundle, "cuda", cache_dir=tmp_path / "words") as segmenter:
+        memory = segmenter._embedder._memory
+        memory._max_bytes = 0  # those of the other vocabulary are read from the disk again
+        for words in vocabularies:
+            segmenter.segment(image, words)
+        arrays = [segmenter._embedder.embed(Vocabulary.parse(words)).mask_text for words in vocabularies * 2]
+        assert arrays[0] is not arrays[2]
+        before = len(gpu.log)
+        for words in vocabularies:
+            segmenter.segment(image, words)
+        assert [entry for entry in gpu.log[before:] if entry.startswith(ALLOCATIONS)] == []
 
 
 def test_vocabularies_take_turns_on_the_gpu(bundle: Bundle, gpu: Calls) -> None:
