@@ -88,7 +88,7 @@ class NamingInputs:
         }
         self.segments = {
             "ids": new((queries,), "int32"),
-            "count": new((1,), "int32"),
+            "count": new((2,), "int32"),
             "queries": new((queries,), "int32"),
             "classes": new((queries,), "int32"),
             "scores": new((queries,)),
@@ -188,7 +188,11 @@ class NamingInputs:
         ids, chosen = reference.choose_segments(found["labels"], found["scores"], self.areas, self.things, 0.8)
         count, problems = len(chosen), []
         got = zip(segments["queries"], segments["classes"], segments["scores"], strict=True)
-        if segments["count"][0] != count or list(got)[:count] != chosen or not np.array_equal(segments["ids"], ids):
+        if (
+            segments["count"].tolist() != [count, 0]
+            or list(got)[:count] != chosen
+            or not np.array_equal(segments["ids"], ids)
+        ):
             problems.append("other masks became segments")
             return problems
         expected = np.where(self.owner >= 0, ids[self.owner], 0)

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from training.models.odise import Odise
 
 WHOLE_NETWORK = "network"
-PIXELS_TO_SEGMENTS = "pixels_to_segments"
 """Step of a result that holds everything from pixels to masks: an image that stayed on the GPU."""
+PIXELS_TO_SEGMENTS = "pixels_to_segments"
+"""Likewise, from pixels to segments."""
 
 
 def stage_costs(model: Odise, facts: ModelFacts, height: int, width: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from odise_rt.errors import BackendError
 from odise_rt.products import product
 from odise_rt.specs import ModelFacts
 from odise_rt.text_embeddings import EmbeddedVocabulary, normalise
@@ -31,6 +32,18 @@ class MaskEmbeddings:
     """(Q, D): from CLIP."""
     object_logits: np.ndarray | None
     """(Q, 2) object and no object, of the caption variant."""
+
+    def check(self) -> None:
+        """Make sure that they are numbers.
+
+        Raises:
+            BackendError: some are not.
+        """
+        broken = ~(np.isfinite(self.mask).all(axis=1) & np.isfinite(self.clip).all(axis=1))
+        if self.object_logits is not None:
+            broken |= ~np.isfinite(self.object_logits).all(axis=1)
+        if broken.any():
+            raise not_numbers(int(broken.sum()), len(broken))
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,14 @@ class MaskNames:
     """float32 (Q, N): their probabilities by the mask classifier alone, over the K classes."""
     clip_scores: np.ndarray
     """float32 (Q, N): their probabilities by CLIP alone, over the K classes."""
+
+
+def not_numbers(broken: int, masks: int) -> BackendError:
+    """The error for embeddings that are NaN or infinite."""
+    return BackendError(
+        f"the network gave {broken} of {masks} masks embeddings that are NaN or infinite: half precision may overflow "
+        "on this image; use a bundle or engines in fp32 (python -m export.build_engines --precision fp32)"
+    )
 
 
 def class_logits(embedding: np.ndarray, text: np.ndarray, first_word: np.ndarray, scale: float) -> np.ndarray:

@@ -240,9 +240,11 @@ class Segmenter:
         watch.lap("clip_mask")
 
         object_logits = decoded["object_logits"][0] if "object_logits" in decoded else None
+        embeddings = MaskEmbeddings(decoded["mask_embedding"][0], clip["mask_clip_embedding"][0], object_logits)
+        embeddings.check()
         return MaskProposals(
             masks=HostMasks(decoded["mask_logits"][0]),
-            embeddings=MaskEmbeddings(decoded["mask_embedding"][0], clip["mask_clip_embedding"][0], object_logits),
+            embeddings=embeddings,
             original_size=prepared.original_size,
             network_size=prepared.network_size,
             windows=len(grid),

@@ -1,4 +1,4 @@
-"""An image on one GPU from pixels to masks: what lies between the networks stays on the device, too.
+"""An image on one GPU from pixels to segments: what lies between the networks stays on the device, too.
 
 ::
 
@@ -233,6 +233,7 @@ class ImagePipeline:
             self.session.stream.sync()
         found = {name: array[0].copy() for name, (_, array) in plan.host.items() if name != "pixels"}
         embeddings = MaskEmbeddings(found["mask_embedding"], found["mask_clip_embedding"], found.get("object_logits"))
+        embeddings.check()
         return PipelineResult(masks, embeddings)
 
     def _keep_masks(self, logits: DeviceArray) -> DeviceMasks:

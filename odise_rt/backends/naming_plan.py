@@ -12,7 +12,7 @@ import numpy as np
 
 from odise_rt.backends.device import CudaSession, DeviceArray
 from odise_rt.backends.device_memory import DeviceMemory, buffer_of
-from odise_rt.classification import MaskEmbeddings, MaskNames
+from odise_rt.classification import MaskEmbeddings, MaskNames, not_numbers
 from odise_rt.kernels.naming import ClassArrays, ClassRules, NamingKernels, SegmentArrays
 from odise_rt.kernels.native import Kernels
 from odise_rt.naming import Named, NamingRequest
@@ -152,9 +152,15 @@ class NamingPlan:
         return self.result()
 
     def result(self) -> Named:
-        """What the last run found, in arrays of the caller's own. The stream must have been waited for."""
+        """What the last run found, in arrays of the caller's own. The stream must have been waited for.
+
+        Raises:
+            BackendError: embeddings were not numbers.
+        """
         small = self._small_on_host
-        count = int(small["count"][0])
+        count, broken = (int(number) for number in small["count"])
+        if broken:
+            raise not_numbers(broken, small["queries"].size)
         scores = small["ranked_scores"].copy()
         names = MaskNames(
             self._probabilities_on_host.copy(),
@@ -221,7 +227,7 @@ class NamingPlan:
     def _prepare_small(self, queries: int, ranked: int) -> dict[str, DeviceArray]:
         """Results that do not grow with the image: parts of one buffer, so that one copy brings them all."""
         shapes = {
-            "count": ((1,), "int32"),
+            "count": ((2,), "int32"),
             "queries": ((queries,), "int32"),
             "classes": ((queries,), "int32"),
             "segment_scores": ((queries,), "float32"),

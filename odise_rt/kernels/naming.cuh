@@ -180,7 +180,7 @@ struct NameRules {
 /// What is found for the masks.
 struct NameResults {
   float* probabilities;   // (Q, K + 1), or (Q, K + 2) with unknown
-  int32_t* labels;        // (Q): class; K: unknown; -1: no object
+  int32_t* labels;        // (Q): class; K: unknown; -1: no object; -2: some probability is not a number
   float* scores;          // (Q): probability of the label, 0 for masks that take no part in the merge
   int32_t* ranked;        // (Q, best)
   float* ranked_scores;   // (Q, best, 3): both classifiers, the mask classifier alone, CLIP alone
@@ -263,7 +263,8 @@ ODISE_DEVICE void name_classes(const Block& block, char* shared, const float* ma
   // 3. The best few. Each thread reads back what it wrote itself.
   const Ranked likeliest = best;
   for (int rank = 0; rank < rules.best; ++rank) {
-    const bool wanted = is_object || rules.rank_all;
+    // There is no best class where probabilities are NaN: one NaN in an embedding makes all of them so.
+    const bool wanted = (is_object || rules.rank_all) && best.index < classes;
     block.each_thread([&](int thread) {
       if (thread != 0) return;
       const int64_t at = query * rules.best + rank;
@@ -292,7 +293,7 @@ ODISE_DEVICE void name_classes(const Block& block, char* shared, const float* ma
     if (thread != 0) return;
     if (has_unknown) row[classes] = unnamed ? likeliest.value : 0.0f;
     row[classes + has_unknown] = none;
-    out.labels[query] = is_object ? (unnamed ? classes : likeliest.index) : -1;
+    out.labels[query] = likeliest.index >= classes ? -2 : !is_object ? -1 : unnamed ? classes : likeliest.index;
     out.scores[query] = is_object && likeliest.value > rules.object_threshold ? likeliest.value : 0.0f;
   });
 }
@@ -300,7 +301,7 @@ ODISE_DEVICE void name_classes(const Block& block, char* shared, const float* ma
 /// The segments of an image, at most one for each mask.
 struct SegmentTable {
   int32_t* ids;      // (Q): id of the segment that a mask's pixels belong to, from 1; 0: none
-  int32_t* count;    // (1)
+  int32_t* count;    // (2): segments; masks whose probabilities are not numbers
   int32_t* queries;  // (Q): of each segment, the mask with the best score
   int32_t* classes;  // (Q)
   float* scores;     // (Q)
@@ -315,12 +316,13 @@ ODISE_DEVICE void choose_segments(const Block& block, const int32_t* labels, con
     for (int i = thread; i < kPaintFacts * queries; i += kNameThreads) out.facts[i] = i < 2 * queries ? kNoPixel : 0;
     if (thread != 0) return;
     // In order of the masks: ids count up as masks pass, and stuff joins the first of its class. A hundred steps.
-    int count = 0;
+    int count = 0, broken = 0;
     for (int query = 0; query < queries; ++query) {
       out.ids[query] = 0;
+      broken += labels[query] < -1;
       const float score = scores[query];
       const int32_t mask = areas[query], owned = areas[queries + query], kept = areas[2 * queries + query];
-      if (!(score > 0.0f) || mask <= 0 || owned <= 0 || kept <= 0) continue;
+      if (labels[query] < 0 || !(score > 0.0f) || mask <= 0 || owned <= 0 || kept <= 0) continue;
       if (static_cast<double>(owned) / static_cast<double>(mask) < overlap) continue;
       const int32_t label = labels[query];
       int segment = count;
@@ -335,7 +337,8 @@ ODISE_DEVICE void choose_segments(const Block& block, const int32_t* labels, con
       count += segment == count;
       out.ids[query] = segment + 1;
     }
-    *out.count = count;
+    out.count[0] = count;
+    out.count[1] = broken;
   });
 }
 

@@ -37,7 +37,7 @@ class ClassArrays:
     probabilities: DeviceArray
     """float32 (Q, K + 1), the last column "no object"; with ``unknown`` (Q, K + 2), "unknown" before it."""
     labels: DeviceArray
-    """int32 (Q,): the class; K for "unknown", -1 for no object."""
+    """int32 (Q,): the class; K for "unknown", -1 for no object, -2 where probabilities are NaN."""
     scores: DeviceArray
     """float32 (Q,): the label's probability, 0 for masks that take no part in the merge."""
     ranked: DeviceArray
@@ -53,9 +53,9 @@ class SegmentArrays:
     ids: DeviceArray
     """int32 (Q,): id of the segment that a mask's pixels belong to, counted from 1; 0 for none."""
     count: DeviceArray
-    """int32 (1,): segments."""
+    """int32 (2,): segments, and masks whose probabilities are NaN."""
     queries: DeviceArray
-    """int32 (Q,): of each segment, the mask with the best score. Only the first ``count`` are written, as below."""
+    """int32 (Q,): of each segment, the mask with the best score. Only the first ``count[0]`` are written, as below."""
     classes: DeviceArray
     """int32 (Q,)."""
     scores: DeviceArray
@@ -197,7 +197,7 @@ class NamingKernels:
         )
         outputs = (
             (out.ids, "ids", (queries,), "int32"),
-            (out.count, "count", (1,), "int32"),
+            (out.count, "count", (2,), "int32"),
             (out.queries, "queries", (queries,), "int32"),
             (out.classes, "classes", (queries,), "int32"),
             (out.scores, "scores", (queries,), "float32"),

@@ -122,7 +122,7 @@ def choose_segments(
     """Which masks become segments after the merge; of stuff, one segment for each class.
 
     Args:
-        labels: int (Q,), the class of each mask.
+        labels: int (Q,), the class of each mask, below zero for none.
         scores: floating (Q,); a mask with a score of zero takes no part.
         areas: int (3, Q), of :func:`panoptic_merge`.
         things: (K,), not zero for things.
@@ -136,7 +136,7 @@ def choose_segments(
     chosen: list[tuple[int, int, float]] = []
     for query, (label, score) in enumerate(zip(labels, scores, strict=True)):
         mask, owned, kept = (int(area) for area in areas[:, query])
-        if not score > 0 or min(mask, owned, kept) <= 0 or owned / mask < overlap_threshold:
+        if label < 0 or not score > 0 or min(mask, owned, kept) <= 0 or owned / mask < overlap_threshold:
             continue
         same = [index for index, (_, other, _) in enumerate(chosen) if other == label and not things[label]]
         if not same:

@@ -207,8 +207,9 @@ def test_the_caption_variant_has_object_logits(tmp_path: Path, gpu: Calls) -> No
     assert np.array_equal(found, expected)
 
 
-SMALL = 4 + 3 * 6 * 4 + 5 * 6 * 4 + 6 * 5 * 4 + 6 * 5 * 3 * 4
-"""Bytes: number of segments; query, class and score of each; boxes and areas; five best classes of each mask."""
+SMALL = 8 + 3 * 6 * 4 + 5 * 6 * 4 + 6 * 5 * 4 + 6 * 5 * 3 * 4
+"""Bytes: numbers of segments and of broken masks; query, class and score of each; boxes and areas; five best classes of
+each mask."""
 
 
 def test_only_the_result_crosses_back(bundle: Bundle, gpu: Calls) -> None:
@@ -336,6 +337,31 @@ def test_fewer_windows_at_a_time_when_the_gpu_is_full(bundle: Bundle, gpu: Calls
             segmenter.segment(image, WORDS, SegmentOptions(short_edge=64, long_edge=256, windows_per_batch=4))
         assert np.array_equal(segmenter.segment(image, WORDS, options).segment_map, fewer.segment_map)
     assert np.array_equal(fewer.segment_map, whole.segment_map)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("output", ["mask_embedding", "mask_clip_embedding"])
+def test_embeddings_that_are_not_numbers_are_one_error(
+    bundle: Bundle, gpu: Calls, monkeypatch: pytest.MonkeyPatch, device: str, output: str
+) -> None:
+    def spoil(name: str, array: np.ndarray) -> np.ndarray:
+        array = array.copy()
+        if name == output:
+            array[0, 2, 1] = np.nan
+        return array
+
+    with on(bundle, device) as segmenter:
+        segmenter.segment(colour_image(), WORDS)
+        if device == "cuda":
+            gpu.corrupt = spoil
+        else:
+            run = ort.OrtStage.run
+            monkeypatch.setattr(
+                ort.OrtStage, "run", lambda self, inputs: {n: spoil(n, a) for n, a in run(self, inputs).items()}
+            )
+        for call in (lambda: segmenter.segment(colour_image(), WORDS), lambda: segmenter.find_masks(colour_image())):
+            with pytest.raises(BackendError, match=r"gave 1 of 6 masks embeddings that are NaN or infinite.*fp32"):
+                call()
 
 
 def test_other_sizes_are_forgotten_before_an_image_is_refused(

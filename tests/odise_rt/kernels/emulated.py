@@ -254,7 +254,7 @@ class Emulation:
     ) -> tuple[np.ndarray, list[tuple[int, int, float, tuple[int, ...]]]]:
         """The segment map, and of each segment query, class, score, and left, top, right, bottom and area."""
         queries = len(labels)
-        ids, count, of, classes = (np.full(n, -9, np.int32) for n in (queries, 1, queries, queries))
+        ids, count, of, classes = (np.full(n, -9, np.int32) for n in (queries, 2, queries, queries))
         best, facts = np.full(queries, np.nan, np.float32), np.full((5, queries), -9, np.int32)
         status = self._call(
             "emulate_name_choose", _at(labels), _at(scores), _at(areas), _at(things), queries,
@@ -268,6 +268,7 @@ class Emulation:
         assert status == 0, status
         found = zip(of, classes, best, facts.T, strict=True)
         segments = [(int(q), int(c), float(s), tuple(int(v) for v in f)) for q, c, s, f in found]
+        assert count[1] == (labels < -1).sum()
         return segment_map, segments[: count[0]]
 
     def launch(self, kernel: str, arguments: tuple[Any, ...]) -> None:

@@ -161,6 +161,22 @@ def test_no_logit_overflows(emulation: Emulation, largest: float) -> None:
     assert (found["ranked"][0, 0] == 2) == (largest > 0)
 
 
+def test_a_mask_that_is_not_a_number_is_told(emulation: Emulation) -> None:
+    case = Case.new(40, queries=3)
+    good = case.emulated(emulation, 3, None, True)
+    case.masks.mask[1, 5] = np.nan
+    found = case.emulated(emulation, 3, None, True)
+    assert found["labels"][1] == -2
+    assert found["scores"][1] == 0
+    assert not found["ranked"][1].any()
+    for name, array in found.items():
+        assert np.array_equal(array[[0, 2]], good[name][[0, 2]]), "the other masks are as ever"
+    areas = np.full((3, 3), 10, np.int32)
+    owner = np.array([[0, 1, 2]], np.int16)
+    segment_map, _ = emulation.segments(found["labels"], np.ones(3, np.float32), owner, areas, np.ones(41, np.uint8), 0)
+    assert segment_map[0, 1] == 0
+
+
 # ---- segments --------------------------------------------------------------------------------------------------------
 
 

@@ -275,7 +275,7 @@ def test_masks_are_named_by_four_launches(kernels: Kernels) -> None:
     rules = ClassRules(None, 0.25, True)
     naming.name_classes(*cosines, first_word, weight, None, rules, classes, 0)
     segments = SegmentArrays(
-        *(at(12 + i, (100,) if i != 1 else (1,), "float32" if i == 4 else "int32") for i in range(5)),
+        *(at(12 + i, (100,) if i != 1 else (2,), "float32" if i == 4 else "int32") for i in range(5)),
         at(17, (5, 100), "int32"),
     )
     areas, things = at(18, (3, 100), "int32"), at(19, (80,), "uint8")
