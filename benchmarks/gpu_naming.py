@@ -12,7 +12,7 @@ import numpy as np
 
 from odise_rt.classification import class_logits, log_softmax, softmax
 from odise_rt.kernels import reference
-from odise_rt.kernels.naming import ClassArrays, ClassRules, NamingKernels, SegmentArrays
+from odise_rt.kernels.naming import ClassArrays, NamingKernels, SegmentArrays
 from odise_rt.kernels.native import Kernels
 from odise_rt.postprocessing import boxes_and_areas
 from odise_rt.text_embeddings import normalise
@@ -24,6 +24,9 @@ NAMING_SIZES = [
     (100, 256, 768, 10_000, 1, (1024, 1024)),
 ]
 """Masks, channels of the mask classifier and of CLIP, classes, synonyms at most, size of the result."""
+FIXED = ("first_word", "clip_weight", "thresholds", "things", "overlap", "owner", "areas")
+"""Inputs of the kernels that are single arrays."""
+LEAST_SCORE, LEAST_OVERLAP = 0.05, 0.8
 NAMING_TIMED = [(100, 256, 768, 133, (1024, 1024)), (100, 256, 768, 10_000, (1024, 1024))]
 """Masks, channels of both, classes of one word each, size of the result: COCO's vocabulary, and a very large one."""
 SCALES = (100.0, 100.0)
@@ -61,6 +64,8 @@ class NamingInputs:
             self.embeddings[0][query] += 9 * self.texts[0][word]
             if word < words:
                 self.embeddings[1][query] += 9 * self.texts[1][word]
+        self.thresholds = np.array([unknown or 0, LEAST_SCORE], np.float32)
+        self.overlap = np.array([LEAST_OVERLAP])
         self.owner = random.integers(-1, queries, shape).astype(np.int16)
         self.owner.ravel()[: self.owner.size // 2] = -1  # the upper half is nobody's
         kept = np.bincount(self.owner.ravel() + 1, minlength=queries + 1)[1:]
@@ -76,7 +81,7 @@ class NamingInputs:
             "embeddings": [put(array) for array in self.embeddings],
             "texts": [put(array) for array in self.texts],
             "cosines": [new((queries, words + 1)), new((queries, words))],
-            **{name: put(getattr(self, name)) for name in ("first_word", "clip_weight", "things", "owner", "areas")},
+            **{name: put(getattr(self, name)) for name in FIXED},
         }
         ranked = (queries, self.best)
         self.found = {
@@ -99,7 +104,6 @@ class NamingInputs:
     def call(self, gpu: Any, kernels: Kernels) -> Callable[[], None]:
         """A call that launches everything but the merge, whose owners and areas are given."""
         naming, placed = NamingKernels(kernels), self.placed
-        rules = ClassRules(self.unknown, 0.05, rank_all=False)
         arrays = ClassArrays(**{name: gpu.array(array) for name, array in self.found.items()})
         segments = SegmentArrays(**{name: gpu.array(array) for name, array in self.segments.items()})
         inputs = {name: gpu.array(array) for name, array in placed.items() if not isinstance(array, list)}
@@ -110,10 +114,11 @@ class NamingInputs:
             for embedding, text, scale, out in zip(*pairs[:2], SCALES, pairs[2], strict=True):
                 naming.text_cosines(embedding, text, scale, out, gpu.handle)
             naming.name_classes(
-                mask_cosines, clip_cosines, inputs["first_word"], inputs["clip_weight"], None, rules, arrays, gpu.handle
-            )
+                mask_cosines, clip_cosines, inputs["first_word"], inputs["clip_weight"], None, inputs["thresholds"],
+                arrays, gpu.handle, with_unknown=self.unknown is not None,
+            )  # fmt: skip
             naming.choose_segments(
-                arrays.labels, arrays.scores, inputs["areas"], inputs["things"], 0.8, segments, gpu.handle
+                arrays.labels, arrays.scores, inputs["areas"], inputs["things"], inputs["overlap"], segments, gpu.handle
             )
             naming.paint_segments(inputs["owner"], segments, segment_map, gpu.handle)
 
@@ -152,7 +157,7 @@ class NamingInputs:
         )
         if (sure & ~right).any():
             problems.append(f"{int((sure & ~right).sum())} masks have a wrong label")
-        scores = np.where((found["labels"] >= 0) & (best > 0.05), best, 0)
+        scores = np.where((found["labels"] >= 0) & (best > LEAST_SCORE), best, 0)
         if not np.allclose(found["scores"], scores, rtol=PROBABILITY_ERROR):
             problems.append("scores for the merge are wrong")
         which = found["ranked"].astype(np.int64).clip(0, self.classes - 1)
@@ -185,7 +190,9 @@ class NamingInputs:
     def _segment_problems(self, found: dict[str, np.ndarray]) -> list[str]:
         """Segments held to the labels and scores that the GPU found itself: these are exact."""
         segments = {name: array.cpu().numpy() for name, array in self.segments.items()}
-        ids, chosen = reference.choose_segments(found["labels"], found["scores"], self.areas, self.things, 0.8)
+        ids, chosen = reference.choose_segments(
+            found["labels"], found["scores"], self.areas, self.things, LEAST_OVERLAP
+        )
         count, problems = len(chosen), []
         got = zip(segments["queries"], segments["classes"], segments["scores"], strict=True)
         if (

@@ -38,7 +38,7 @@ from odise_rt.backends.cuda import CudaBackend, why_no_stream
 from odise_rt.backends.device import CudaSession, DeviceArray, as_device_array, cuda_errors
 from odise_rt.backends.device_memory import DeviceMemory, buffer_of
 from odise_rt.backends.image_plan import ImagePlan, Network
-from odise_rt.backends.naming_plan import NamingPlan, WordsOnGpu, words_key
+from odise_rt.backends.naming_plan import NamingPlan, WordsOnGpu, naming_key, words_key
 from odise_rt.backends.ort import OrtStage
 from odise_rt.backends.pool import StagePool
 from odise_rt.backends.trt import TrtStage
@@ -54,7 +54,7 @@ from odise_rt.specs import IMAGE_STAGES, ModelFacts
 logger = logging.getLogger(__name__)
 
 MAX_SHAPES = 4
-"""Sizes of images whose buffers and graphs are kept, and sizes of results with their words and rules."""
+"""Sizes of images whose buffers and graphs are kept, and sizes of results with their words."""
 MAX_WORDS = 2
 """Vocabularies that stay on the GPU: ten thousand words are 40 MB at full size."""
 MAX_SPARE = 4
@@ -199,8 +199,8 @@ class ImagePipeline:
         with self.session.use("segmenting an image"):
             self._check_open()
             key = (pixels.shape[0], pixels.shape[1], *size, windows_per_batch)
-            naming_key = _naming_key(request, self._network.facts.queries, size, key[:2])
-            return self._making_room({key, naming_key}, lambda: self._segment(key, naming_key, pixels, request))
+            named = naming_key(request, self._network.facts.queries, size, key[:2])
+            return self._making_room({key, named}, lambda: self._segment(key, named, pixels, request))
 
     def close(self) -> None:
         """Release everything but the stages. Safe to call twice."""
@@ -253,14 +253,15 @@ class ImagePipeline:
     def _segment(
         self,
         key: _ImageKey,
-        naming_key: tuple[object, ...],
+        named: tuple[object, ...],
         pixels: np.ndarray | DeviceArray,
         request: NamingRequest,
     ) -> Named:
         with cuda_errors("segmenting an image"):
             plan = self._plan(key)
-            naming = self._naming(naming_key, request, self._network.facts.queries, key[2:4], key[:2])
+            naming = self._naming(named, request, self._network.facts.queries, key[2:4], key[:2])
             plan.feed(pixels)
+            naming.feed(request)
             plan.execute(naming)
             self.session.stream.sync()
             return naming.result()
@@ -282,7 +283,7 @@ class ImagePipeline:
         test_size: tuple[int, int],
         size: tuple[int, int],
     ) -> NamingPlan:
-        """The plan of a size of result, its words and rules, likewise."""
+        """The plan of a size of result and its words, likewise."""
         if key not in self._namings:
             while len(self._namings) >= self._max_shapes:
                 self._drop_naming(next(iter(self._namings)))
@@ -311,8 +312,8 @@ class ImagePipeline:
 
     def _drop_words(self, key: tuple[object, ...]) -> None:
         words = self._words.pop(key)
-        for naming_key in [k for k, naming in self._namings.items() if naming.words is words]:
-            self._drop_naming(naming_key)
+        for named in [k for k, naming in self._namings.items() if naming.words is words]:
+            self._drop_naming(named)
         words.close()
 
     def _making_room(self, keys: set[tuple[Any, ...]], work: Callable[[], T]) -> T:
@@ -332,12 +333,12 @@ class ImagePipeline:
             logger.info("out of memory: forgetting %d other sizes of images and results", len(plans) + len(namings))
         for image_key in plans:
             self._plans.pop(image_key).close()
-        for naming_key in namings:
-            self._drop_naming(naming_key)
+        for named in namings:
+            self._drop_naming(named)
         used = {id(naming.words) for naming in self._namings.values()}
         unused = [key for key, words in self._words.items() if id(words) not in used]
-        for words_key_ in unused:
-            self._drop_words(words_key_)
+        for vocabulary in unused:
+            self._drop_words(vocabulary)
         self._free_spare(0)
         return bool(plans or namings or unused)
 
@@ -357,11 +358,11 @@ class ImagePipeline:
         with self.session.use("naming masks"):
             self._check_open()
             queries, test_size, size = logits.shape[0], resizer.test_size, resizer.size
-            key = _naming_key(request, queries, test_size, size)
+            key = naming_key(request, queries, test_size, size)
 
             def work() -> Named:
                 with cuda_errors("naming masks"):
-                    return self._naming(key, request, queries, test_size, size).run(logits, embeddings)
+                    return self._naming(key, request, queries, test_size, size).run(logits, embeddings, request)
 
             return self._making_room({key}, work)
 
@@ -411,12 +412,3 @@ class DeviceMasks:
         named = self._pipeline.name(self._logits, embeddings, request, resizer)
         lap("name_masks")
         return named
-
-
-def _naming_key(
-    request: NamingRequest, queries: int, test_size: tuple[int, int], size: tuple[int, int]
-) -> tuple[object, ...]:
-    """What a :class:`NamingPlan` depends on."""
-    options = request.options
-    rules = (options.unknown, options.object_mask_threshold, options.overlap_threshold, request.ranked)
-    return (queries, test_size, size, *rules, request.rank_all, request.wants_probabilities, *words_key(request))

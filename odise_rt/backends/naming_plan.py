@@ -13,7 +13,7 @@ import numpy as np
 from odise_rt.backends.device import CudaSession, DeviceArray
 from odise_rt.backends.device_memory import DeviceMemory, buffer_of
 from odise_rt.classification import MaskEmbeddings, MaskNames, not_numbers
-from odise_rt.kernels.naming import ClassArrays, ClassRules, NamingKernels, SegmentArrays
+from odise_rt.kernels.naming import ClassArrays, NamingKernels, SegmentArrays
 from odise_rt.kernels.native import Kernels
 from odise_rt.naming import Named, NamingRequest
 from odise_rt.postprocessing import MergedSegment
@@ -25,12 +25,19 @@ _ALIGNMENT = 16
 
 def words_key(request: NamingRequest) -> tuple[object, ...]:
     """What :class:`WordsOnGpu` of a request depend on."""
-    arrays = (request.first_word, request.isthing, request.clip_weight)
-    return (request.words_id, *(array.tobytes() for array in arrays))
+    return (request.words_id, request.first_word.tobytes())
+
+
+def naming_key(
+    request: NamingRequest, queries: int, test_size: tuple[int, int], size: tuple[int, int]
+) -> tuple[object, ...]:
+    """What a :class:`NamingPlan` depends on."""
+    rules = (request.ranked, request.rank_all, request.wants_probabilities, len(request.isthing))
+    return (queries, test_size, size, *rules, *words_key(request))
 
 
 class WordsOnGpu:
-    """A vocabulary's embeddings, classes and weights in the memory of the GPU."""
+    """A vocabulary's embeddings and classes in the memory of the GPU."""
 
     def __init__(self, session: CudaSession, request: NamingRequest) -> None:
         """Upload."""
@@ -47,10 +54,6 @@ class WordsOnGpu:
             """float32 (L, D)."""
             self.first_word = upload(np.append(request.first_word, count).astype(np.int32))
             """int32 (K + 1,)."""
-            self.clip_weight = upload(request.clip_weight)
-            """float32 (K,)."""
-            self.things = upload(request.isthing.astype(np.uint8))
-            """uint8 (K,), or (K + 1,) with "unknown"."""
         except BaseException:
             self.close()
             raise
@@ -61,7 +64,10 @@ class WordsOnGpu:
 
 
 class NamingPlan:
-    """Buffers and launches from embeddings and mask logits to segments, for one vocabulary and size of result."""
+    """Buffers and launches from embeddings and mask logits to segments, for one vocabulary and size of result.
+
+    Thresholds, weights and kinds of classes are read from memory on the way: they may be others in each run of a graph.
+    """
 
     def __init__(
         self,
@@ -79,7 +85,7 @@ class NamingPlan:
             session: where.
             kernels: on its GPU.
             words: of the request.
-            request: by which words and rules; it must have the same in every run.
+            request: by which words; of its rules only those matter that :func:`naming_key` has.
             queries: masks.
             test_size: height and width of the unpadded image in the network.
             size: height and width of the result.
@@ -88,9 +94,8 @@ class NamingPlan:
         self._session, self._kernels, self._naming = session, kernels, NamingKernels(kernels)
         self._memory = DeviceMemory(session)
         self._test_size = test_size
-        self._facts, options = request.facts, request.options
-        self._overlap_threshold = options.overlap_threshold
-        self._rules = ClassRules(options.unknown, options.object_mask_threshold, request.rank_all)
+        self._facts, self._rank_all = request.facts, request.rank_all
+        self._with_unknown = len(request.isthing) > len(request.first_word)
         self._isthing = request.isthing
         self._from_host: dict[str, tuple[Any, np.ndarray, DeviceArray]] = {}
         try:
@@ -98,6 +103,15 @@ class NamingPlan:
         except BaseException:
             self.close()
             raise
+
+    def feed(self, request: NamingRequest) -> None:
+        """Set what the next run goes by."""
+        options, rules = request.options, self._rules_on_host
+        rules["overlap"][0] = options.overlap_threshold
+        rules["thresholds"][:] = options.unknown or 0.0, options.object_mask_threshold
+        rules["clip_weight"][:] = request.clip_weight
+        rules["things"][:] = request.isthing
+        self._isthing = request.isthing
 
     def enqueue(
         self,
@@ -114,26 +128,29 @@ class NamingPlan:
             clip_embedding: float32 (Q, D).
             object_logits: float32 (Q, 2), of the caption variant.
         """
-        stream, words, naming = self._session.stream, self.words, self._naming
+        stream, words, naming, rules = self._session.stream, self.words, self._naming, self._rules
+        pinned, placed = self._rules_in
+        pinned.copy_to(buffer_of(placed), stream=stream)
         naming.text_cosines(mask_embedding, words.mask_text, self._facts.mask_logit_scale, self._mask_cosines, stream)
         naming.text_cosines(clip_embedding, words.clip_text, self._facts.clip_logit_scale, self._clip_cosines, stream)
         naming.name_classes(
-            self._mask_cosines, self._clip_cosines, words.first_word, words.clip_weight, object_logits, self._rules,
-            self._classes, stream,
+            self._mask_cosines, self._clip_cosines, words.first_word, rules["clip_weight"], object_logits,
+            rules["thresholds"], self._classes, stream, rank_all=self._rank_all, with_unknown=self._with_unknown,
         )  # fmt: skip
         self._kernels.panoptic_merge(
             logits, self._classes.scores, self._test_size, self._tables, self._owner, self._areas, stream
         )
         naming.choose_segments(
-            self._classes.labels, self._classes.scores, self._areas, words.things, self._overlap_threshold,
+            self._classes.labels, self._classes.scores, self._areas, rules["things"], rules["overlap"],
             self._segments, stream,
         )  # fmt: skip
         naming.paint_segments(self._owner, self._segments, self._map, stream)
         for array, (pinned, _) in self._to_host:
             buffer_of(array).copy_to(pinned, stream=stream)
 
-    def run(self, logits: DeviceArray, embeddings: MaskEmbeddings) -> Named:
+    def run(self, logits: DeviceArray, embeddings: MaskEmbeddings, request: NamingRequest) -> Named:
         """Name masks whose embeddings lie on the host; waits for the result."""
+        self.feed(request)
         stream = self._session.stream
         wanted = {"mask": embeddings.mask, "clip": embeddings.clip}
         if self._facts.variant == "caption":
@@ -198,8 +215,8 @@ class NamingPlan:
         self._tables = (array((rows,), "int32"), array((3, rows)), array((columns,), "int32"), array((3, columns)))
         self._owner, self._areas = array(size, "int16"), array((3, queries), "int32")
         self._map = array(size, "int32")
-        small = self._prepare_small(queries, request.ranked)
-        probabilities = array((queries, classes + (1 if self._rules.unknown is None else 2)))
+        small, probabilities = self._prepare_small(queries, request.ranked), array((queries, len(request.isthing) + 1))
+        self._prepare_rules(classes, len(request.isthing))
         self._classes = ClassArrays(
             probabilities,
             array((queries,), "int32"),
@@ -226,27 +243,46 @@ class NamingPlan:
 
     def _prepare_small(self, queries: int, ranked: int) -> dict[str, DeviceArray]:
         """Results that do not grow with the image: parts of one buffer, so that one copy brings them all."""
-        shapes = {
-            "count": ((2,), "int32"),
-            "queries": ((queries,), "int32"),
-            "classes": ((queries,), "int32"),
-            "segment_scores": ((queries,), "float32"),
-            "facts": ((5, queries), "int32"),
-            "ranked": ((queries, ranked), "int32"),
-            "ranked_scores": ((queries, ranked, 3), "float32"),
-        }
+        whole, on_host, parts, self._small_on_host = self._parts(
+            {
+                "count": ((2,), "int32"),
+                "queries": ((queries,), "int32"),
+                "classes": ((queries,), "int32"),
+                "segment_scores": ((queries,), "float32"),
+                "facts": ((5, queries), "int32"),
+                "ranked": ((queries, ranked), "int32"),
+                "ranked_scores": ((queries, ranked, 3), "float32"),
+            }
+        )
+        self._to_host = [(whole, on_host)]
+        return parts
+
+    def _prepare_rules(self, classes: int, kinds: int) -> None:
+        """What may be another in each run, likewise."""
+        whole, (pinned, _), self._rules, self._rules_on_host = self._parts(
+            {
+                "overlap": ((1,), "float64"),
+                "thresholds": ((2,), "float32"),
+                "clip_weight": ((classes,), "float32"),
+                "things": ((kinds,), "uint8"),
+            }
+        )
+        self._rules_in = (pinned, whole)
+
+    def _parts(
+        self, shapes: dict[str, tuple[tuple[int, ...], str]]
+    ) -> tuple[DeviceArray, tuple[Any, np.ndarray], dict[str, DeviceArray], dict[str, np.ndarray]]:
+        """Arrays that lie side by side in one buffer, on the GPU and on the host."""
         starts, total = {}, 0
         for name, (shape, dtype) in shapes.items():
             starts[name] = total
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
             total += -(-size // _ALIGNMENT) * _ALIGNMENT
-        whole = self._memory.array((total,), "uint8")
-        on_host = self._memory.pinned((total,), "uint8")
-        self._to_host = [(whole, on_host)]
-        parts, self._small_on_host = {}, {}
+        whole, on_host = self._memory.array((total,), "uint8"), self._memory.pinned((total,), "uint8")
+        there, here = {}, {}
         for name, (shape, dtype) in shapes.items():
             start, kind = starts[name], np.dtype(dtype)
-            parts[name] = replace(whole, pointer=whole.pointer + start, shape=shape, dtype=kind)
+            there[name] = replace(whole, pointer=whole.pointer + start, shape=shape, dtype=kind)
             stop = start + int(np.prod(shape)) * kind.itemsize
-            self._small_on_host[name] = on_host[1][start:stop].view(kind).reshape(shape)
-        return parts
+            here[name] = on_host[1][start:stop].view(kind).reshape(shape)
+        return whole, on_host, there, here

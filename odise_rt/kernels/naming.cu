@@ -17,19 +17,19 @@ extern "C" __global__ void __launch_bounds__(kNameThreads)
 extern "C" __global__ void __launch_bounds__(kNameThreads, 4)  // with more blocks it would spill on sm_80 and sm_90
     odise_name_classes(const float* __restrict__ mask_cosines, const float* __restrict__ clip_cosines,
                        const int32_t* __restrict__ first_word, const float* __restrict__ clip_weight,
-                       const float* __restrict__ object_logits, int queries, int words, int classes, float unknown,
-                       float object_threshold, int best, int rank_all, float* __restrict__ probabilities,
-                       int32_t* __restrict__ labels, float* __restrict__ scores, int32_t* __restrict__ ranked,
-                       float* __restrict__ ranked_scores) {
+                       const float* __restrict__ object_logits, const float* __restrict__ thresholds, int queries,
+                       int words, int classes, int best, int rank_all, int with_unknown,
+                       float* __restrict__ probabilities, int32_t* __restrict__ labels, float* __restrict__ scores,
+                       int32_t* __restrict__ ranked, float* __restrict__ ranked_scores) {
   name_classes(DeviceBlock(), shared_memory, mask_cosines, clip_cosines, first_word, clip_weight, object_logits,
-               queries, words, classes, NameRules{unknown, object_threshold, best, rank_all != 0},
+               queries, words, classes, NameRules{thresholds, best, rank_all != 0, with_unknown != 0},
                NameResults{probabilities, labels, scores, ranked, ranked_scores});
 }
 
 extern "C" __global__ void __launch_bounds__(kNameThreads)
     odise_name_choose(const int32_t* __restrict__ labels, const float* __restrict__ scores,
-                      const int32_t* __restrict__ areas, const uint8_t* __restrict__ things, int queries,
-                      double overlap, int32_t* ids, int32_t* count, int32_t* segment_queries, int32_t* segment_classes,
+                      const int32_t* __restrict__ areas, const uint8_t* __restrict__ things,
+                      const double* __restrict__ overlap, int queries, int32_t* ids, int32_t* count, int32_t* segment_queries, int32_t* segment_classes,
                       float* segment_scores, int32_t* facts) {
   choose_segments(DeviceBlock(), labels, scores, areas, things, queries, overlap,
                   SegmentTable{ids, count, segment_queries, segment_classes, segment_scores, facts});
@@ -66,30 +66,30 @@ extern "C" cudaError_t odise_text_cosines(const float* embeddings, const float* 
 
 extern "C" cudaError_t odise_classify_masks(const float* mask_cosines, const float* clip_cosines,
                                             const int32_t* first_word, const float* clip_weight,
-                                            const float* object_logits, int32_t queries, int32_t words,
-                                            int32_t classes, float unknown, float object_threshold, int32_t best,
-                                            int32_t rank_all, float* probabilities, int32_t* labels, float* scores,
+                                            const float* object_logits, const float* thresholds, int32_t queries,
+                                            int32_t words, int32_t classes, int32_t best, int32_t rank_all,
+                                            int32_t with_unknown, float* probabilities, int32_t* labels, float* scores,
                                             int32_t* ranked, float* ranked_scores, cudaStream_t stream) {
-  if (!mask_cosines || !clip_cosines || !first_word || !clip_weight || !probabilities || !labels || !scores ||
+  if (!mask_cosines || !clip_cosines || !first_word || !clip_weight || !thresholds || !probabilities || !labels || !scores ||
       (best > 0 && (!ranked || !ranked_scores)) || !between(1, queries, kMostQueries) || !between(1, words, 1 << 24) ||
       !between(1, classes, words) || !between(0, best, classes)) {
     return cudaErrorInvalidValue;
   }
   odise_name_classes<<<queries, kNameThreads, kClassBytes, stream>>>(
-      mask_cosines, clip_cosines, first_word, clip_weight, object_logits, queries, words, classes, unknown,
-      object_threshold, best, rank_all, probabilities, labels, scores, ranked, ranked_scores);
+      mask_cosines, clip_cosines, first_word, clip_weight, object_logits, thresholds, queries, words, classes,
+      best, rank_all, with_unknown, probabilities, labels, scores, ranked, ranked_scores);
   return cudaGetLastError();
 }
 
 extern "C" cudaError_t odise_choose_segments(const int32_t* labels, const float* scores, const int32_t* areas,
-                                             const uint8_t* things, int32_t queries, double overlap, int32_t* ids,
-                                             int32_t* count, int32_t* segment_queries, int32_t* segment_classes,
+                                             const uint8_t* things, const double* overlap, int32_t queries,
+                                             int32_t* ids, int32_t* count, int32_t* segment_queries, int32_t* segment_classes,
                                              float* segment_scores, int32_t* facts, cudaStream_t stream) {
-  if (!labels || !scores || !areas || !things || !ids || !count || !segment_queries || !segment_classes ||
+  if (!labels || !scores || !areas || !things || !overlap || !ids || !count || !segment_queries || !segment_classes ||
       !segment_scores || !facts || !between(1, queries, kMostQueries)) {
     return cudaErrorInvalidValue;
   }
-  odise_name_choose<<<1, kNameThreads, 0, stream>>>(labels, scores, areas, things, queries, overlap, ids, count,
+  odise_name_choose<<<1, kNameThreads, 0, stream>>>(labels, scores, areas, things, overlap, queries, ids, count,
                                                     segment_queries, segment_classes, segment_scores, facts);
   return cudaGetLastError();
 }

@@ -171,10 +171,11 @@ struct ClassRows {
 
 /// How masks are named; see name_queries() of classification.py.
 struct NameRules {
-  float unknown;           // probability below which a mask is "unknown"; negative: never
-  float object_threshold;  // a class must be likelier for the mask to take part in the merge
-  int best;                // classes to rank
-  bool rank_all;           // those of masks that are likeliest no object, too
+  const float* thresholds;  // (2): probability below which a mask is "unknown"; and what a class must exceed for its mask
+                            // to take part in the merge. In memory, so that a captured graph obeys new ones.
+  int best;                 // classes to rank
+  bool rank_all;            // those of masks that are likeliest no object, too
+  bool with_unknown;        // whether there is "unknown"
 };
 
 /// What is found for the masks.
@@ -196,8 +197,7 @@ ODISE_DEVICE void name_classes(const Block& block, char* shared, const float* ma
   const int mask_words = words + (object_logits == nullptr);
   const ClassRows rows{mask_cosines + query * mask_words, clip_cosines + query * words, first_word, clip_weight,
                        classes};
-  const bool has_unknown = rules.unknown >= 0.0f;
-  float* row = out.probabilities + query * (classes + 1 + has_unknown);
+  float* row = out.probabilities + query * (classes + 1 + rules.with_unknown);
   float* floats = reinterpret_cast<float*>(shared);
   const auto most = [](float a, float b) { return larger(a, b); };
   const auto plus = [](float a, float b) { return a + b; };
@@ -285,16 +285,16 @@ ODISE_DEVICE void name_classes(const Block& block, char* shared, const float* ma
   }
 
   // 4. What the merge needs, and the last columns.
-  const bool unnamed = has_unknown && likeliest.value < rules.unknown;
+  const bool unnamed = rules.with_unknown && likeliest.value < rules.thresholds[0];
   block.each_thread([&](int thread) {
     if (unnamed) {
       for (int k = thread; k < classes; k += kNameThreads) row[k] = 0.0f;
     }
     if (thread != 0) return;
-    if (has_unknown) row[classes] = unnamed ? likeliest.value : 0.0f;
-    row[classes + has_unknown] = none;
+    if (rules.with_unknown) row[classes] = unnamed ? likeliest.value : 0.0f;
+    row[classes + rules.with_unknown] = none;
     out.labels[query] = likeliest.index >= classes ? -2 : !is_object ? -1 : unnamed ? classes : likeliest.index;
-    out.scores[query] = is_object && likeliest.value > rules.object_threshold ? likeliest.value : 0.0f;
+    out.scores[query] = is_object && likeliest.value > rules.thresholds[1] ? likeliest.value : 0.0f;
   });
 }
 
@@ -311,7 +311,7 @@ struct SegmentTable {
 /// One block of kNameThreads threads. `things` is (classes), 1 for a thing; `areas` is (3, Q) of panoptic_merge.
 template <class Block>
 ODISE_DEVICE void choose_segments(const Block& block, const int32_t* labels, const float* scores, const int32_t* areas,
-                                  const uint8_t* things, int queries, double overlap, SegmentTable out) {
+                                  const uint8_t* things, int queries, const double* overlap, SegmentTable out) {
   block.each_thread([&](int thread) {
     for (int i = thread; i < kPaintFacts * queries; i += kNameThreads) out.facts[i] = i < 2 * queries ? kNoPixel : 0;
     if (thread != 0) return;
@@ -323,7 +323,7 @@ ODISE_DEVICE void choose_segments(const Block& block, const int32_t* labels, con
       const float score = scores[query];
       const int32_t mask = areas[query], owned = areas[queries + query], kept = areas[2 * queries + query];
       if (labels[query] < 0 || !(score > 0.0f) || mask <= 0 || owned <= 0 || kept <= 0) continue;
-      if (static_cast<double>(owned) / static_cast<double>(mask) < overlap) continue;
+      if (static_cast<double>(owned) / static_cast<double>(mask) < *overlap) continue;
       const int32_t label = labels[query];
       int segment = count;
       if (!things[label]) {

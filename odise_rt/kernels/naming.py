@@ -19,18 +19,6 @@ from odise_rt.kernels.native import Kernels, expect_named, gpu_array
 
 
 @dataclass(frozen=True)
-class ClassRules:
-    """How masks are named; see :func:`odise_rt.classification.name_queries`."""
-
-    unknown: float | None
-    """Probability below which a mask is "unknown"; ``None``: never."""
-    object_mask_threshold: float
-    """A class must be likelier for its mask to take part in the merge."""
-    rank_all: bool
-    """Rank the names of masks that are likeliest no object, too."""
-
-
-@dataclass(frozen=True)
 class ClassArrays:
     """What :meth:`NamingKernels.name_classes` writes, on the GPU."""
 
@@ -102,9 +90,12 @@ class NamingKernels:
         first_word: object,
         clip_weight: object,
         object_logits: object | None,
-        rules: ClassRules,
+        thresholds: object,
         out: ClassArrays,
         stream: Any,
+        *,
+        rank_all: bool = False,
+        with_unknown: bool = False,
     ) -> None:
         """Class probabilities of masks; see :func:`odise_rt.classification.name_queries`.
 
@@ -115,9 +106,12 @@ class NamingKernels:
             first_word: int32 (K + 1,): the first word of each class; the last entry is L.
             clip_weight: float32 (K,): CLIP's weight for each class.
             object_logits: float32 (Q, 2) of the caption variant, or ``None``.
-            rules: how masks are named.
+            thresholds: float32 (2,): the probability below which a mask is "unknown", if there is that; and what a
+                class must exceed for its mask to take part in the merge.
             out: written.
             stream: as for :meth:`Kernels.mask_pool`.
+            rank_all: rank the names of masks that are likeliest no object, too.
+            with_unknown: whether there is "unknown", and a column of ``out.probabilities`` for it.
 
         Raises:
             BackendError: a shape, type or size does not fit, or the launch failed.
@@ -135,7 +129,7 @@ class NamingKernels:
         if object_logits is not None:
             logits = gpu_array(object_logits, "object_logits")
             objects = expect_named(logits, "object_logits", (queries, 2), "float32").pointer
-        columns = classes + (1 if rules.unknown is None else 2)
+        columns = classes + 1 + with_unknown
         mask_words = words if objects else words + 1
         inputs = (
             (mask_cosines, "mask_cosines", (queries, mask_words), "float32"),
@@ -143,6 +137,7 @@ class NamingKernels:
             (first, "first_word", (classes + 1,), "int32"),
             (clip_weight, "clip_weight", (classes,), "float32"),
         )
+        limits = expect_named(gpu_array(thresholds, "thresholds"), "thresholds", (2,), "float32")
         outputs = (
             (out.probabilities, "probabilities", (queries, columns), "float32"),
             (out.labels, "labels", (queries,), "int32"),
@@ -155,9 +150,8 @@ class NamingKernels:
             for group in (inputs, outputs)
         )
         self._kernels.launch(
-            plan, stream, *read, objects, *map(np.int32, (queries, words, classes)),
-            np.float32(-1 if rules.unknown is None else rules.unknown), np.float32(rules.object_mask_threshold),
-            np.int32(best), np.int32(rules.rank_all), *written,
+            plan, stream, *read, objects, limits.pointer, *map(np.int32, (queries, words, classes, best, rank_all)),
+            np.int32(with_unknown), *written,
         )  # fmt: skip
 
     def choose_segments(
@@ -166,7 +160,7 @@ class NamingKernels:
         scores: object,
         areas: object,
         things: object,
-        overlap_threshold: float,
+        overlap_threshold: object,
         out: SegmentArrays,
         stream: Any,
     ) -> None:
@@ -177,7 +171,7 @@ class NamingKernels:
             scores: float32 (Q,), likewise.
             areas: int32 (3, Q), of :meth:`Kernels.panoptic_merge`.
             things: uint8 (K,) or, with "unknown", (K + 1,): 1 for things.
-            overlap_threshold: in [0, 1].
+            overlap_threshold: float64 (1,), in [0, 1].
             out: written; ``facts`` are made ready for :meth:`paint_segments`.
             stream: as for :meth:`Kernels.mask_pool`.
 
@@ -194,6 +188,7 @@ class NamingKernels:
             (scores, "scores", (queries,), "float32"),
             (areas, "areas", (3, queries), "int32"),
             (thing, "things", thing.shape, "uint8"),
+            (overlap_threshold, "overlap_threshold", (1,), "float64"),
         )
         outputs = (
             (out.ids, "ids", (queries,), "int32"),
@@ -207,7 +202,7 @@ class NamingKernels:
             [expect_named(gpu_array(array, name), name, shape, dtype).pointer for array, name, shape, dtype in group]
             for group in (inputs, outputs)
         )
-        self._kernels.launch(plan, stream, *read, np.int32(queries), np.float64(overlap_threshold), *written)
+        self._kernels.launch(plan, stream, *read, np.int32(queries), *written)
 
     def paint_segments(self, owner: object, segments: SegmentArrays, segment_map: object, stream: Any) -> None:
         """The segment map, and boxes and areas of the segments.

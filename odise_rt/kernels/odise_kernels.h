@@ -45,24 +45,26 @@ cudaError_t odise_text_cosines(const float* embeddings, const float* texts, floa
                                int32_t channels, int32_t words, float* cosines, cudaStream_t stream);
 
 /* Scaled cosines of the mask classifier and of CLIP, (Q, L) each, to class probabilities (Q, K + 1), the last column "no
- * object", labels (Q) with -1 for no object and -2 for NaN, scores (Q) for the merge, and the `best` likeliest classes with three
- * probabilities each. Words of class k are first_word[k] to first_word[k + 1], clip_weight (K) is CLIP's share. "No
- * object" comes from object_logits (Q, 2), or, where that is null, from one more word of the mask classifier, whose
- * cosines are (Q, L + 1) then. With `unknown` not negative, probabilities are (Q, K + 2), and masks whose best class is
- * less likely are of class K. */
+ * object", labels (Q) with -1 for no object and -2 for NaN, scores (Q) for the merge, and the `best` likeliest classes
+ * with three probabilities each. Words of class k are first_word[k] to first_word[k + 1], clip_weight (K) is CLIP's
+ * share. "No object" comes from object_logits (Q, 2), or, where that is null, from one more word of the mask classifier,
+ * whose cosines are (Q, L + 1) then. thresholds (2) are that of "unknown" and what a class must exceed for its mask to
+ * take part in the merge. With `with_unknown`, probabilities are (Q, K + 2), and masks whose best class is less likely
+ * than the first threshold are of class K. */
 cudaError_t odise_classify_masks(const float* mask_cosines, const float* clip_cosines, const int32_t* first_word,
-                                 const float* clip_weight, const float* object_logits, int32_t queries, int32_t words,
-                                 int32_t classes, float unknown, float object_threshold, int32_t best,
-                                 int32_t rank_all, float* probabilities, int32_t* labels, float* scores,
-                                 int32_t* ranked, float* ranked_scores, cudaStream_t stream);
+                                 const float* clip_weight, const float* object_logits, const float* thresholds,
+                                 int32_t queries, int32_t words, int32_t classes, int32_t best, int32_t rank_all,
+                                 int32_t with_unknown, float* probabilities, int32_t* labels, float* scores, int32_t* ranked,
+                                 float* ranked_scores, cudaStream_t stream);
 
 /* Labels and scores (Q) and areas (3, Q) of the merge to segments: ids (Q) from 1, 0 for none; count (2) of them, and of
- * masks with the label -2; query, class and score of each (Q); facts (5, Q) are made ready for odise_paint_segments. things (classes) is 1 for a thing; stuff
- * of one class is joined. */
+ * masks with the label -2; query, class and score of each (Q); facts (5, Q) are made ready for odise_paint_segments.
+ * things (classes) is 1 for a thing; stuff of one class is joined. overlap (1) is the least share of its pixels that a
+ * mask must have won. */
 cudaError_t odise_choose_segments(const int32_t* labels, const float* scores, const int32_t* areas,
-                                  const uint8_t* things, int32_t queries, double overlap, int32_t* ids, int32_t* count,
-                                  int32_t* segment_queries, int32_t* segment_classes, float* segment_scores,
-                                  int32_t* facts, cudaStream_t stream);
+                                  const uint8_t* things, const double* overlap, int32_t queries, int32_t* ids,
+                                  int32_t* count, int32_t* segment_queries, int32_t* segment_classes,
+                                  float* segment_scores, int32_t* facts, cudaStream_t stream);
 
 /* Owners (rows, columns) and ids (Q) to the segment map, and to left, top, right, bottom (exclusive) and area of each
  * segment. */

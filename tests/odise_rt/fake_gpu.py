@@ -190,9 +190,7 @@ def _cuda_core(calls: Calls, kernels: Emulation | None) -> types.ModuleType:
 
     def launch(stream: Stream, config: Any, kernel: str, *arguments: Any) -> None:
         assert kernels is not None
-        assert all(type(a) in (int, np.int32, np.int64, np.float32, np.float64) for a in arguments), (
-            "as cuda-core passes them on"
-        )
+        assert all(type(a) in (int, np.int32, np.int64, np.float32) for a in arguments), "as cuda-core passes them on"
         stream.do(f"kernel {kernel}", lambda: kernels.launch(kernel, arguments))
 
     core = types.ModuleType("cuda.core")

@@ -234,10 +234,12 @@ class Emulation:
             "ranked": np.full((queries, best), -9, np.int32),
             "ranked_scores": np.full((queries, best, 3), np.nan, np.float32),
         }
+        thresholds = np.array([9 if unknown is None else unknown, threshold], np.float32)  # 9 must not be looked at
         status = self._call(
             "emulate_name_classes", _at(mask_cosines), _at(clip_cosines), _at(first_word), _at(clip_weight),
-            None if object_logits is None else _at(object_logits), queries, words, classes,
-            ctypes.c_float(-1 if unknown is None else unknown), ctypes.c_float(threshold), best, int(rank_all),
+            None if object_logits is None else _at(object_logits),
+            _at(thresholds), queries, words, classes, best,
+            int(rank_all), int(unknown is not None),
             *(_at(array) for array in out.values()),
         )  # fmt: skip
         assert status == 0, status
@@ -256,9 +258,10 @@ class Emulation:
         queries = len(labels)
         ids, count, of, classes = (np.full(n, -9, np.int32) for n in (queries, 2, queries, queries))
         best, facts = np.full(queries, np.nan, np.float32), np.full((5, queries), -9, np.int32)
+        least, outputs = np.array([overlap], np.float64), (ids, count, of, classes, best, facts)
         status = self._call(
-            "emulate_name_choose", _at(labels), _at(scores), _at(areas), _at(things), queries,
-            ctypes.c_double(overlap), *(_at(array) for array in (ids, count, of, classes, best, facts)),
+            "emulate_name_choose", _at(labels), _at(scores), _at(areas), _at(things), _at(least), queries,
+            *(_at(array) for array in outputs),
         )  # fmt: skip
         assert status == 0, status
         segment_map = np.full(owner.shape, -9, np.int32)
@@ -281,7 +284,7 @@ class Emulation:
             name = kernel.removeprefix("odise_")
         types = {
             int: ctypes.c_void_p, np.int32: ctypes.c_int32, np.int64: ctypes.c_int64,
-            np.float32: ctypes.c_float, np.float64: ctypes.c_double,
+            np.float32: ctypes.c_float,
         }  # fmt: skip
         status = self._call(f"emulate_{name}", *first, *(types[type(a)](a) for a in arguments))
         assert status == 0, f"{kernel} returned {status}"

@@ -240,13 +240,13 @@ int emulate_name_cosines(const float* embeddings, const float* texts, float scal
 }
 
 int emulate_name_classes(const float* mask_cosines, const float* clip_cosines, const int32_t* first_word,
-                         const float* clip_weight, const float* object_logits, int32_t queries, int32_t words,
-                         int32_t classes, float unknown, float object_threshold, int32_t best, int32_t rank_all,
-                         float* probabilities, int32_t* labels, float* scores, int32_t* ranked, float* ranked_scores) {
+                         const float* clip_weight, const float* object_logits, const float* thresholds,
+                         int32_t queries, int32_t words, int32_t classes, int32_t best, int32_t rank_all,
+                         int32_t with_unknown, float* probabilities, int32_t* labels, float* scores, int32_t* ranked, float* ranked_scores) {
   return guarded([&] {
     run_grid({queries, 1, 1}, kNameThreads, kClassBytes, false, [&](const HostBlock& block, char* shared) {
       name_classes(block, shared, mask_cosines, clip_cosines, first_word, clip_weight, object_logits, queries, words,
-                   classes, NameRules{unknown, object_threshold, best, rank_all != 0},
+                   classes, NameRules{thresholds, best, rank_all != 0, with_unknown != 0},
                    NameResults{probabilities, labels, scores, ranked, ranked_scores});
     });
     return 0;
@@ -254,7 +254,7 @@ int emulate_name_classes(const float* mask_cosines, const float* clip_cosines, c
 }
 
 int emulate_name_choose(const int32_t* labels, const float* scores, const int32_t* areas, const uint8_t* things,
-                        int32_t queries, double overlap, int32_t* ids, int32_t* count, int32_t* segment_queries,
+                        const double* overlap, int32_t queries, int32_t* ids, int32_t* count, int32_t* segment_queries,
                         int32_t* segment_classes, float* segment_scores, int32_t* facts) {
   return guarded([&] {
     run_grid({1, 1, 1}, kNameThreads, 0, false, [&](const HostBlock& block, char*) {

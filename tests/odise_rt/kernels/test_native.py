@@ -32,7 +32,7 @@ from odise_rt.kernels.launch_plans import (
     plan_stitch_windows,
     plan_text_cosines,
 )
-from odise_rt.kernels.naming import ClassArrays, ClassRules, NamingKernels, SegmentArrays
+from odise_rt.kernels.naming import ClassArrays, NamingKernels, SegmentArrays
 from odise_rt.kernels.native import FOLDER_VARIABLE, Kernels, gpu_array, kernel_file
 from tests.odise_rt.kernels.emulated import Emulation
 
@@ -272,37 +272,44 @@ def test_masks_are_named_by_four_launches(kernels: Kernels) -> None:
         at(5, (100, 81)), at(6, (100,), "int32"), at(7, (100,)), at(8, (100, 5), "int32"), at(9, (100, 5, 3))
     )
     first_word, weight = at(10, (81,), "int32"), at(11, (80,))
-    rules = ClassRules(None, 0.25, True)
-    naming.name_classes(*cosines, first_word, weight, None, rules, classes, 0)
+    thresholds, overlap = at(23, (2,)), at(24, (1,), "float64")
+    naming.name_classes(*cosines, first_word, weight, None, thresholds, classes, 0, rank_all=True)
     segments = SegmentArrays(
         *(at(12 + i, (100,) if i != 1 else (2,), "float32" if i == 4 else "int32") for i in range(5)),
         at(17, (5, 100), "int32"),
     )
     areas, things = at(18, (3, 100), "int32"), at(19, (80,), "uint8")
-    naming.choose_segments(classes.labels, classes.scores, areas, things, 0.8, segments, 0)
+    naming.choose_segments(classes.labels, classes.scores, areas, things, overlap, segments, 0)
     naming.paint_segments(at(20, (480, 640), "int16"), segments, at(21, (480, 640), "int32"), 0)
     names, arguments = zip(*((name, rest) for _, _, name, rest in launches(kernels)), strict=True)
     assert names == ("odise_name_cosines", "odise_name_classes", "odise_name_choose", "odise_name_paint")
     mib = 1 << 20
     assert arguments[0] == (mib, 2 * mib, 20.0, 100, 256, 134, 3 * mib)
     assert arguments[1] == (
-        3 * mib, 4 * mib, 10 * mib, 11 * mib, 0, 100, 133, 80, -1.0, 0.25, 5, 1,
+        3 * mib, 4 * mib, 10 * mib, 11 * mib, 0, 23 * mib, 100, 133, 80, 5, 1, 0,
         *(step * mib for step in range(5, 10)),
     )  # fmt: skip
-    assert [type(v) for v in arguments[1][5:12]] == [*[np.int32] * 3, *[np.float32] * 2, *[np.int32] * 2]
-    assert arguments[2] == (6 * mib, 7 * mib, 18 * mib, 19 * mib, 100, 0.8, *(step * mib for step in range(12, 18)))
-    assert type(arguments[2][5]) is np.float64
+    assert [type(v) for v in arguments[1][4:13]] == [int, int, *[np.int32] * 6, int]
+    assert type(arguments[0][2]) is np.float32
+    assert arguments[2] == (
+        6 * mib,
+        7 * mib,
+        18 * mib,
+        19 * mib,
+        24 * mib,
+        100,
+        *(step * mib for step in range(12, 18)),
+    )
     assert arguments[3] == (20 * mib, 12 * mib, 13 * mib, 100, 480, 640, 17 * mib, 21 * mib)
 
-    unknown = ClassRules(0.5, 0.0, False)
-    with pytest.raises(BackendError, match=r"probabilities is float32 \(100, 81\), expected float32 \(100, 82\)"):
-        naming.name_classes(*cosines, first_word, weight, None, unknown, classes, 0)
+    with pytest.raises(BackendError, match=r"probabilities is float32 \(100, 81\), expected float32 \(100, 80\)"):
+        naming.name_classes(*cosines, at(10, (80,), "int32"), at(11, (79,)), None, thresholds, classes, 0)
     with pytest.raises(BackendError, match="mask_cosines"):  # the caption variant has no word for no object
-        naming.name_classes(*cosines, first_word, weight, at(22, (100, 2)), rules, classes, 0)
+        naming.name_classes(*cosines, first_word, weight, at(22, (100, 2)), thresholds, classes, 0)
     with pytest.raises(BackendError, match=r"expected \(Q, C\) and \(L, C\)"):
         naming.text_cosines(at(1, (100, 256)), at(2, (134, 255)), 20.0, cosines[0], 0)
     with pytest.raises(BackendError, match="things"):
-        naming.choose_segments(classes.labels, classes.scores, areas, at(19, (80,), "int32"), 0.8, segments, 0)
+        naming.choose_segments(classes.labels, classes.scores, areas, at(19, (80,), "int32"), overlap, segments, 0)
     with pytest.raises(BackendError, match="segment_map"):
         naming.paint_segments(at(20, (480, 640), "int16"), segments, at(21, (480, 641), "int32"), 0)
     assert len(launches(kernels)) == 4
