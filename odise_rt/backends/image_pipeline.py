@@ -284,10 +284,10 @@ class ImagePipeline:
         size: tuple[int, int],
     ) -> NamingPlan:
         """The plan of a size of result and its words, likewise."""
+        words = self._vocabulary(request)
         if key not in self._namings:
             while len(self._namings) >= self._max_shapes:
                 self._drop_naming(next(iter(self._namings)))
-            words = self._vocabulary(request)
             self._namings[key] = NamingPlan(
                 self.session, self._network.kernels, words, request, queries, test_size, size
             )

@@ -190,8 +190,12 @@ def test_vocabularies_take_turns_on_the_gpu(bundle: Bundle, gpu: Calls) -> None:
             segmenter.segment(image, vocabularies[-1])
             segmenter.segment(image, vocabularies[-2])
         assert gpu.count("capture") == captures, "both are still there"
+        segmenter.segment(image, vocabularies[0])
+        segmenter.segment(image, vocabularies[-2])
+        assert gpu.count("capture") == captures + 1, "the one that was not used lately went"
+        captures += 1
         # What lists are made has a graph of its own; thresholds and weights do not.
-        segmenter.segment(image, vocabularies[-1], SegmentOptions(explain=1))
+        segmenter.segment(image, vocabularies[-2], SegmentOptions(explain=1))
         assert gpu.count("capture") == captures + 1
     assert gpu.device_bytes == 0
 
