@@ -29,10 +29,11 @@ FIXED = ("first_word", "clip_weight", "thresholds", "things", "overlap", "owner"
 LEAST_SCORE, LEAST_OVERLAP = 0.05, 0.8
 NAMING_TIMED = [(100, 256, 768, 133, (1024, 1024)), (100, 256, 768, 10_000, (1024, 1024))]
 """Masks, channels of both, classes of one word each, size of the result: COCO's vocabulary, and a very large one."""
-SCALES = (100.0, 100.0)
-"""Factors on the cosines of the mask classifier and of CLIP, as published."""
-PROBABILITY_ERROR = 1e-3
-"""Relative: float32 cosines times a hundred lose about 1e-5 before the exponential, on either side."""
+SCALES = (20.0, 30.0)
+"""Factors on the cosines of the mask classifier and of CLIP. Less than the published hundred, as random words are
+further apart than real ones: most probabilities shall be neither 0 nor 1."""
+PROBABILITY_ERROR = 2e-4
+"""Relative: float32 cosines times thirty lose some 1e-5 before the exponential."""
 SMALL = 1e-3
 """Added to a probability before an error is divided by it: 1 - p of "no object" is exact to 1e-7 only."""
 UNDECIDED = 1e-3
@@ -61,9 +62,10 @@ class NamingInputs:
         # Most masks look like some word, and some like no object.
         for query in range(queries):
             word = int(random.integers(words + 1))
-            self.embeddings[0][query] += 9 * self.texts[0][word]
+            clearly = random.uniform(0, 9)
+            self.embeddings[0][query] += clearly * self.texts[0][word]
             if word < words:
-                self.embeddings[1][query] += 9 * self.texts[1][word]
+                self.embeddings[1][query] += clearly * self.texts[1][word]
         self.thresholds = np.array([unknown or 0, LEAST_SCORE], np.float32)
         self.overlap = np.array([LEAST_OVERLAP])
         self.owner = random.integers(-1, queries, shape).astype(np.int16)
