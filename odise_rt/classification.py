@@ -63,7 +63,8 @@ class MaskNames:
     """What :func:`name_queries` finds for the Q masks of one image."""
 
     probabilities: np.ndarray
-    """float32: (Q, K + 1), the last column "no object"; with ``unknown`` (Q, K + 2), "unknown" before it."""
+    """float32: (Q, K + 1), the last column "no object"; with ``unknown`` (Q, K + 2), "unknown" before it. (Q, 0) where
+    masks were named on a GPU and nothing is made of them."""
     classes: np.ndarray
     """int64 (Q, N), N <= K: the best classes of each mask, best first. Zeros where "no object" is likeliest and not all
     masks are ranked."""

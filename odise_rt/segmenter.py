@@ -20,7 +20,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from odise_rt.backends.image_pipeline import ImagePipeline
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class Segmenter:
