@@ -103,6 +103,12 @@ def class_logits(embedding: np.ndarray, text: np.ndarray, first_word: np.ndarray
     return np.maximum.reduceat(cosines, first_word, axis=1)
 
 
+def clip_weights(seen: np.ndarray, weight_seen: float, weight_unseen: float) -> np.ndarray:
+    """CLIP's weight for each class: float32 (K,) for bool (K,)."""
+    weights: np.ndarray = np.where(seen, np.float32(weight_seen), np.float32(weight_unseen)).astype(np.float32)
+    return weights
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Over the last axis, stable for any finite logits."""
     shifted: np.ndarray = logits - logits.max(axis=-1, keepdims=True)
@@ -146,7 +152,7 @@ def classify(
 
     mask_log, clip_log = log_softmax(mask_logits), log_softmax(clip_logits)
     # log(p^(1-w) q^w) with w chosen by class; log_softmax keeps it finite where p or q underflows.
-    weight = np.where(seen, np.float32(clip_weight_seen), np.float32(clip_weight_unseen)).astype(np.float32)
+    weight = clip_weights(seen, clip_weight_seen, clip_weight_unseen)
     ensemble = (1 - weight) * mask_log + weight * clip_log
 
     probabilities = np.empty((len(mask_logits), mask_logits.shape[1] + 1), np.float32)

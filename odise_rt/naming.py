@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from odise_rt.classification import MaskEmbeddings, MaskNames, name_queries
+from odise_rt.classification import MaskEmbeddings, MaskNames, clip_weights, name_queries
 from odise_rt.options import ResolvedOptions
 from odise_rt.postprocessing import MaskResizer, MergedSegment, merge_panoptic
 from odise_rt.specs import ModelFacts
@@ -44,9 +44,7 @@ class NamingRequest:
     @property
     def clip_weight(self) -> np.ndarray:
         """float32 (K,): CLIP's weight for each class."""
-        options = self.options
-        weights: np.ndarray = np.where(self.seen, options.clip_weight_seen, options.clip_weight_unseen)
-        return weights.astype(np.float32)
+        return clip_weights(self.seen, self.options.clip_weight_seen, self.options.clip_weight_unseen)
 
     @property
     def ranked(self) -> int:

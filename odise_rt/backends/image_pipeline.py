@@ -61,6 +61,7 @@ MAX_SPARE = 4
 """Buffers of mask logits that wait for the next image."""
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 _ImageKey = tuple[int, int, int, int, int]
 """Height and width of the pixels and in the network, and windows at a time."""
@@ -267,13 +268,14 @@ class ImagePipeline:
             return naming.result()
 
     def _plan(self, key: _ImageKey) -> ImagePlan:
-        """The plan of a size of image; a new one takes the place of the least recently used."""
-        if key not in self._plans:
-            while len(self._plans) >= self._max_shapes:
-                self._plans.popitem(last=False)[1].close()
-            self._plans[key] = ImagePlan(self._network, key[:2], key[2:4], key[4])
-        self._plans.move_to_end(key)
-        return self._plans[key]
+        """The plan of a size of image."""
+        return _kept(
+            self._plans,
+            key,
+            self._max_shapes,
+            lambda: ImagePlan(self._network, key[:2], key[2:4], key[4]),
+            lambda oldest: self._plans.pop(oldest).close(),
+        )
 
     def _naming(
         self,
@@ -283,26 +285,21 @@ class ImagePipeline:
         test_size: tuple[int, int],
         size: tuple[int, int],
     ) -> NamingPlan:
-        """The plan of a size of result and its words, likewise."""
-        words = self._vocabulary(request)
-        if key not in self._namings:
-            while len(self._namings) >= self._max_shapes:
-                self._drop_naming(next(iter(self._namings)))
-            self._namings[key] = NamingPlan(
-                self.session, self._network.kernels, words, request, queries, test_size, size
-            )
-        self._namings.move_to_end(key)
-        return self._namings[key]
-
-    def _vocabulary(self, request: NamingRequest) -> WordsOnGpu:
-        """The words of a request, likewise; what was set up for words that go, goes with them."""
-        key = words_key(request)
-        if key not in self._words:
-            while len(self._words) >= MAX_WORDS:
-                self._drop_words(next(iter(self._words)))
-            self._words[key] = WordsOnGpu(self.session, request)
-        self._words.move_to_end(key)
-        return self._words[key]
+        """The plan of a size of result and its words; what was set up for words that go, goes with them."""
+        words = _kept(
+            self._words,
+            words_key(request),
+            MAX_WORDS,
+            lambda: WordsOnGpu(self.session, request),
+            self._drop_words,
+        )
+        return _kept(
+            self._namings,
+            key,
+            self._max_shapes,
+            lambda: NamingPlan(self.session, self._network.kernels, words, request, queries, test_size, size),
+            self._drop_naming,
+        )
 
     def _drop_naming(self, key: tuple[object, ...]) -> None:
         naming = self._namings.pop(key)
@@ -412,3 +409,13 @@ class DeviceMasks:
         named = self._pipeline.name(self._logits, embeddings, request, resizer)
         lap("name_masks")
         return named
+
+
+def _kept(kept: OrderedDict[K, T], key: K, most: int, make: Callable[[], T], drop: Callable[[K], object]) -> T:
+    """The entry of a key; a new one takes the place of the least recently used, of which ``drop`` gets rid."""
+    if key not in kept:
+        while len(kept) >= most:
+            drop(next(iter(kept)))
+        kept[key] = make()
+    kept.move_to_end(key)
+    return kept[key]

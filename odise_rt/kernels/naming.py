@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,10 +146,7 @@ class NamingKernels:
             (out.ranked, "ranked", (queries, best), "int32"),
             (out.ranked_scores, "ranked_scores", (queries, best, 3), "float32"),
         )
-        read, written = (
-            [expect_named(gpu_array(array, name), name, shape, dtype).pointer for array, name, shape, dtype in group]
-            for group in (inputs, outputs)
-        )
+        read, written = _pointers(inputs), _pointers(outputs)
         self._kernels.launch(
             plan, stream, *read, objects, limits.pointer, *map(np.int32, (queries, words, classes, best, rank_all)),
             np.int32(with_unknown), *written,
@@ -198,10 +196,7 @@ class NamingKernels:
             (out.scores, "scores", (queries,), "float32"),
             (out.facts, "facts", (5, queries), "int32"),
         )
-        read, written = (
-            [expect_named(gpu_array(array, name), name, shape, dtype).pointer for array, name, shape, dtype in group]
-            for group in (inputs, outputs)
-        )
+        read, written = _pointers(inputs), _pointers(outputs)
         self._kernels.launch(plan, stream, *read, np.int32(queries), *written)
 
     def paint_segments(self, owner: object, segments: SegmentArrays, segment_map: object, stream: Any) -> None:
@@ -228,3 +223,8 @@ class NamingKernels:
             plan, stream, masks.pointer, segments.ids.pointer, segments.count.pointer,
             *map(np.int32, (queries, rows, columns)), segments.facts.pointer, out.pointer,
         )  # fmt: skip
+
+
+def _pointers(arrays: Iterable[tuple[object, str, tuple[int, ...], str]]) -> list[int]:
+    """Where arrays lie, each with its name and the shape and type that it must have."""
+    return [expect_named(gpu_array(array, name), name, shape, dtype).pointer for array, name, shape, dtype in arrays]
