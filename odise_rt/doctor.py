@@ -15,7 +15,7 @@ from odise_rt.errors import OdiseError
 from odise_rt.version import __version__
 
 REQUIRED = ("numpy", "pillow", "threadpoolctl", "tokenizers", "tqdm")
-ENGINES = ("onnxruntime", "openvino", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-core")
+ENGINES = ("onnxruntime", "openvino", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-core", "cuda-bindings")
 
 
 def examine(bundles: Iterable[Path] = ()) -> dict[str, Any]:

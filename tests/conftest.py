@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.odise_rt.fake_gpu import Calls
 
 # Before any library reads them: the tests must behave on two cores, and nothing may try to reach a model hub.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -19,3 +26,22 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # How long an example takes depends on who else uses the machine; what it finds must not.
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
+
+
+@pytest.fixture
+def fresh_machine() -> Iterator[None]:
+    """The runtime looks anew for GPUs and engines, and so does the next test."""
+    from odise_rt.backends.machine import this_machine
+
+    this_machine.cache_clear()
+    yield
+    this_machine.cache_clear()
+
+
+@pytest.fixture
+def install_gpu(monkeypatch: pytest.MonkeyPatch, fresh_machine: None) -> Iterator[Callable[..., Calls]]:
+    """Puts a GPU made of host memory into this machine; see :func:`tests.odise_rt.fake_gpu.install`."""
+    from tests.odise_rt import fake_gpu
+
+    yield functools.partial(fake_gpu.install, monkeypatch)
+    fake_gpu.check_driver()

@@ -4,7 +4,7 @@ A session belongs to a backend. Its stages run one after the other on its stream
 scratch memory, so the peak is that of the hungriest stage and not the sum of all. Where a stage's buffers are set up,
 a run allocates nothing.
 
-This module was written to cuda-core's documented interface and is tested with a stand-in: it has not run on a GPU.
+Tests run it with the real cuda-core on a driver made of host memory: it has not run on a GPU.
 """
 
 from __future__ import annotations
@@ -26,22 +26,41 @@ logger = logging.getLogger(__name__)
 
 _DLPACK_CUDA = frozenset({2, 13})
 """DLPack's numbers for memory of a GPU and for memory that CUDA moves about."""
-_OUT_OF_MEMORY = ("out of memory", "out_of_memory", "outofmemory", "bad_alloc", "memory_allocation")
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "out_of_memory",
+    "outofmemory",
+    "failed to allocate",
+    "bad allocation",
+    "bad_alloc",
+    "memory_allocation",
+    "memoryallocation",
+)
+"""Words of CUDA, cuda-core, TensorRT, ONNX Runtime and C++; they depend on the versions, too."""
 
 
 def import_cuda_core() -> Any:
-    """The package, or a :class:`MissingPackageError` with the command that installs it."""
+    """The package.
+
+    Raises:
+        MissingPackageError: it is not installed, or cannot be imported: the message has the command that helps.
+    """
     try:
         import cuda.core
-    except ImportError as exc:
+    except ModuleNotFoundError as exc:
         raise MissingPackageError(
-            "running engines on a GPU needs cuda-core, which is not installed: pip install 'odise_rt[gpu]'"
+            "running engines on a GPU needs cuda-core, which is not installed: pip install 'odise_rt[cuda]'"
+        ) from exc
+    except ImportError as exc:  # its compiled half and cuda-bindings are of versions that do not go together
+        raise MissingPackageError(
+            f"running engines on a GPU needs cuda-core, which cannot be imported ({first_line(exc)}): "
+            "pip install --upgrade cuda-core cuda-bindings"
         ) from exc
     return cuda.core
 
 
 def is_out_of_memory(exc: BaseException | str) -> bool:
-    """Whether an error of CUDA or of an engine says that memory ran out."""
+    """Whether an error of CUDA or of an engine says that memory ran out, on either side."""
     return isinstance(exc, MemoryError) or any(word in str(exc).lower() for word in _OUT_OF_MEMORY)
 
 
@@ -58,6 +77,19 @@ def cuda_errors(what: str) -> Iterator[None]:
             if is_out_of_memory(exc)
             else BackendError(f"{what}: {first_line(exc)}; run `odise-rt doctor`")
         ) from exc
+
+
+@contextlib.contextmanager
+def _then(step: Callable[[], object]) -> Iterator[None]:
+    """Calls ``step`` at the end. What went wrong before is told, and not what ``step`` says of it afterwards: a capture
+    that failed cannot be ended well."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):
+            step()
+        raise
+    step()
 
 
 def memory_error(what: str, reason: str) -> OutOfMemoryError:
@@ -248,16 +280,12 @@ class CudaSession:
     def capture(self, work: Callable[[], None]) -> Any:
         """Record what ``work`` puts on the stream as a graph, which ``launch(session.stream)`` repeats."""
         builder = self.stream.create_graph_builder()
-        try:
+        with _then(builder.close):
             builder.begin_building(mode="thread_local")
-            try:
+            with _then(builder.end_building):
                 work()
-            finally:
-                builder.end_building()
             graph = builder.complete()
             graph.upload(self.stream)
-        finally:
-            builder.close()
         return graph
 
     def close(self) -> None:

@@ -17,8 +17,8 @@ the host, mask logits stay on the GPU (:class:`DeviceMasks`) until words come.
 Pixels are resized as Pillow does it, bit for bit, and windows are stitched in the order of
 :class:`odise_rt.windows.Stitcher`, so this path and the one through host memory feed the networks the same numbers.
 
-Written to the documented interfaces of cuda-core and TensorRT, and tested with stand-ins that run the kernels' source
-on the CPU: this module has not run on a GPU.
+Tested with the real cuda-core on a driver made of host memory, a stand-in of TensorRT, and the kernels' source on the
+CPU: this module has not run on a GPU.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ import functools
 import platform
 import sys
 
+from odise_rt.backends.device import import_cuda_core
 from odise_rt.backends.trt_package import MODULES, package_cuda, package_version
 from odise_rt.engine_facts import Machine
-
-_NO_CUDA_CORE = "cuda-core is not installed: pip install 'odise_rt[gpu]'"
+from odise_rt.errors import MissingPackageError, first_line
 
 
 @functools.cache
@@ -37,18 +37,17 @@ def engine_platform() -> str:
 def _first_gpu() -> tuple[str | None, str | None, str | None]:
     """Name and compute capability of device 0, or why there is none."""
     try:
-        from cuda.core import Device
-    except ImportError:
-        return None, None, _NO_CUDA_CORE
+        core = import_cuda_core()
+    except MissingPackageError as exc:
+        return None, None, str(exc)
     try:
-        devices = Device.get_all_devices()
-        if not devices:
-            return None, None, "the NVIDIA driver shows no GPU"
-        device = devices[0]
+        device = core.Device(0)
         major, minor = device.compute_capability
         return str(device.name), f"{major}.{minor}", None
     except Exception as exc:  # the driver's absence and its errors come as many types
-        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
-        if "driver library" in reason:
+        reason = first_line(exc)
+        if "driver library" in reason or "libcuda" in reason:
             return None, None, "there is no NVIDIA driver here"
+        if "NO_DEVICE" in reason:
+            return None, None, "the NVIDIA driver shows no GPU"
         return None, None, f"no GPU can be used ({reason[:200]})"

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from odise_rt.backends.device import is_out_of_memory
 from odise_rt.errors import BackendError, OutOfMemoryError, first_line
 from odise_rt.specs import StageSpec
-
-_OUT_OF_MEMORY = ("out of memory", "failed to allocate", "bad allocation", "bad_alloc", "cudaerrormemoryallocation")
 
 MAX_SHAPES = 4
 """Shapes whose buffers are kept."""
@@ -177,8 +176,7 @@ class BoundRuns:
 
 def translate(exc: Exception, what: str) -> BackendError:
     """An error of ONNX Runtime as one of ours; ``what`` failed."""
-    text = str(exc).lower()
-    if isinstance(exc, MemoryError) or any(s in text for s in _OUT_OF_MEMORY):
+    if is_out_of_memory(exc):
         return OutOfMemoryError(
             f"{what}: out of memory; use a smaller short_edge or windows_per_batch=1 in SegmentOptions, or "
             f"low_memory=True in Segmenter.load ({first_line(exc)})"

@@ -5,8 +5,8 @@ anything that offers ``__cuda_array_interface__`` or DLPack (torch, CuPy, pycuda
 bfloat16 comes as its bits, uint16 (``tensor.view(torch.uint16)``), or however the library names it. Work is put on the
 stream that is given and not waited for; nothing is allocated: results and workspace are the caller's.
 
-This module was written to cuda-core's documented interface. Its checks and errors are tested; a launch has not been
-run where it was written, for want of a GPU: ``python -m benchmarks.gpu_check`` does that.
+Tests hold what cuda-core tells the driver to launch to what was meant, argument by argument. A launch has not been run
+where this was written, for want of a GPU: ``python -m benchmarks.gpu_check`` does that.
 """
 
 from __future__ import annotations

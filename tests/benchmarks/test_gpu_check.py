@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ from benchmarks.gpu_rows import (
     run_part,
 )
 from benchmarks.harness import REPOSITORY, Summary
-from odise_rt.backends.machine import this_machine
 from odise_rt.backends.ort import OrtBackend
 from odise_rt.bundle import Bundle
 from odise_rt.engine_facts import ENGINE_KINDS
@@ -39,7 +39,7 @@ from odise_rt.kernels.native import FOLDER_VARIABLE
 from odise_rt.specs import STAGES
 from tests.odise_rt.engine_bundle import write_engines
 from tests.odise_rt.fake_bundle import write_bundle
-from tests.odise_rt.fake_gpu import GPU, install
+from tests.odise_rt.fake_gpu import GPU, Calls
 from tests.odise_rt.kernels.emulated import Emulation, build, compiler
 
 PART = Part("kernels", 5, "kernels against float64")
@@ -260,11 +260,11 @@ class OnGpu:
 @pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler: c++, g++ or clang++ (or $CXX)")
 @pytest.mark.parametrize("broken", [None, "odise_image_stitch", "odise_merge_f32"])
 def test_images_that_stay_on_the_gpu_are_compared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str | None
+    install_gpu: Callable[..., Calls], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str | None
 ) -> None:
     """On a GPU made of host memory: right kernels pass, one that writes nothing fails."""
     emulation = Emulation(build(REPOSITORY / "build" / "emulation"))
-    gpu = install(monkeypatch, emulation, tmp_path)
+    gpu = install_gpu(emulation, tmp_path)
     opened = Bundle.open(write_bundle(tmp_path / "bundle"))
     write_engines(opened, verified_on=GPU)
     monkeypatch.setenv("ODISE_RT_CACHE", str(tmp_path / "cache"))
@@ -284,7 +284,6 @@ def test_images_that_stay_on_the_gpu_are_compared(
     assert [(row.status, row.detail) for row in rows] == [
         ("missing", "needs cuda-core and the CUDA kernels (make kernels)")
     ]
-    this_machine.cache_clear()
 
 
 def test_without_a_gpu_it_is_one_error(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,13 @@ from odise_rt.segmenter import Segmenter
 from odise_rt.specs import STAGES
 from tests.export.conftest import graph_from_text
 from tests.odise_rt.fake_bundle import D, colour_image, digest, read_manifest, write_bundle, write_manifest
-from tests.odise_rt.fake_gpu import BEHAVIOUR, GPU, Calls, install, install_in_children
+from tests.odise_rt.fake_gpu import BEHAVIOUR, GPU, Calls, install_in_children
 
 QUIET = Console(quiet=True)
 OPTIONS = EngineOptions(("tensorrt",), threads=1, timing_cache=False)
 ONE = EngineOptions(("tensorrt",), stages=("clip_image",), threads=1, timing_cache=False)
+
+pytestmark = pytest.mark.usefixtures("fresh_machine")
 
 
 @pytest.fixture
@@ -47,17 +50,10 @@ def bundle(tmp_path: Path) -> Bundle:
     return Bundle.open(write_bundle(tmp_path / "bundle"))
 
 
-@pytest.fixture(autouse=True)
-def _fresh_machine():  # type: ignore[no-untyped-def]
-    machine.this_machine.cache_clear()
-    yield
-    machine.this_machine.cache_clear()
-
-
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
+def gpu(install_gpu: Callable[..., Calls], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     install_in_children(monkeypatch, tmp_path / "packages")
-    calls = install(monkeypatch)
+    calls = install_gpu()
     monkeypatch.setattr(device, "free_memory", lambda: 10_000_000_000)
     return calls
 

@@ -1,9 +1,11 @@
-"""A GPU made of host memory: stand-ins for the parts of cuda-core and TensorRT that the runtime and the builder call.
+"""A GPU made of host memory, with TensorRT: what the runtime and the builder call.
 
-"Device" pointers are addresses of host buffers, so wrong addresses, sizes or orders show as wrong results or crashes.
-A plan is an ONNX graph with its profiles, and executing it runs ONNX Runtime on what lies at the addresses. While a
-stream is captured, work is recorded and not done, as CUDA does it. The interface is that of cuda-core 1.2 and of
-TensorRT 10.16 to 11 as far as it is used; what the stand-ins cannot show is whether the real ones behave the same.
+Where cuda-core is installed it is the real one, on what stands for NVIDIA's driver (:mod:`tests.odise_rt.fake_driver`);
+elsewhere the few parts that are called have stand-ins here. "Device" pointers are addresses of host buffers, so wrong
+addresses, sizes or orders show as wrong results or crashes. A plan is an ONNX graph with its profiles, and executing it
+runs ONNX Runtime on what lies at the addresses. While a stream is captured, work is recorded and not done, as CUDA does
+it. The interface is that of TensorRT 10.16 to 11 as far as it is used; what a stand-in cannot show is whether the real
+one behaves the same.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import time
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -26,10 +28,11 @@ import pytest
 
 from odise_rt.backends import machine
 from odise_rt.kernels.native import FOLDER_VARIABLE, MODULES
+from tests.odise_rt import fake_driver
 from tests.odise_rt.kernels.emulated import Emulation
 
-GPU = "Fake GPU"
-CAPABILITY = (9, 0)
+GPU = fake_driver.GPU
+CAPABILITY = fake_driver.CAPABILITY
 VERSION = "10.16.0"
 BEHAVIOUR = "FAKE_TENSORRT"
 """Environment variable that makes the builder "abort", "hang" or "fail"."""
@@ -48,7 +51,11 @@ class Calls:
         """Changes what the engine computes."""
         self.spoils: Callable[[onnx.ModelProto], bool] = lambda model: False
         """Engines of these graphs compute NaN."""
-        self.streams: dict[int, Stream] = {}
+        self.streams: dict[int, Any] = {}
+        self.graphs = 0
+        """Graphs that are not released yet, those that are captured included."""
+        self.broken: Literal["begin", "end", "instantiate"] | None = None
+        """Step of a capture that fails."""
 
     def count(self, word: str) -> int:
         return sum(entry.startswith(word) for entry in self.log)
@@ -82,19 +89,12 @@ class Buffer:
         self._open = False
 
 
-class Stream:
+class Stream(fake_driver.Stream):
     def __init__(self, calls: Calls) -> None:
+        super().__init__(calls.log.append)
         self._calls = calls
         self.handle = 1000 + len(calls.streams)
-        self.recording: list[Callable[[], Any]] | None = None
         calls.streams[self.handle] = self
-
-    def do(self, what: str, work: Callable[[], Any]) -> None:
-        if self.recording is None:
-            self._calls.log.append(what)
-            work()
-        else:
-            self.recording.append(work)
 
     def sync(self) -> None:
         assert self.recording is None, "synchronising a stream that is captured is an error in CUDA"
@@ -109,24 +109,34 @@ class Stream:
 class GraphBuilder:
     def __init__(self, calls: Calls, stream: Stream) -> None:
         self._calls, self._stream, self._work = calls, stream, []  # type: ignore[var-annotated]
+        calls.graphs += 1
+
+    def _step(self, name: str) -> None:
+        if self._calls.broken == name:
+            self._stream.recording = None
+            raise CUDAError("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED: The operation is not permitted")
 
     def begin_building(self, mode: str = "relaxed") -> None:
+        self._step("begin")
         self._stream.recording = self._work
 
     def end_building(self) -> None:
+        self._step("end")
         self._stream.recording = None
 
     def complete(self) -> Graph:
+        self._step("instantiate")
         self._calls.log.append("capture")
         return Graph(self._calls, self._work)
 
     def close(self) -> None:
-        self._calls.log.append("close builder")
+        self._calls.graphs -= 1
 
 
 class Graph:
     def __init__(self, calls: Calls, work: list[Callable[[], Any]]) -> None:
         self._calls, self._work = calls, work
+        calls.graphs += 1
 
     def upload(self, stream: Stream) -> None:
         pass
@@ -137,6 +147,7 @@ class Graph:
             step()
 
     def close(self) -> None:
+        self._calls.graphs -= 1
         self._work = [lambda: pytest.fail("a closed graph was launched")]
 
 
@@ -145,14 +156,13 @@ def _cuda_core(calls: Calls, kernels: Emulation | None) -> types.ModuleType:
         name = GPU
         compute_capability = CAPABILITY
         device_id = 0
-        properties = types.SimpleNamespace(multiprocessor_count=3, max_shared_memory_per_block_optin=101_376)
+        properties = types.SimpleNamespace(
+            multiprocessor_count=fake_driver.MULTIPROCESSORS,
+            max_shared_memory_per_block_optin=fake_driver.SHARED_BYTES,
+        )
 
         def __init__(self, index: int = 0) -> None:
             assert index == 0
-
-        @classmethod
-        def get_all_devices(cls) -> tuple[Device, ...]:
-            return (cls(0),)
 
         def set_current(self) -> None:
             pass
@@ -513,16 +523,31 @@ def install(
         for name in MODULES:
             (kernel_folder / f"{name}.fatbin").write_bytes(b"fatbin")
     monkeypatch.setenv(FOLDER_VARIABLE, str(kernel_folder or "/not/built"))
-    core = _cuda_core(calls, kernels)
-    cuda = types.ModuleType("cuda")
-    cuda.core = core  # type: ignore[attr-defined]
-    modules = {"cuda": cuda, "cuda.core": core, "cuda.core.utils": core.utils, "tensorrt": tensorrt_module(calls)}
+    modules = {"tensorrt": tensorrt_module(calls)}
+    driver = fake_driver.installed()
+    if driver is not None:
+        monkeypatch.setattr(driver, "owner", calls)
+        monkeypatch.setattr(driver, "kernels", kernels)
+        monkeypatch.setattr(driver, "launched", [])
+    else:
+        core = _cuda_core(calls, kernels)
+        cuda = types.ModuleType("cuda")
+        cuda.core = core  # type: ignore[attr-defined]
+        modules |= {"cuda": cuda, "cuda.core": core, "cuda.core.utils": core.utils}
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(machine, "package_version", lambda kind: VERSION if kind == "tensorrt" else None)
     monkeypatch.setattr(machine, "package_cuda", lambda kind: "13" if kind == "tensorrt" else None)
-    machine.this_machine.cache_clear()
     return calls
+
+
+def check_driver() -> None:
+    """Nothing went wrong inside the driver, where an error may be lost."""
+    driver = fake_driver.installed()
+    if driver is not None:
+        problems = list(driver.problems)
+        driver.problems.clear()
+        assert not problems, problems
 
 
 def install_in_children(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,23 +26,19 @@ from odise_rt.cli import main
 from odise_rt.engine_listing import list_engines
 from odise_rt.engines import Engine, find_engines
 from odise_rt.specs import STAGES
+from tests.odise_rt import fake_driver
 from tests.odise_rt.engine_bundle import example, replace_file, write_engine, write_engines
 from tests.odise_rt.fake_bundle import colour_image
-from tests.odise_rt.fake_gpu import GPU, Calls, install
+from tests.odise_rt.fake_gpu import GPU, Calls
 
 WORDS = "red, crimson; green; blue; white; stuff: sky"
 
+pytestmark = pytest.mark.usefixtures("fresh_machine")
+
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    return install(monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_machine():  # type: ignore[no-untyped-def]
-    machine.this_machine.cache_clear()
-    yield
-    machine.this_machine.cache_clear()
+def gpu(install_gpu: Callable[..., Calls]) -> Calls:
+    return install_gpu()
 
 
 @pytest.fixture
@@ -197,6 +195,19 @@ def test_a_missing_engine_of_one_stage_is_named(bundle: Bundle, gpu: Calls) -> N
         Segmenter.load(bundle.root, device="cuda", threads=1)
     with Segmenter.load(bundle.root, device="auto", threads=1) as segmenter:
         assert segmenter.device == "cpu"
+
+
+@pytest.mark.skipif(fake_driver.why_not() is not None, reason=f"{fake_driver.why_not()}")
+def test_why_there_is_no_gpu() -> None:
+    """In the words of the real cuda-core: with a driver that shows none, and with whatever is where the tests run."""
+    here = "from odise_rt.backends.machine import this_machine; print(this_machine().no_gpu)"
+    driver = "from tests.odise_rt.fake_driver import installed; assert installed() is not None\n"
+    found = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        for code in (driver + here, here)
+    ]
+    assert found[0] == "the NVIDIA driver shows no GPU"
+    assert found[1] in ("there is no NVIDIA driver here", found[0], "None")
 
 
 def test_without_a_gpu_auto_takes_the_cpu_and_cuda_says_why(

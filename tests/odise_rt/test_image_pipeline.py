@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from odise_rt import BackendError, Bundle, ImageError, PanopticResult, Segmenter, SegmentOptions, Vocabulary
-from odise_rt.backends import machine, ort
+from odise_rt.backends import ort
 from odise_rt.backends.device import CudaSession
 from odise_rt.backends.image_pipeline import MAX_SHAPES, MAX_SPARE, MAX_WORDS, DeviceMasks
 from odise_rt.backends.ort import OrtBackend
@@ -25,25 +25,20 @@ from odise_rt.naming import HostMasks
 from odise_rt.specs import STAGES
 from tests.odise_rt.engine_bundle import write_engine, write_engines
 from tests.odise_rt.fake_bundle import colour_image, write_bundle
-from tests.odise_rt.fake_gpu import GPU, Calls, install
+from tests.odise_rt.fake_gpu import GPU, Calls
 from tests.odise_rt.kernels.emulated import Emulation
 
 WORDS = "red, crimson; green; blue; white; stuff: sky"
 ALLOCATIONS = ("allocate", "pin", "free", "context", "capture")
 
+pytestmark = pytest.mark.usefixtures("fresh_machine")
+
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch, emulation: Emulation, tmp_path: Path) -> Calls:
+def gpu(install_gpu: Callable[..., Calls], emulation: Emulation, tmp_path: Path) -> Calls:
     folder = tmp_path / "kernels"
     folder.mkdir()
-    return install(monkeypatch, emulation, folder)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_machine():  # type: ignore[no-untyped-def]
-    machine.this_machine.cache_clear()
-    yield
-    machine.this_machine.cache_clear()
+    return install_gpu(emulation, folder)
 
 
 @pytest.fixture

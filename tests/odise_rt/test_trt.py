@@ -5,25 +5,25 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from odise_rt import BackendError, Bundle, OutOfMemoryError
-from odise_rt.backends.device import CudaSession, as_device_array
+from odise_rt.backends.device import CudaSession, as_device_array, cuda_errors
 from odise_rt.backends.engine_stage import open_engine_stage
 from odise_rt.backends.ort import OrtBackend
 from odise_rt.backends.trt import TrtStage
 from odise_rt.engines import Engine
 from odise_rt.specs import STAGES, StageSpec
 from tests.odise_rt.engine_bundle import DIMS, example, replace_file, write_engine
-from tests.odise_rt.fake_gpu import Calls, CUDAError, GraphBuilder, _Context, install
+from tests.odise_rt.fake_gpu import Calls, CUDAError, _Context
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    return install(monkeypatch)
+def gpu(install_gpu: Callable[..., Calls]) -> Calls:
+    return install_gpu()
 
 
 @pytest.fixture
@@ -258,34 +258,47 @@ def test_a_first_run_that_failed_is_done_again(
         def execute_async_v3(self, stream: int) -> bool:
             calls.append(stream)
             if len(calls) == attempt:
+                gpu.broken = "end" if attempt == 2 else None  # what fails in a capture ends it
                 raise CUDAError("CUDA_ERROR_OUT_OF_MEMORY: The API call failed because it was unable to allocate")
             return super().execute_async_v3(stream)
 
     monkeypatch.setattr("tests.odise_rt.fake_gpu._Context", Context)
     with pytest.raises(OutOfMemoryError):
         stage.run(windows(1))
+    gpu.broken = None
     for _ in range(2):
         np.testing.assert_array_equal(stage.run(windows(1))["image_embedding"], expected)
     assert gpu.count("context") == 1
     assert gpu.count("launch") == 1
 
 
-@pytest.mark.parametrize("step", ["begin_building", "end_building", "complete"])
-def test_a_capture_that_fails_leaves_no_builder_open(
-    bundle: Bundle, gpu: Calls, monkeypatch: pytest.MonkeyPatch, step: str
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA_ERROR_OUT_OF_MEMORY: The API call failed because it was unable to",  # cuda-core 1.1
+        "Failed to allocate memory from pool",  # cuda-core 1.0
+        "[OutOfMemory] (Requested amount of GPU memory (1024 bytes) could not be allocated.)",  # TensorRT
+    ],
+)
+def test_memory_that_ran_out_is_known_by_many_words(words: str) -> None:
+    with pytest.raises(OutOfMemoryError, match="windows_per_batch=1"), cuda_errors("segmenting"):
+        raise RuntimeError(words)
+
+
+@pytest.mark.parametrize("step", ["begin", "end", "instantiate"])
+def test_a_capture_that_fails_leaves_no_graph(
+    bundle: Bundle, gpu: Calls, step: Literal["begin", "end", "instantiate"]
 ) -> None:
     stage = opened(bundle, "clip_image")
-    works = getattr(GraphBuilder, step)
-
-    def fail(self: GraphBuilder, **options: Any) -> None:
-        works(self, **options)
-        self._stream.recording = None
-        raise CUDAError("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED: The operation is not permitted")
-
-    monkeypatch.setattr(GraphBuilder, step, fail)
+    gpu.broken = step
     with pytest.raises(BackendError, match="CAPTURE_INVALIDATED"):
         stage.run(windows(1))
-    assert gpu.count("close builder") == 1
+    assert gpu.graphs == 0
+    gpu.broken = None
+    stage.run(windows(1))
+    assert gpu.graphs == 1
+    stage.close()
+    assert gpu.graphs == 0
 
 
 def engine_and_spec(bundle: Bundle) -> tuple[Engine, StageSpec]:

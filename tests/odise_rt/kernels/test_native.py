@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from odise_rt.kernels.launch_plans import (
 )
 from odise_rt.kernels.naming import ClassArrays, NamingKernels, SegmentArrays
 from odise_rt.kernels.native import FOLDER_VARIABLE, Kernels, gpu_array, kernel_file
+from tests.odise_rt import fake_driver
+from tests.odise_rt.fake_gpu import Calls
 from tests.odise_rt.kernels.emulated import Emulation
 
 H200 = GpuFacts(132, 232_448, 90)
@@ -70,19 +73,42 @@ class FakeCore(types.SimpleNamespace):
         )
 
 
-@pytest.fixture
-def kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Kernels:
+@pytest.fixture(params=["stand-in", "cuda-core"])
+def kernels(
+    request: pytest.FixtureRequest,
+    install_gpu: Callable[..., Calls],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Kernels:
+    """Whose launches are recorded and not done: pointers are made up here."""
+    if request.param == "cuda-core":
+        if (reason := fake_driver.why_not()) is not None:
+            pytest.skip(reason)
+        install_gpu()
+    else:
+        monkeypatch.setattr(native, "import_cuda_core", FakeCore)
+        monkeypatch.setattr(native, "_allow_shared_memory", lambda kernel, size, device: None)
     for name in native.MODULES:
         (tmp_path / f"{name}.fatbin").write_bytes(b"fatbin")
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
-    monkeypatch.setattr(native, "import_cuda_core", FakeCore)
-    monkeypatch.setattr(native, "_allow_shared_memory", lambda kernel, size, device: None)
     return Kernels()
 
 
 def launches(kernels: Kernels) -> list[tuple[Any, ...]]:
-    found: list[tuple[Any, ...]] = kernels._core.launches
-    return found
+    """Stream, configuration, kernel and arguments of each launch."""
+    if isinstance(kernels._core, FakeCore):
+        return kernels._core.launches
+    driver = fake_driver.installed()
+    assert driver is not None
+    return [
+        (
+            ("stream", one.stream),
+            {"grid": one.grid, "block": one.block[0], "shmem_size": one.shared_bytes},
+            one.kernel,
+            one.arguments,
+        )
+        for one in driver.launched
+    ]
 
 
 # ---- plans -----------------------------------------------------------------------------------------------------------
@@ -358,16 +384,31 @@ def test_kernels_that_are_not_built(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         kernel_file("mask_pooling.fatbin")
 
 
+KERNELS_ERROR = """
+from odise_rt.kernels.native import Kernels
+from odise_rt.errors import MissingPackageError
+try:
+    Kernels()
+except MissingPackageError as exc:
+    print(exc)
+"""
+
+
 def test_without_cuda_core() -> None:
-    code = (
-        "import sys; sys.modules['cuda'] = None\n"
-        "from odise_rt.kernels.native import Kernels\n"
-        "from odise_rt.errors import MissingPackageError\n"
-        "try:\n    Kernels()\n"
-        "except MissingPackageError as exc:\n    print(exc)\n"
-    )
+    code = "import sys; sys.modules['cuda'] = None\n" + KERNELS_ERROR
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'odise_rt[gpu]'" in done.stdout
+    assert "pip install 'odise_rt[cuda]'" in done.stdout
+
+
+def test_cuda_core_that_cannot_be_imported(tmp_path: Path) -> None:
+    """As with cuda-bindings that are older than those it was built with."""
+    (tmp_path / "cuda" / "core").mkdir(parents=True)
+    (tmp_path / "cuda" / "core" / "__init__.py").write_text("raise ImportError('cydriver does not export a function')")
+    (tmp_path / "cuda" / "__init__.py").touch()
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + KERNELS_ERROR
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "cannot be imported (cydriver does not export a function)" in done.stdout
+    assert "pip install --upgrade cuda-core cuda-bindings" in done.stdout
 
 
 def test_without_a_gpu() -> None:
