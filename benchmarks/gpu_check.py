@@ -7,6 +7,7 @@ is wrong, a part broke, or there is no GPU.
 
     python -m benchmarks.gpu_check --out benchmarks/results/gpu/h200
     python -m benchmarks.gpu_check --quick --parts kernels "kernel times"
+    python -m benchmarks.gpu_check --parts sanitizer                        # two minutes more, where a result is wrong
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ PARTS = (
     Part("pruned network", 95, "pruned structure, torch.compile"),
     Part("runtime", 50, "odise_rt, pixels to segments"),
 )
+ON_DEMAND = (Part("sanitizer", 160, "kernels under compute-sanitizer"),)
+"""Parts that only run when they are asked for."""
 _AT_1024 = "1024x1024"
 TARGETS = (
     Target(
@@ -100,7 +103,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = [part.name for part in PARTS]
-    parser.add_argument("--parts", nargs="+", choices=names, default=names, help="Only these parts.")
+    on_demand = [part.name for part in ON_DEMAND]
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=[*names, *on_demand],
+        default=names,
+        help=f"Only these parts; {', '.join(on_demand)} runs only if it is named.",
+    )
     parser.add_argument("--quick", action="store_true", help="Fewer sizes and repeats: a minute or two.")
     parser.add_argument(
         "--seconds", type=float, default=TOTAL_SECONDS, help="Time of the whole check; parts are cut to fit."
@@ -156,7 +166,7 @@ def run_parts(options: argparse.Namespace, command: Callable[[argparse.Namespace
     clock = Clock(options.seconds)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="odise-gpu-check-") as folder:
-        for part in PARTS:
+        for part in (*PARTS, *ON_DEMAND):
             if part.name in options.parts:
                 seconds = clock.share(part)
                 print(f"{part.title} (at most {seconds:.0f} s)", flush=True)
@@ -199,6 +209,10 @@ def run_one(part: str, emit: Emit, options: argparse.Namespace) -> None:
         gpu_kernels.time_kernels(emit, options.quick)
     elif part == "engines":
         gpu_network.check_engines(emit, options.bundle, options.checkpoint, options.quick)
+    elif part == "sanitizer":
+        from benchmarks import gpu_sanitizer
+
+        gpu_sanitizer.check(emit, seconds=ON_DEMAND[0].seconds - 10)
     elif part == "runtime":
         gpu_network.time_runtime(emit, options.full_bundle, options.config, options.quick)
     else:

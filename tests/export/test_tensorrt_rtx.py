@@ -24,6 +24,7 @@ from odise_rt.engine_facts import ShapeRange
 from odise_rt.engines import find_engines
 from odise_rt.errors import ExportError
 from odise_rt.specs import STAGES
+from tests.odise_rt import fake_gpu
 
 pytestmark = [
     pytest.mark.tensorrt_rtx,
@@ -113,3 +114,27 @@ def test_target_that_it_does_not_know(tmp_path: Path) -> None:
     result = build_in_process(_job(tmp_path, path), tmp_path)
     assert result.plan_bytes == (tmp_path / "clip_text.plan").stat().st_size
     assert result.layers >= 1
+
+
+def test_the_stand_in_offers_what_the_package_offers() -> None:
+    """The runtime's tests run on a stand-in of TensorRT: it has no function that the package lacks."""
+    package = pytest.importorskip("tensorrt_rtx")
+    stand_in = fake_gpu.tensorrt_module(fake_gpu.Calls())
+    classes = {
+        "IExecutionContext": fake_gpu._Context,
+        "ICudaEngine": fake_gpu._Engine,
+        "INetworkDefinition": fake_gpu._Network,
+        "IBuilderConfig": fake_gpu._Config,
+        "IOptimizationProfile": fake_gpu._OptimizationProfile,
+        "ITimingCache": fake_gpu._TimingCache,
+        "ParserError": fake_gpu._Error,
+    } | {name: value for name, value in vars(stand_in).items() if isinstance(value, type)}
+    own = {("INetworkDefinition", "model")}
+    missing = [name for name in vars(stand_in) if not name.startswith("__") and not hasattr(package, name)]
+    missing += [
+        f"{name}.{part}"
+        for name, found in classes.items()
+        for part in vars(found)
+        if not part.startswith("_") and not hasattr(getattr(package, name), part) and (name, part) not in own
+    ]
+    assert missing == []
