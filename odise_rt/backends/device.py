@@ -150,7 +150,7 @@ def as_device_array(value: object, stream: int) -> DeviceArray | None:
     from cuda.core.utils import StridedMemoryView
 
     try:
-        view = StridedMemoryView.from_any_interface(value, stream_ptr=stream)
+        view = StridedMemoryView.from_any_interface(_described(value), stream_ptr=stream)
         shape, dtype = tuple(int(size) for size in view.shape), np.dtype(view.dtype)
         strides = tuple(int(step) for step in view.strides) if view.strides is not None else None
         pointer = int(view.ptr)
@@ -162,6 +162,25 @@ def as_device_array(value: object, stream: int) -> DeviceArray | None:
             "ascontiguousarray first"
         )
     return DeviceArray(pointer, shape, dtype, (value, view))
+
+
+class _Described:
+    """An array by version 3 of the interface, which is the least that cuda-core reads."""
+
+    def __init__(self, interface: dict[str, Any]) -> None:
+        self.__cuda_array_interface__ = interface
+
+
+def _described(value: Any) -> Any:
+    """The array itself, or its description where that is of an older version.
+
+    Those versions do not name the stream that the array is written on. It is taken to be the default one, which is
+    where it is with a library that knows no other.
+    """
+    if hasattr(value, "__dlpack__"):
+        return value
+    interface = value.__cuda_array_interface__
+    return value if interface["version"] >= 3 else _Described({**interface, "version": 3, "stream": 1})
 
 
 def as_host_array(value: Any) -> np.ndarray:

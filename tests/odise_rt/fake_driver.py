@@ -202,6 +202,8 @@ class Driver:
         self._handles = itertools.count(0x10000, 16)
         self._memory: dict[int, tuple[Any, int, Owner]] = {}
         self._streams: dict[int, Stream] = {1: Stream(self._log)}  # the legacy default stream
+        self._events: dict[int, int | None] = {}
+        """Streams that they were recorded on."""
         self._graphs: dict[int, Graph] = {}
         self._lost: set[int] = set()
         """Graphs of captures that could not be ended: cuda-core destroys them from 1.1 on, and leaves them before."""
@@ -399,6 +401,26 @@ class Driver:
         self.cuStreamIsCapturing(stream, status)
         if graph:
             _put(graph, ctypes.c_void_p, self._streams[stream].graph)
+
+    @_takes("pu")
+    def cuEventCreate(self, out: int, flags: int) -> None:
+        handle = self._new()
+        self._events[handle] = None
+        _put(out, ctypes.c_void_p, handle)
+
+    @_takes("pp")
+    def cuEventRecord(self, event: int, stream: int) -> None:
+        assert stream in self._streams
+        self._events[event] = stream
+
+    @_takes("ppu")
+    def cuStreamWaitEvent(self, stream: int, event: int, flags: int) -> None:
+        assert stream in self._streams
+        self._log(f"wait for stream {self._events[event]}")
+
+    @_takes("p")
+    def cuEventDestroy(self, event: int) -> None:
+        del self._events[event]
 
     @_takes("p")
     def cuStreamDestroy(self, stream: int) -> None:

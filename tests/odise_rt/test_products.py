@@ -5,9 +5,16 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import pytest
 from threadpoolctl import ThreadpoolController
 
 from odise_rt import products
+
+
+@pytest.fixture(autouse=True)
+def _libraries_of_now() -> None:
+    """Other tests may have loaded a BLAS of their own since products first looked for numpy's."""
+    products._blas.cache_clear()
 
 
 def _threads() -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from odise_rt.backends.ort import OrtBackend
 from odise_rt.backends.trt import TrtStage
 from odise_rt.engines import Engine
 from odise_rt.specs import STAGES, StageSpec
+from tests.odise_rt import fake_driver
 from tests.odise_rt.engine_bundle import DIMS, example, replace_file, write_engine
 from tests.odise_rt.fake_gpu import Calls, CUDAError, _Context
 
@@ -151,6 +153,59 @@ def test_arrays_on_the_device_are_read_where_they_are(bundle: Bundle, gpu: Calls
     with pytest.raises(BackendError, match="windows is float64"):
         stage.run({"windows": OnDevice(inputs["windows"].astype(np.float64))})
     assert as_device_array(inputs["windows"], stage._session.handle) is None
+
+
+def test_an_older_interface_is_taken_to_mean_the_default_stream(bundle: Bundle, gpu: Calls) -> None:
+    """pycuda's, say; cuda-core reads version 3 only."""
+    stage = opened(bundle, "clip_image")
+    inputs = windows(2)
+    array = OnDevice(inputs["windows"])
+    array.__cuda_array_interface__ |= {"version": 2}
+    found = stage.run({"windows": array})["image_embedding"]
+    np.testing.assert_array_equal(found, stage.run(inputs)["image_embedding"])
+    if fake_driver.why_not() is None:
+        assert gpu.count("wait for stream 1") == 1
+
+
+class Tensor(ctypes.Structure):
+    """``DLManagedTensor``."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p), ("device", ctypes.c_int32 * 2), ("ndim", ctypes.c_int32), ("dtype", ctypes.c_uint32),
+        ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.c_void_p), ("offset", ctypes.c_uint64),
+        ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+class ByDlpack:
+    """An array of float32 that says by DLPack that it lies on the GPU, as torch's and CuPy's do."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.streams = array, []  # type: ignore[var-annotated]
+        shape = (ctypes.c_int64 * array.ndim)(*array.shape)
+        device, float32 = (ctypes.c_int32 * 2)(2, 0), 2 | 32 << 8 | 1 << 16
+        self._deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda tensor: None)
+        deleter = ctypes.cast(self._deleter, ctypes.c_void_p)
+        self._tensor = Tensor(array.ctypes.data, device, array.ndim, float32, shape, None, 0, None, deleter)
+
+    def __dlpack__(self, stream: int | None = None, **options: Any) -> Any:
+        self.streams.append(stream)
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+        return new(ctypes.addressof(self._tensor), b"dltensor", None)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+
+@pytest.mark.skipif(fake_driver.why_not() is not None, reason=f"{fake_driver.why_not()}")
+def test_arrays_on_the_device_by_dlpack(bundle: Bundle, gpu: Calls) -> None:
+    stage = opened(bundle, "clip_image")
+    inputs = windows(2)
+    array = ByDlpack(inputs["windows"])
+    found = stage.run({"windows": array})["image_embedding"]
+    assert array.streams == [stage._session.handle], "so its producer makes this stream wait"
+    np.testing.assert_array_equal(found, stage.run(inputs)["image_embedding"])
 
 
 class OnHost:
