@@ -12,10 +12,12 @@ import contextlib
 import json
 import logging
 import os
+import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +54,27 @@ def default_cache_dir() -> Path | None:
         return None
 
 
+@dataclass(frozen=True)
+class _FileIndex:
+    """What a file holds, in eight bytes a prompt."""
+
+    columns: frozenset[str]
+    hashes: np.ndarray
+    """int64, sorted."""
+
+    def may_hold(self, wanted: np.ndarray) -> bool:
+        """Whether any of these hashes is among those of the file."""
+        if not self.hashes.size:
+            return False
+        nearest = np.minimum(np.searchsorted(self.hashes, wanted), self.hashes.size - 1)
+        return bool((self.hashes[nearest] == wanted).any())
+
+
+def _hashes(prompts: Collection[str]) -> np.ndarray:
+    """Of this process: sorted int64. Two prompts with one hash only cost a look into a file."""
+    return np.sort(np.fromiter(map(hash, prompts), np.int64, count=len(prompts)))
+
+
 class EmbeddingCache:
     """Embeddings of word lists of one model. Safe for threads and processes: files are replaced whole."""
 
@@ -60,6 +83,8 @@ class EmbeddingCache:
         self._root = root / "text"
         self._folder = self._root / model_key
         self._max_bytes = max_bytes
+        self._indices: dict[str, _FileIndex] = {}
+        self._lock = threading.Lock()
 
     def holds(self, size: int) -> bool:
         """Whether so many bytes of embeddings fit; if not, storing them would only push themselves out."""
@@ -95,12 +120,13 @@ class EmbeddingCache:
         """Single prompts among the most recent lists of this model: prompt to array name to row."""
         found: dict[str, dict[str, np.ndarray]] = {}
         missing = set(prompts)
-        for path in self._recent()[:MAX_FILES_SEARCHED]:
+        wanted = _hashes(missing)
+        for path, index in self._indexed(self._recent()[:MAX_FILES_SEARCHED]):
             if not missing:
                 break
-            if missing.isdisjoint(self._read_prompts(path, columns)):
+            if not (set(columns) <= index.columns and index.may_hold(wanted)):
                 continue
-            stored = self._read(path, columns)
+            stored = self._read(Path(path), columns)
             if stored is None:
                 continue
             for row, prompt in enumerate(stored[0]):
@@ -128,16 +154,27 @@ class EmbeddingCache:
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.npz"
 
-    def _read_prompts(self, path: Path, columns: Mapping[str, int]) -> list[str]:
-        """The prompts of a file with these columns; none if it cannot be read."""
+    def _indexed(self, paths: Sequence[str]) -> Iterator[tuple[str, _FileIndex]]:
+        """What the files hold. Each is read once: its name is a hash of its prompts, so it never holds others."""
+        with self._lock:
+            known, self._indices = self._indices, {}
+            self._indices.update((path, known[path]) for path in paths if path in known)
+        for path in paths:
+            index = known.get(path)
+            if index is None:
+                index = self._read_index(Path(path))
+                with self._lock:
+                    self._indices[path] = index
+            yield path, index
+
+    def _read_index(self, path: Path) -> _FileIndex:
+        """Columns and prompts of a file; none if it cannot be read."""
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                if set(columns) <= set(stored.files):
-                    prompts: list[str] = json.loads(stored["prompts"].tobytes())
-                    return prompts
+                return _FileIndex(frozenset(stored.files), _hashes(json.loads(stored["prompts"].tobytes())))
         except _READ_ERRORS:
-            pass  # a file that is asked for by its name is examined, and discarded if it is damaged
-        return []
+            # A file that is asked for by its name is examined, and discarded if it is damaged.
+            return _FileIndex(frozenset(), _hashes(()))
 
     def _read(self, path: Path, columns: Mapping[str, int]) -> tuple[list[str], dict[str, np.ndarray]] | None:
         try:
@@ -160,31 +197,43 @@ class EmbeddingCache:
             return None
         return prompts, arrays
 
-    def _recent(self) -> list[Path]:
+    def _recent(self) -> list[str]:
         """This model's files, most recently used first."""
-        entries = []
-        with contextlib.suppress(OSError):
-            for path in self._folder.glob("*.npz"):
-                with contextlib.suppress(OSError):
-                    entries.append((path.stat().st_mtime, path))
+        entries = [(stat.st_mtime, path) for path, stat in _files(self._folder) if path.endswith(".npz")]
         return [path for _, path in sorted(entries, reverse=True)]
 
     def _shrink(self) -> None:
+        """Drop what was not used longest beyond the bound, and what a process left that was killed while writing."""
         entries = []
-        with contextlib.suppress(OSError):
-            for path in self._root.glob("*/.*.tmp"):  # left by a process that was killed while writing
-                with contextlib.suppress(OSError):
-                    if time.time() - path.stat().st_mtime > 3600:
-                        path.unlink()
-        with contextlib.suppress(OSError):
-            for path in self._root.glob("*/*.npz"):
-                with contextlib.suppress(OSError):
-                    stat = path.stat()
+        for folder in _folders(self._root):
+            for path, stat in _files(folder):
+                if path.endswith(".npz"):
                     entries.append((stat.st_mtime, stat.st_size, path))
+                elif path.endswith(".tmp") and time.time() - stat.st_mtime > 3600:
+                    _remove(path)
         total = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries):
             if total <= self._max_bytes:
                 break
-            with contextlib.suppress(OSError):
-                path.unlink()
+            _remove(path)
             total -= size
+
+
+def _files(folder: str | Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Paths and facts of a folder's files. Another process may remove them, and the folder, at any time."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                yield entry.path, entry.stat()
+
+
+def _folders(root: Path) -> list[str]:
+    """Those of all models."""
+    with contextlib.suppress(OSError), os.scandir(root) as entries:
+        return [entry.path for entry in entries if entry.is_dir()]
+    return []
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        Path(path).unlink()

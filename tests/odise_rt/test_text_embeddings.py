@@ -349,3 +349,24 @@ def test_a_long_list_does_not_hold_up_others(label_bundle: Path) -> None:
 def test_bound_holds_the_largest_vocabulary_at_full_size() -> None:
     cache = EmbeddingCache(Path("nowhere"), "key")
     assert cache.holds(MAX_WORDS * 4 * (256 + 768))
+
+
+def test_a_list_on_disk_is_looked_into_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who types one word after the other makes many small lists: a new word must not read them all again."""
+    read: list[str] = []
+    look = EmbeddingCache._read_index
+    monkeypatch.setattr(EmbeddingCache, "_read_index", lambda self, path: read.append(path.name) or look(self, path))
+    cache = EmbeddingCache(tmp_path, "model")
+    for number in range(5):
+        cache.store(f"key{number}", [f"word {number}"], {"embedding": np.full((1, 3), number, np.float32)})
+    for number in range(5):
+        found = cache.find([f"word {number}", "no word"], {"embedding": 3})
+        assert {word: entry["embedding"].tolist() for word, entry in found.items()} == {f"word {number}": [number] * 3}
+    assert sorted(read) == [f"key{number}.npz" for number in range(5)]
+    assert cache.find(["word 1"], {"another": 3}) == {}
+    cache.store("key5", ["word 5"], {"embedding": np.zeros((1, 3), np.float32)})
+    (tmp_path / "text" / "model" / "key1.npz").unlink()
+    assert cache.find(["word 1"], {"embedding": 3}) == {}
+    assert list(cache.find(["word 5"], {"embedding": 3})) == ["word 5"]
+    assert sorted(read)[5:] == ["key5.npz"]
+    assert len(cache._indices) == 5, "what is gone is forgotten"
