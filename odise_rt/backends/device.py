@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 _DLPACK_CUDA = frozenset({2, 13})
 """DLPack's numbers for memory of a GPU and for memory that CUDA moves about."""
+MAX_FAILED_CAPTURES = 3
+"""Of the same work, one after the other, until it is left alone."""
 _OUT_OF_MEMORY = (
     "out of memory",
     "out_of_memory",
@@ -90,6 +93,18 @@ def _then(step: Callable[[], object]) -> Iterator[None]:
             step()
         raise
     step()
+
+
+@contextlib.contextmanager
+def _no_finalisers() -> Iterator[None]:
+    """No garbage collection by chance: a finaliser that frees memory of the GPU would break a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def memory_error(what: str, reason: str) -> OutOfMemoryError:
@@ -209,6 +224,56 @@ def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
     return True
 
 
+class CapturedWork:
+    """Work on a session's stream that becomes a graph after its first run.
+
+    A capture can fail through no fault of the work: whoever synchronises the whole device meanwhile, in any thread,
+    breaks it (CUDA's programming guide, "Prohibited and Unhandled Operations"). The work was done by then, so its
+    result stands; it runs without a graph and is captured again the next time, until that failed
+    :data:`MAX_FAILED_CAPTURES` times.
+    """
+
+    def __init__(self, session: CudaSession, what: str) -> None:
+        """Nothing is captured yet; ``what`` names the work in the log."""
+        self._session, self._what = session, what
+        self._graph: Any = None
+        self._failures = 0
+
+    def run(self, work: Callable[[], None], capturable: Callable[[], bool]) -> None:
+        """Put the work on the stream, as a graph if there is one.
+
+        Args:
+            work: the same each time, until :meth:`forget`.
+            capturable: asked after a run without a graph: some engines only know by then.
+        """
+        stream = self._session.stream
+        if self._graph is not None:
+            self._graph.launch(stream)
+            return
+        # Once without capture: the first run after a change of shape may set itself up.
+        work()
+        if self._failures == MAX_FAILED_CAPTURES or not capturable():
+            return
+        stream.sync()
+        try:
+            self._graph = self._session.capture(work)
+        except Exception as exc:  # cuda-core and engines raise many types
+            self._failures += 1
+            last = self._failures == MAX_FAILED_CAPTURES
+            logger.warning(
+                "%s: no CUDA graph could be captured (%s)%s",
+                self._what,
+                first_line(exc),
+                "; it runs without one from now on" if last else "",
+            )
+
+    def forget(self) -> None:
+        """Release the graph: what it points to is about to move or to go."""
+        if self._graph is not None:
+            self._graph.close()
+            self._graph = None
+
+
 class CudaSession:
     """A device with one stream. Use it as a context manager, or call :meth:`close`."""
 
@@ -299,7 +364,7 @@ class CudaSession:
     def capture(self, work: Callable[[], None]) -> Any:
         """Record what ``work`` puts on the stream as a graph, which ``launch(session.stream)`` repeats."""
         builder = self.stream.create_graph_builder()
-        with _then(builder.close):
+        with _no_finalisers(), _then(builder.close):
             builder.begin_building(mode="thread_local")
             with _then(builder.end_building):
                 work()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from odise_rt.backends.base import BoundStage
-from odise_rt.backends.device import CudaSession, DeviceArray
+from odise_rt.backends.device import CapturedWork, CudaSession, DeviceArray
 from odise_rt.backends.device_memory import DeviceMemory, buffer_of
 from odise_rt.backends.naming_plan import NamingPlan
 from odise_rt.backends.ort import OrtStage
@@ -66,7 +66,7 @@ class ImagePlan:
         self._network = network
         self._session = network.session
         self._memory = DeviceMemory(self._session)
-        self._graphs: dict[NamingPlan | None, Any] = {}
+        self._works: dict[NamingPlan | None, CapturedWork] = {}
         self._generation = -1
         self._bound: list[BoundStage] = []
         self.host: dict[str, tuple[Any, np.ndarray]] = {}
@@ -101,21 +101,14 @@ class ImagePlan:
             for bound in self._bound:
                 bound.use_scratch(scratch)
             self._generation = session.generation
-        if not all(bound.capturable for bound in self._bound):
-            self._enqueue(naming)
-            return
-        if naming in self._graphs:
-            self._graphs[naming].launch(session.stream)
-            return
-        # Once without capture: the first run after a change of shape may set itself up.
-        self._enqueue(naming)
-        session.stream.sync()
-        self._graphs[naming] = session.capture(lambda: self._enqueue(naming))
+        if naming not in self._works:
+            self._works[naming] = CapturedWork(session, "an image on the GPU")
+        self._works[naming].run(lambda: self._enqueue(naming), lambda: all(bound.capturable for bound in self._bound))
 
     def forget(self, naming: NamingPlan) -> None:
         """Drop the graph that ends in a naming, before that is closed."""
-        if naming in self._graphs:
-            self._graphs.pop(naming).close()
+        if naming in self._works:
+            self._works.pop(naming).forget()
 
     def close(self) -> None:
         """Release everything. Safe to call twice."""
@@ -125,8 +118,8 @@ class ImagePlan:
         self._memory.close()
 
     def _forget_graphs(self) -> None:
-        while self._graphs:
-            self._graphs.popitem()[1].close()
+        while self._works:
+            self._works.popitem()[1].forget()
 
     # ---- setting up ------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from odise_rt.backends.base import StageFacts
 from odise_rt.backends.device import (
+    CapturedWork,
     CudaSession,
     DeviceArray,
     as_device_array,
@@ -100,6 +101,21 @@ class TrtEngine:
         ]
         return min(fitting)[1] if fitting else None
 
+    def new_context(self) -> Any:
+        """An execution context in whose scratch memory somebody else has a say; ``None`` if TensorRT makes none.
+
+        TensorRT-RTX compiles kernels for the shapes that it meets. By default it does so in the background and runs
+        others meanwhile, which a captured graph would keep for good: so it is told to compile first.
+        """
+        user_managed = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        specialisation = getattr(self.trt, "DynamicShapesKernelSpecializationStrategy", None)
+        if specialisation is None:
+            return self.engine.create_execution_context(user_managed)
+        config = self.engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(user_managed)
+        config.dynamic_shapes_kernel_specialization_strategy = specialisation.EAGER
+        return self.engine.create_execution_context(config)
+
     def close(self) -> None:
         """Release the engine; order matters to TensorRT."""
         self.engine = None
@@ -108,8 +124,6 @@ class TrtEngine:
 
 class BoundEngine:
     """An execution context for inputs of certain shapes; see :class:`odise_rt.backends.base.BoundStage`."""
-
-    capturable = True
 
     def __init__(
         self, engine: TrtEngine, session: CudaSession, spec: StageSpec, shapes: Mapping[str, tuple[int, ...]]
@@ -132,8 +146,7 @@ class BoundEngine:
         self._session = session
         self._stage = spec.name
         engine.log.clear()
-        strategy = engine.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self._context = engine.engine.create_execution_context(strategy)
+        self._context = engine.new_context()
         self._check(self._context is not None, "an execution context cannot be made")
         chosen = self._context.set_optimization_profile_async(index, session.handle)
         self._check(chosen, f"profile {index} was refused")
@@ -145,6 +158,12 @@ class BoundEngine:
         """Shape of every output."""
         self.scratch_bytes = int(self._context.update_device_memory_size_for_shapes())
         logger.info("stage %s: set up for %s with profile %d", spec.name, dict(shapes), index)
+
+    @property
+    def capturable(self) -> bool:
+        """See :class:`odise_rt.backends.base.BoundStage`. TensorRT-RTX may say so only after the first run."""
+        ask = getattr(self._context, "is_stream_capturable", None)
+        return ask is None or bool(ask(self._session.handle))
 
     def use_scratch(self, scratch: Any) -> None:
         """See :class:`odise_rt.backends.base.BoundStage`."""
@@ -188,9 +207,9 @@ class _ShapeState:
     """Everything that is set up for one shape of the inputs."""
 
     bound: BoundEngine
+    work: CapturedWork
     generation: int = -1
     """Of the scratch memory that the context and the graph use."""
-    graph: Any = None
     device: dict[str, Any] = field(default_factory=dict)
     """Buffers of inputs and outputs on the GPU."""
     host: dict[str, tuple[Any, np.ndarray]] = field(default_factory=dict)
@@ -288,7 +307,7 @@ class TrtStage:
     def _prepare(self, engine: TrtEngine, shapes: dict[str, tuple[int, ...]]) -> _ShapeState:
         session = self._session
         bound = BoundEngine(engine, session, self._spec, shapes)
-        state = _ShapeState(bound)
+        state = _ShapeState(bound, CapturedWork(session, f"stage {self._spec.name}"))
         try:
             for tensor in (*self._spec.inputs, *self._spec.outputs):
                 shape = bound.outputs.get(tensor.name) or shapes[tensor.name]
@@ -302,9 +321,7 @@ class TrtStage:
         return state
 
     def _release(self, state: _ShapeState) -> None:
-        if state.graph is not None:
-            state.graph.close()
-            state.graph = None
+        state.work.forget()
         state.bound.close()
         for buffer in state.device.values():
             buffer.close(self._session.stream)
@@ -331,17 +348,10 @@ class TrtStage:
         session = self._session
         scratch = session.scratch(state.bound.scratch_bytes)
         if state.generation != session.generation:
-            if state.graph is not None:
-                state.graph.close()
-                state.graph = None
+            state.work.forget()
             state.bound.use_scratch(scratch)
-            # Once without capture: the first run after a change of shape may set itself up.
-            self._enqueue(state)
-            session.stream.sync()
-            state.graph = session.capture(lambda: self._enqueue(state))
-            state.generation = session.generation  # last: what failed above is done again by the next run
-            return
-        state.graph.launch(session.stream)
+            state.generation = session.generation
+        state.work.run(lambda: self._enqueue(state), lambda: state.bound.capturable)
 
     def _enqueue(self, state: _ShapeState) -> None:
         """The engine, then its outputs on their way to the host."""
