@@ -190,7 +190,7 @@ class _StageBuild:
     def _facts(self, graph: PreparedGraph) -> EngineFacts:
         bound = self.kind == "tensorrt"  # to the device that it is built on
         any_version = self.kind == "ort-cuda"
-        flags = () if any_version else build_flags(self.options.optimization_level)
+        flags = () if any_version else build_flags(self.kind, self.options.optimization_level)
         return EngineFacts(
             stage=self.stage,
             engine=self.kind,

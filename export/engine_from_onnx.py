@@ -78,9 +78,10 @@ class BuildResult:
     """Of the parsed network."""
 
 
-def build_flags(optimization_level: int) -> tuple[str, ...]:
+def build_flags(engine: EngineKind, optimization_level: int) -> tuple[str, ...]:
     """The options of a build that decide what the engine is; part of its facts."""
-    return ("strongly-typed", "no-tf32", f"optimization-level={optimization_level}")
+    flags = ("strongly-typed", "no-tf32", f"optimization-level={optimization_level}")
+    return (*flags, "user-allocation") if engine == "tensorrt-rtx" else flags
 
 
 def build_engine(job: BuildJob) -> BuildResult:
@@ -106,6 +107,9 @@ def build_engine(job: BuildJob) -> BuildResult:
     config = builder.create_builder_config()
     config.builder_optimization_level = job.optimization_level
     config.clear_flag(trt.BuilderFlag.TF32)
+    if job.engine == "tensorrt-rtx":
+        # It may allocate while it runs otherwise, and then a CUDA graph cannot be captured.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if job.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace_bytes)
     if job.targets:

@@ -353,9 +353,23 @@ class CudaSession:
                 self.stream.sync()
                 self._scratch.close(self.stream)
                 self._scratch = None
+                self.give_back()
             self.generation += 1
             self._scratch = self.allocate(size)
         return self._scratch
+
+    def give_back(self) -> None:
+        """Return what was released to the driver. cuda-core's pool keeps it otherwise, and engines that allocate in
+        other ways cannot have it."""
+        pool = getattr(getattr(self._device, "memory_resource", None), "handle", None)
+        if pool is None:  # a device without pools
+            return
+        from cuda.bindings import driver
+
+        self.stream.sync()
+        (status,) = driver.cuMemPoolTrimTo(pool, 0)
+        if int(status) != 0:
+            logger.info("the GPU's memory pool could not be trimmed (%s)", status)
 
     def view(self, array: DeviceArray) -> Any:
         """A buffer over memory of somebody else."""

@@ -40,7 +40,8 @@ def open_engine_stage(
         return backend.open_graph(engine.path, spec, file, engine.facts.precision)
     opened = CudaSession() if session is None else session
     try:
-        loaded = TrtEngine(engine, spec)
+        with opened.use(f"loading stage {spec.name}"):  # it may wait for the whole device
+            loaded = TrtEngine(engine, spec)
         facts = StageFacts(
             stage=spec.name,
             engine=f"{loaded.trt.__name__} {loaded.trt.__version__}",

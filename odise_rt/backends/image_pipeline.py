@@ -240,9 +240,13 @@ class ImagePipeline:
     def _keep_masks(self, logits: DeviceArray) -> DeviceMasks:
         """A copy of the logits that outlives the next image; its buffer comes back when nobody holds it."""
         shape = logits.shape[1:]
-        kept = next((buffer for buffer in list(self._spare) if buffer.shape == shape), None)
-        if kept is not None:
-            self._spare.remove(kept)
+        kept = None
+        for _ in range(len(self._spare)):  # others may come in meanwhile, at the end
+            buffer = self._spare.popleft()
+            if kept is None and buffer.shape == shape:
+                kept = buffer
+            else:
+                self._spare.append(buffer)
         self._free_spare(MAX_SPARE)
         if kept is None:
             kept = self._memory.array(shape)
@@ -337,6 +341,7 @@ class ImagePipeline:
         for vocabulary in unused:
             self._drop_words(vocabulary)
         self._free_spare(0)
+        self.session.give_back()
         return bool(plans or namings or unused)
 
     def _free_spare(self, most: int) -> None:

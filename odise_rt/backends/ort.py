@@ -7,11 +7,12 @@ providers of every session are compared with what was asked for.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -266,17 +267,28 @@ class OrtStage:
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph; see :class:`odise_rt.backends.base.Stage`."""
         dims = self._spec.check(inputs)
-        session = self._session
-        if session is None:
-            raise BackendError(f"stage {self._spec.name} is closed: load the segmenter again")
-        try:
-            if self._bound is not None:
-                return self._bound.run(inputs, dims)
-            outputs = session.run(self._outputs, dict(inputs), self._run_options)
-        except Exception as exc:
-            shapes = ", ".join(f"{k} {v.shape}" for k, v in inputs.items())
-            raise translate(exc, f"stage {self._spec.name} failed on {shapes}") from exc
-        return dict(zip(self._outputs, outputs, strict=True))
+        with self._alone():
+            session = self._session
+            if session is None:
+                raise BackendError(f"stage {self._spec.name} is closed: load the segmenter again")
+            try:
+                if self._bound is not None:
+                    return self._bound.run(inputs, dims)
+                outputs = session.run(self._outputs, dict(inputs), self._run_options)
+            except Exception as exc:
+                shapes = ", ".join(f"{k} {v.shape}" for k, v in inputs.items())
+                raise translate(exc, f"stage {self._spec.name} failed on {shapes}") from exc
+            return dict(zip(self._outputs, outputs, strict=True))
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The GPU's stream for this thread, if there is one: what another thread captures on it would break, and so it
+        would on any stream of the device, for whose end ONNX Runtime waits."""
+        if self.session is None:
+            yield
+        else:
+            with self.session.use(f"stage {self._spec.name}"):
+                yield
 
     def bind(self, inputs: Mapping[str, Any]) -> BoundSession:
         """The session set up for arrays on the GPU like these, for a caller who holds the GPU session's lock.
@@ -290,6 +302,8 @@ class OrtStage:
 
     def close(self) -> None:
         """Release the session. Safe to call twice."""
-        if self._session is not None and self.session is not None:
+        with self._alone():
+            is_open = self._session is not None
+            self._session = self._bound = None  # before the stream that it works on
+        if is_open and self.session is not None:
             self.session.release()
-        self._session = self._bound = None

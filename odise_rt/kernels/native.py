@@ -38,7 +38,14 @@ from odise_rt.kernels.launch_plans import (
 )
 from odise_rt.kernels.reference import MASK_STRIDE
 
-MODULES = ("mask_pooling", "panoptic_merge", "deformable_attention", "image_windows", "naming")
+MODULES = {
+    "mask_pooling": "odise_pool_finish_f32",
+    "panoptic_merge": "odise_merge_prepare",
+    "deformable_attention": "odise_attention_f32_1",
+    "image_windows": "odise_image_cut",
+    "naming": "odise_name_choose",
+}
+"""Compiled files, each with one of its kernels."""
 FOLDER_VARIABLE = "ODISE_RT_KERNELS_DIR"
 _PREFIXES = {
     "odise_pool": "mask_pooling",
@@ -140,9 +147,17 @@ class Kernels:
             )
         self._modules: dict[str, Any] = {}
         self._kernels: dict[str, Any] = {}
-        for name in MODULES:
+        for name, kernel in MODULES.items():
             file = kernel_file(f"{name}.fatbin")
-            self._modules[name] = self._core.ObjectCode.from_fatbin(file.read_bytes(), name=name)
+            try:
+                self._modules[name] = self._core.ObjectCode.from_fatbin(file.read_bytes(), name=name)
+                self._modules[name].get_kernel(kernel)  # only this loads it
+            except Exception as exc:  # of many types again
+                raise BackendError(
+                    f"the CUDA kernels in {file} do not run on GPU {device_id} of compute capability "
+                    f"{self.gpu.compute_capability / 10} ({first_line(exc)}): update its driver, or run `make kernels` "
+                    "in a checkout"
+                ) from exc
 
     # ---- mask pooling ----------------------------------------------------------------------------------------------
 

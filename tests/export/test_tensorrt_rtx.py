@@ -59,6 +59,7 @@ def test_builds_the_five_engines(tiny_bundle: Path, precision: EnginePrecision) 
     for engine in report.built:
         assert engine.facts.precision == precision
         assert engine.facts.targets == ("8.9",)
+        assert "user-allocation" in engine.facts.flags
         assert engine.path.stat().st_size > 1_000_000
         assert engine.verified == ()
         assert sorted(p.name for p in engine.folder.iterdir()) == sorted([*engine.files, "engine.json"])

@@ -341,6 +341,11 @@ class Driver:
         assert pool == POOL
         _put(value, ctypes.c_uint64, 0)
 
+    @_takes("pz")
+    def cuMemPoolTrimTo(self, pool: int, kept: int) -> None:
+        assert (pool, kept) == (POOL, 0)
+        self._log("trim")
+
     @_takes("pzpp")
     def cuMemAllocFromPoolAsync(self, out: int, size: int, pool: int, stream: int) -> int | None:
         if self.owner is None or self._current is None:

@@ -23,7 +23,8 @@ from odise_rt.errors import ImageTooLargeError
 from odise_rt.kernels.native import FOLDER_VARIABLE
 from odise_rt.naming import HostMasks
 from odise_rt.specs import STAGES
-from tests.odise_rt.engine_bundle import write_engine, write_engines
+from tests.odise_rt import fake_driver
+from tests.odise_rt.engine_bundle import example, write_engine, write_engines
 from tests.odise_rt.fake_bundle import colour_image, write_bundle
 from tests.odise_rt.fake_gpu import GPU, Calls
 from tests.odise_rt.kernels.emulated import Emulation
@@ -400,6 +401,8 @@ def test_other_sizes_are_forgotten_before_an_image_is_refused(
         gpu.limit = alone + 10_000
         segmenter.segment(colour_image(64, 128), WORDS, options)
     assert "forgetting 2 other sizes of images and results" in caplog.text
+    if fake_driver.why_not() is None:
+        assert gpu.count("trim") > 0, "what the pool keeps, engines cannot have"
 
 
 def test_threads_take_turns(bundle: Bundle, gpu: Calls) -> None:
@@ -495,6 +498,24 @@ def test_onnxruntime_on_the_same_stream(
         assert gpu.count("capture") == 0, "ONNX Runtime allocates while it runs"
     assert gpu.device_bytes == 0
     assert gpu.count("close stream") == 1
+
+
+@pytest.mark.usefixtures("ort_on_gpu")
+def test_onnxruntime_waits_until_others_are_done_with_the_stream(new_bundle: Callable[[], Path], gpu: Calls) -> None:
+    """What it puts there while another thread captures would be part of that graph."""
+    opened = Bundle.open(new_bundle())
+    spec = opened.stages["clip_image"].spec
+    with CudaSession() as session:
+        session.retain()
+        stage = OrtBackend("cuda", 1, gpu_session=session).load(opened, "clip_image")
+        done = threading.Event()
+        thread = threading.Thread(target=lambda: (stage.run(example(spec)), done.set()))
+        with session.use("capturing"):
+            thread.start()
+            assert not done.wait(0.3)
+        thread.join()
+        assert done.is_set()
+        stage.close()
 
 
 @pytest.mark.usefixtures("ort_on_gpu")

@@ -411,6 +411,21 @@ def test_cuda_core_that_cannot_be_imported(tmp_path: Path) -> None:
     assert "pip install --upgrade cuda-core cuda-bindings" in done.stdout
 
 
+@pytest.mark.skipif(fake_driver.why_not() is not None, reason=f"{fake_driver.why_not()}")
+@pytest.mark.parametrize("found", [b"another architecture", b"fatbin"])
+def test_kernels_that_the_gpu_cannot_run(
+    install_gpu: Callable[..., Calls], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found: bytes
+) -> None:
+    """Found when they are opened, where a segmenter can still do without them, and not by the first image."""
+    install_gpu()
+    for name in native.MODULES:
+        (tmp_path / f"{name}.fatbin").write_bytes(found if name == "naming" else b"fatbin")
+    monkeypatch.setitem(native.MODULES, "naming", "odise_name_choose" if found != b"fatbin" else "odise_name_nothing")
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    with pytest.raises(BackendError, match=r"naming.fatbin do not run on GPU 0 of compute capability 9.0 .*CUDA_ERROR"):
+        Kernels()
+
+
 def test_without_a_gpu() -> None:
     core = pytest.importorskip("cuda.core", reason="needs cuda-core")
     try:
