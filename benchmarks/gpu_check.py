@@ -16,7 +16,7 @@ import argparse
 import datetime
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +90,13 @@ def main(argv: list[str] | None = None) -> int:
     if problem is not None:
         print(f"gpu_check: {problem}", file=sys.stderr)
         return NO_GPU
-    rows = run_parts(options, child_command)
+    rows: list[Row] = []
+    for found in run_parts(options, child_command):
+        rows += found
+        write_report(options, rows)  # what is measured stays, whatever ends the next part
     rows += judge_targets(TARGETS, rows)
-    write_report(options, rows)
+    print("\n" + write_report(options, rows))
+    print(f"written to {options.out}.json and {options.out}.md")
     print("\n" + ("FAILED: see the rows marked fail or error" if failed(rows) else "no result is wrong"))
     return int(failed(rows))
 
@@ -161,18 +165,18 @@ def child_command(options: argparse.Namespace, part: Part, rows_file: Path) -> l
     return [*command, "--quick"] if options.quick else command
 
 
-def run_parts(options: argparse.Namespace, command: Callable[[argparse.Namespace, Part, Path], list[str]]) -> list[Row]:
-    """All parts that were asked for, one after the other."""
+def run_parts(
+    options: argparse.Namespace, command: Callable[[argparse.Namespace, Part, Path], list[str]]
+) -> Iterator[list[Row]]:
+    """The rows of all parts that were asked for, one after the other."""
     clock = Clock(options.seconds)
-    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="odise-gpu-check-") as folder:
         for part in (*PARTS, *ON_DEMAND):
             if part.name in options.parts:
                 seconds = clock.share(part)
                 print(f"{part.title} (at most {seconds:.0f} s)", flush=True)
                 rows_file = Path(folder) / "rows.jsonl"
-                rows += run_part(part, command(options, part, rows_file), rows_file, seconds)
-    return rows
+                yield run_part(part, command(options, part, rows_file), rows_file, seconds)
 
 
 def run_child(options: argparse.Namespace) -> int:
@@ -240,8 +244,8 @@ def machine(emit: Emit) -> None:
             emit(Row("machine", package, "missing", detail=f"pip install {package}"))
 
 
-def write_report(options: argparse.Namespace, rows: list[Row]) -> None:
-    """Both files, each written beside its place and renamed."""
+def write_report(options: argparse.Namespace, rows: list[Row]) -> str:
+    """Both files, each written beside its place and renamed; returns the page."""
     facts: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "quick": options.quick,
@@ -254,8 +258,7 @@ def write_report(options: argparse.Namespace, rows: list[Row]) -> None:
     page = markdown(rows, {"GPU": gpu, "commit": commit, "date": facts["date"], "quick": facts["quick"]})
     with atomic_writer(base.with_name(base.name + ".md")) as file:
         file.write(page.encode())
-    print("\n" + page)
-    print(f"written to {base}.json and {base}.md")
+    return page
 
 
 if __name__ == "__main__":

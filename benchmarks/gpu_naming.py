@@ -245,8 +245,9 @@ def time_naming(gpu: Any, kernels: Kernels) -> Iterator[tuple[str, Callable[[], 
         inputs = NamingInputs(gpu, size, None, seed=0)
         placed = inputs.placed
         ids = torch.arange(queries + 1, dtype=torch.int32, device=gpu.device)
+        ones = torch.ones(inputs.owner.size, dtype=torch.int32, device=gpu.device)
 
-        def baseline(placed: Any = placed, ids: Any = ids, classes: int = classes) -> Any:
+        def baseline(placed: Any = placed, ids: Any = ids, ones: Any = ones, classes: int = classes) -> Any:
             mask, clip = (
                 torch.nn.functional.normalize(e) @ t.T * s
                 for e, t, s in zip(placed["embeddings"], placed["texts"], SCALES, strict=True)
@@ -257,7 +258,8 @@ def time_naming(gpu: Any, kernels: Kernels) -> Iterator[tuple[str, Callable[[], 
             joined = torch.cat([both.softmax(1) * (1 - void), void], dim=1) + 1e-8
             joined = joined / joined.sum(1, keepdim=True)
             painted = ids[placed["owner"].long()]
-            return joined.max(1), joined[:, :-1].topk(5), painted, torch.bincount(painted.flatten())
+            areas = torch.zeros_like(ids).scatter_add_(0, painted.flatten().long(), ones)
+            return joined.max(1), joined[:, :-1].topk(5), painted, areas
 
         moved = sum(t.numel() * t.element_size() for t in placed["texts"])
         moved += 4 * queries * classes + inputs.owner.size * (2 + 4)

@@ -214,6 +214,7 @@ def time_pytorch(emit: Emit, structure: str, config: str, quick: bool) -> None:
     for height, width in SIZES[: 1 if quick else None]:
         name = f"{structure} {'compiled' if structure == 'pruned' else 'eager'} fp16 {height}x{width}"
         image = torch.rand(1, 3, height, width, device="cuda")
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         try:
             summary = gpu.seconds(lambda image=image: run(image), warmup=2)  # type: ignore[misc]
@@ -223,7 +224,8 @@ def time_pytorch(emit: Emit, structure: str, config: str, quick: bool) -> None:
             torch.cuda.empty_cache()
             continue
         emit(Row(part, name, "measured", "time", network_values(
-            summary, (height, width), ceilings.matmul_flops, int(torch.cuda.max_memory_allocated()) - gpu.flush.numel()
+            summary, (height, width), ceilings.matmul_flops, int(torch.cuda.max_memory_reserved()) - gpu.other.nbytes,
+            "peak_reserved_gib",
         )))  # fmt: skip
 
 
@@ -257,9 +259,9 @@ def network_call(model: Any, device: str, dtype: Any, compiled: bool) -> Callabl
 
 
 def network_values(
-    seconds: Summary, size: tuple[int, int], matmul_flops: float, peak_bytes: int
+    seconds: Summary, size: tuple[int, int], matmul_flops: float, memory_bytes: int, memory: str
 ) -> dict[str, float | int | str]:
-    """What a row says of one size."""
+    """What a row says of one size; ``memory`` names what kind of memory ``memory_bytes`` are."""
     values: dict[str, float | int | str] = {
         "median_ms": seconds.median * 1e3,
         "p10_ms": seconds.p10 * 1e3,
@@ -267,7 +269,7 @@ def network_values(
     }
     if size in NEEDED_TFLOP and matmul_flops > 0:
         values["of_matmul_rate"] = NEEDED_TFLOP[size] * 1e12 / seconds.median / matmul_flops
-    values["peak_gib"] = peak_bytes / 2**30
+    values[memory] = memory_bytes / 2**30
     return values
 
 
@@ -316,7 +318,9 @@ def time_runtime(emit: Emit, bundle_dir: Path | None, config: str, quick: bool) 
             except OdiseError as exc:
                 emit(Row(part, name, "error", "time", detail=str(exc)[:300]))
                 continue
-            values = network_values(Summary.of(network), (height, width), rate, max(0, used_memory() - before))
+            values = network_values(
+                Summary.of(network), (height, width), rate, max(0, used_memory() - before), "device_gib"
+            )
             values["pixels_to_segments_ms"] = Summary.of(samples).median * 1e3
             detail = f"{facts.engine}; the network by the host's clock; memory: the device's, while it is loaded"
             emit(Row(part, name, "measured", "time", values, detail))

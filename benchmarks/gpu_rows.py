@@ -6,8 +6,11 @@ rows so far count, one more row says what happened, and the other parts still ru
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -96,7 +99,7 @@ def run_part(part: Part, command: Sequence[str], rows_file: Path, seconds: float
     if seconds <= 0:
         return [Row(part.name, part.title, "late", detail="not started: the time of the whole check was up")]
     rows_file.unlink(missing_ok=True)
-    process = subprocess.Popen(list(command))
+    process = subprocess.Popen(list(command), start_new_session=True)
     ending: Row | None = None
     try:
         code = process.wait(timeout=seconds)
@@ -106,13 +109,18 @@ def run_part(part: Part, command: Sequence[str], rows_file: Path, seconds: float
     except subprocess.TimeoutExpired:
         ending = Row(part.name, part.title, "late", detail=f"stopped after {seconds:.0f} s; what is above it counts")
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        end_group(process)
     rows = list(read_rows(rows_file))
     if ending is None and not rows:
         ending = Row(part.name, part.title, "error", detail="the part ended without a result")
     return [*rows, ending] if ending else rows
+
+
+def end_group(process: subprocess.Popen[Any]) -> None:
+    """End a process that leads a group, and what it started: that would go on using the GPU beside the next part."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def read_rows(path: Path) -> Iterable[Row]:

@@ -204,5 +204,6 @@ def test_the_baseline_is_the_same_attention() -> None:
     gpu, shapes = Cpu(), [(3, 4), (6, 8)]
     tensors = gpu_kernels.attention_inputs(gpu, (2, 20, 2, 16, 4, shapes), torch.float32)
     expected = deformable_attention(tensors[0].numpy(), shapes, *(t.numpy() for t in tensors[1:]))
-    ours = grid_sample_attention(torch, tensors[0], shapes, *tensors[1:])
+    sizes = [torch.tensor([w, h], dtype=torch.float32) for h, w in shapes]
+    ours = grid_sample_attention(torch, tensors[0], shapes, sizes, *tensors[1:])
     torch.testing.assert_close(ours.double(), torch.from_numpy(expected), atol=1e-5, rtol=0)

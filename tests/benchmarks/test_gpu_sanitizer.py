@@ -39,6 +39,11 @@ CRASH = (
         (0, "========= ERROR SUMMARY: 0 errors\n", ("error", {}, "broke off with status 0")),
         (255, "========= Target application returned an error\nno device", ("error", {}, "255: no device")),
         (1, "", ("error", {}, "nothing")),
+        (
+            1,
+            "========= Error: Device not supported. Please refer to\n",
+            ("missing", {}, "does not support this device"),
+        ),
     ],
 )
 def test_verdict(status: int, output: str, expected: tuple[str, dict[str, int], str]) -> None:
@@ -64,8 +69,8 @@ def test_every_tool_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     rows: list[Row] = []
     gpu_sanitizer.check(rows.append, seconds=60)
     assert [(row.name, row.status) for row in rows] == [
-        ("memcheck", "pass"),
         ("racecheck", "fail"),
+        ("memcheck", "pass"),
         ("synccheck", "pass"),
         ("initcheck", "pass"),
     ]
@@ -82,7 +87,7 @@ def test_what_is_missing_or_slow_is_a_row(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "toolkit" / "nvcc").chmod(0o755)
     (tmp_path / "nvcc").symlink_to(tmp_path / "toolkit" / "nvcc")
     assert gpu_sanitizer.find_sanitizer() == str(slow)
-    monkeypatch.setattr(gpu_sanitizer, "TOOLS", ("memcheck",))
+    monkeypatch.setattr(gpu_sanitizer, "TOOLS", {"memcheck": 1.0})
     gpu_sanitizer.check(rows.append, seconds=0.2)
     assert [row.status for row in rows] == ["missing", "late"]
 
