@@ -1,9 +1,9 @@
 """Everything there is to check and to measure on an NVIDIA GPU, in one command and under eight minutes.
 
-Kernels against float64 on fresh random inputs; their times beside floor and PyTorch; every stage of a bundle on every
-engine that is installed; the whole network at full size. Each part runs in a process of its own for a bounded time;
-what is not installed is a row that says what is missing. Writes OUT.json and OUT.md; the exit status is 1 if a result
-is wrong, a part broke, or there is no GPU.
+Kernels against float64 on fresh random inputs; their times beside floor and PyTorch; the way of an image from pixels to
+segments around a network that only copies; every stage of a bundle on every engine that is installed; the whole network
+at full size. Each part runs in a process of its own for a bounded time; what is not installed is a row that says what
+is missing. Writes OUT.json and OUT.md; the exit status is 1 if a result is wrong, a part broke, or there is no GPU.
 
     python -m benchmarks.gpu_check --out benchmarks/results/gpu/h200
     python -m benchmarks.gpu_check --quick --parts kernels "kernel times"
@@ -41,11 +41,12 @@ TOTAL_SECONDS = 465.0
 """Of the whole check; eight minutes with starting and writing."""
 PARTS = (
     Part("machine", 30, "GPU, driver and packages"),
-    Part("kernels", 90, "kernels against float64"),
+    Part("kernels", 70, "kernels against float64"),
     Part("kernel times", 60, "kernel times"),
+    Part("graphs", 40, "pixels to segments around a network that only copies"),
     Part("engines", 80, "stages on engines"),
-    Part("official network", 60, "official structure, PyTorch eager"),
-    Part("pruned network", 95, "pruned structure, torch.compile"),
+    Part("official network", 50, "official structure, PyTorch eager"),
+    Part("pruned network", 85, "pruned structure, torch.compile"),
     Part("runtime", 50, "odise_rt, pixels to segments"),
 )
 ON_DEMAND = (Part("sanitizer", 160, "kernels under compute-sanitizer"),)
@@ -211,6 +212,10 @@ def run_one(part: str, emit: Emit, options: argparse.Namespace) -> None:
         gpu_kernels.check_kernels(emit, options.quick)
     elif part == "kernel times":
         gpu_kernels.time_kernels(emit, options.quick)
+    elif part == "graphs":
+        from benchmarks import gpu_graphs
+
+        gpu_graphs.check(emit, options.bundle)
     elif part == "engines":
         gpu_network.check_engines(emit, options.bundle, options.checkpoint, options.quick)
     elif part == "sanitizer":

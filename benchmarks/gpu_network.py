@@ -59,6 +59,9 @@ def check_engines(emit: Emit, bundle_dir: Path, checkpoint: Path, quick: bool) -
         emit(Row("engines", "bundle", "missing", detail=detail))
         return
     bundle = Bundle.open(bundle_dir)
+    engines = list(_engines(emit, bundle))
+    if not engines:
+        return
     reference, name = _reference_backend(checkpoint)
     if reference is None:
         emit(Row("engines", "reference", "missing", detail=name))
@@ -66,7 +69,7 @@ def check_engines(emit: Emit, bundle_dir: Path, checkpoint: Path, quick: bool) -
     side = 256 if quick else 512
     inputs = stage_inputs(bundle, reference, side)
     expected = {stage: reference.load(bundle, stage).run(arrays) for stage, arrays in inputs.items()}
-    for engine, load in _engines(emit, bundle):
+    for engine, load in engines:
         for stage, arrays in inputs.items():
             _check_stage(emit, engine, stage, load, arrays, expected[stage], name)
     check_pipeline(emit, bundle_dir)

@@ -56,14 +56,21 @@ class Segmenter:
     Use it as a context manager, or call :meth:`close`, to release the engine's memory.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, stages: StagePool, embedder: TextEmbedder) -> None:
-        """Put parts together; :meth:`load` is the usual way."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        stages: StagePool,
+        embedder: TextEmbedder,
+        pipeline: ImagePipeline | None = None,
+    ) -> None:
+        """Put parts together; :meth:`load` is the usual way. With a ``pipeline`` images stay on its GPU."""
         self.bundle = bundle
         self._backend = backend
         self._stages = stages
         self._embedder = embedder
         self._constants = bundle.constants()
-        self._pipeline: ImagePipeline | None = None
+        self._pipeline = pipeline
 
     @classmethod
     def load(
@@ -120,14 +127,14 @@ class Segmenter:
         kept = (name for name in wanted if not low_memory and backend.keeps_loaded(opened, name))
         stages = StagePool(backend, opened, keep=frozenset(kept))
         cache = EmbeddingCache(folder, key) if disk_cache and folder is not None else None
-        segmenter = cls(opened, backend, stages, TextEmbedder(opened, stages, cache))
         stages.load(IMAGE_STAGES)
+        pipeline = None
         if backend.device == "cuda" and stay_on_gpu and not low_memory:
             from odise_rt.backends.image_pipeline import open_pipeline
 
-            segmenter._pipeline = open_pipeline(opened, backend, stages)
+            pipeline = open_pipeline(opened, backend, stages)
         logger.info("bundle %s (%s, %s): %s", opened.name, opened.facts.variant, opened.precision, backend.description)
-        return segmenter
+        return cls(opened, backend, stages, TextEmbedder(opened, stages, cache), pipeline)
 
     @property
     def facts(self) -> ModelFacts:

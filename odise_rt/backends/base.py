@@ -9,11 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from odise_rt.bundle import Bundle
+
+if TYPE_CHECKING:
+    from odise_rt.backends.device import CudaSession, DeviceArray
 
 Device = Literal["cpu", "cuda"]
 
@@ -115,6 +118,23 @@ class BoundStage(Protocol):
 
     def close(self) -> None:
         """Release what it holds."""
+        ...
+
+
+class StageOnStream(Stage, Protocol):
+    """A stage whose runs can be put on the stream of a GPU session, on arrays that stay there."""
+
+    @property
+    def session(self) -> CudaSession | None:
+        """Whose stream it is."""
+        ...
+
+    def bind(self, inputs: Mapping[str, DeviceArray]) -> BoundStage:
+        """The stage set up for arrays like these, for a caller who holds the session's lock.
+
+        Raises:
+            BackendError: the stage is closed, or does not take such arrays.
+        """
         ...
 
 

@@ -33,7 +33,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from odise_rt.backends.base import Backend
+from odise_rt.backends.base import Backend, StageOnStream
 from odise_rt.backends.cuda import CudaBackend, why_no_stream
 from odise_rt.backends.device import CudaSession, DeviceArray, as_device_array, cuda_errors
 from odise_rt.backends.device_memory import DeviceMemory, buffer_of
@@ -80,7 +80,7 @@ def open_pipeline(bundle: Bundle, backend: Backend, pool: StagePool) -> ImagePip
     """
     if not isinstance(backend, CudaBackend):
         return None
-    stages: dict[str, TrtStage | OrtStage] = {}
+    stages: dict[str, StageOnStream] = {}
     for name in IMAGE_STAGES:
         with pool.use(name) as stage:
             if not isinstance(stage, TrtStage | OrtStage) or stage.session is None:
@@ -112,7 +112,7 @@ class ImagePipeline:
     def __init__(
         self,
         kernels: Kernels,
-        stages: Mapping[str, TrtStage | OrtStage],
+        stages: Mapping[str, StageOnStream],
         facts: ModelFacts,
         constants: Mapping[str, np.ndarray],
         max_shapes: int = MAX_SHAPES,

@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from odise_rt.backends.base import BoundStage
+from odise_rt.backends.base import BoundStage, StageOnStream
 from odise_rt.backends.device import CapturedWork, CudaSession, DeviceArray
 from odise_rt.backends.device_memory import DeviceMemory, buffer_of
 from odise_rt.backends.naming_plan import NamingPlan
-from odise_rt.backends.ort import OrtStage
-from odise_rt.backends.trt import TrtStage
 from odise_rt.kernels.native import Kernels
 from odise_rt.kernels.resize_tables import resize_table
 from odise_rt.preprocessing import padded_size
@@ -33,7 +31,7 @@ class Network:
 
     session: CudaSession
     kernels: Kernels
-    stages: Mapping[str, TrtStage | OrtStage]
+    stages: Mapping[str, StageOnStream]
     """The four of an image."""
     facts: ModelFacts
     constants: Mapping[str, DeviceArray]

@@ -1,0 +1,116 @@
+"""The GPU check around a network that only copies, on a GPU made of host memory: it passes, and faults are found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import gpu_graphs
+from benchmarks.gpu_rows import Row
+from benchmarks.machine import REPOSITORY
+from odise_rt.backends.naming_plan import NamingPlan
+from odise_rt.naming import NamingRequest
+from tests.benchmarks.test_gpu_check import OnGpu
+from tests.odise_rt.fake_bundle import write_bundle
+from tests.odise_rt.fake_gpu import Calls
+from tests.odise_rt.kernels.emulated import Emulation, build, compiler
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler: c++, g++ or clang++ (or $CXX)")
+
+
+@pytest.fixture
+def emulation() -> Emulation:
+    return Emulation(build(REPOSITORY / "build" / "emulation"))
+
+
+@pytest.fixture
+def rows(
+    install_gpu: Callable[..., Calls], emulation: Emulation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], dict[str, Row]]:
+    """Runs the check; rows by name."""
+    gpu = install_gpu(emulation, tmp_path)
+    monkeypatch.setattr(gpu_graphs, "SIZES", ((80, 120), (50, 71)))
+    monkeypatch.setattr(gpu_graphs, "late_tensor", OnGpu)
+
+    def run() -> dict[str, Row]:
+        found: list[Row] = []
+        gpu_graphs.check(found.append, write_bundle(tmp_path / "bundle"))
+        assert gpu.device_bytes == gpu.graphs == 0
+        return {row.name: row for row in found}
+
+    return run
+
+
+def test_the_right_way_passes(rows: Callable[[], dict[str, Row]]) -> None:
+    found = rows()
+    assert len(found) == 13
+    assert {row.status for row in found.values()} == {"pass"}, found
+
+
+def test_the_pictures_have_segments_and_differ(tmp_path: Path) -> None:
+    """Or nothing would be compared."""
+    bundle = gpu_graphs.Bundle.open(write_bundle(tmp_path / "bundle"))
+    with gpu_graphs.echo_segmenter(bundle, None) as host:
+        comparison = gpu_graphs.Comparison(lambda row: None, host, host, None)  # type: ignore[arg-type]
+        maps = [
+            comparison._wanted((80, 120), *call)
+            for call in ((0, gpu_graphs.LOOSE), (1, gpu_graphs.LOOSE), (1, gpu_graphs.STRICT))
+        ]
+    assert all(len(np.unique(found)) >= 3 for found in maps)
+    assert (maps[0] != maps[1]).mean() > 0.05
+    assert (maps[1] != maps[2]).mean() > 0.05
+
+
+@pytest.mark.parametrize("kernel", ["odise_image_down", "odise_image_stitch", "odise_name_paint"])
+def test_a_kernel_that_does_nothing_is_found(
+    rows: Callable[[], dict[str, Row]], emulation: Emulation, monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    launch = emulation.launch
+    monkeypatch.setattr(emulation, "launch", lambda name, values: None if name == kernel else launch(name, values))
+    assert "fail" in {row.status for row in rows().values()}
+
+
+def test_thresholds_that_a_graph_keeps_are_found(
+    rows: Callable[[], dict[str, Row]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = NamingPlan.feed
+    fed: set[int] = set()
+
+    def once(self: NamingPlan, request: NamingRequest) -> None:
+        if id(self) not in fed:
+            feed(self, request)
+        fed.add(id(self))
+
+    monkeypatch.setattr(NamingPlan, "feed", once)
+    found = rows()
+    assert found["80x120, from the graph"].status == "pass"
+    assert found["80x120, other thresholds"].status == "fail"
+
+
+def test_a_picture_that_a_graph_keeps_is_found(
+    rows: Callable[[], dict[str, Row]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from odise_rt.backends.image_plan import ImagePlan
+
+    feed = ImagePlan.feed
+    fed: set[int] = set()
+
+    def once(self: ImagePlan, pixels: Any) -> None:
+        if id(self) not in fed:
+            feed(self, pixels)
+        fed.add(id(self))
+
+    monkeypatch.setattr(ImagePlan, "feed", once)
+    found = rows()
+    assert found["80x120, from the graph"].status == "pass"
+    assert found["80x120, another picture"].status == "fail"
+
+
+def test_what_is_missing_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Row] = []
+    gpu_graphs.check(found.append, tmp_path)
+    assert [(row.status, row.name) for row in found] == [("missing", "bundle")]
