@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 from collections import deque
@@ -22,7 +23,7 @@ from odise_rt.errors import ImageError, OutOfMemoryError, VideoError
 from odise_rt.files import atomic_writer, write_json
 from odise_rt.inputs import Input
 from odise_rt.options import SegmentOptions
-from odise_rt.result_files import Written, write_coco, write_cvat, write_result
+from odise_rt.result_files import FAILED_FILE, Written, write_coco, write_cvat, write_result
 from odise_rt.run_log import RunLog
 from odise_rt.version import __version__
 from odise_rt.vocabulary import Vocabulary
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from odise_rt.results import PanopticResult
     from odise_rt.segmenter import Segmenter
 
-FAILED_FILE = "failed.json"
 WRITERS = 2
 """Threads that draw and write results."""
 IN_FLIGHT = 5
@@ -78,7 +78,9 @@ class Job:
 
     def _is_done(self, item: Input, key: str, log: RunLog) -> bool:
         record = log.done(item.name, key)
-        return record is not None and all(log.is_done(name, key) for name in frame_names(record))
+        if record is None or not {"result", "frames"} & set(record):
+            return False
+        return all(log.is_done(name, key) for name in frame_names(record))
 
 
 def _identity(path: Path) -> tuple[str, int, int]:
@@ -169,9 +171,22 @@ def _load(job: Job, item: Input) -> np.ndarray:
 
 
 def _write_image(result: PanopticResult, pixels: np.ndarray, job: Job, item: Input, common: Record) -> Record:
-    written = write_result(
-        result, pixels, item.path, job.folder, item.name, job.formats, explain=job.explain, tolerance=job.tolerance
-    )
+    try:
+        written = write_result(
+            result,
+            pixels,
+            item.path,
+            job.folder,
+            item.name,
+            job.formats,
+            explain=job.explain,
+            tolerance=job.tolerance,
+            file_name=item.file_name,
+        )
+    except OSError as exc:
+        if exc.errno != errno.ENAMETOOLONG:  # whatever else it is meets the next image, too
+            raise
+        return _failed(common, ImageError(f"{item.path}: its name is too long for those of its results: rename it"))
     return common | _written(written) | {"result": result.to_dict(explain=job.explain)}
 
 

@@ -59,12 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _fail(str(exc), "UsageError", "--json" in arguments)
         raise SystemExit(2) from None
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names that are no text can be printed too
-        sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout.reconfigure(errors="backslashreplace", encoding="utf-8" if args.json else None)
     level = logging.ERROR if args.quiet else logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True)
     try:
         code = int(args.command(args))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by who started us
+            sys.stdout.flush()
         return code
     except OdiseError as exc:
         return _fail(str(exc), type(exc).__name__, args.json)

@@ -190,6 +190,9 @@ class EmbeddingCache:
                     raise ValueError(f"{name} is {array.dtype} {array.shape}")
         except FileNotFoundError:
             return None
+        except (OSError, MemoryError) as exc:  # the file may be good
+            logger.warning("text cache: %s cannot be read (%s)", path, exc)
+            return None
         except _READ_ERRORS as exc:
             logger.warning("text cache: %s is damaged (%s) and was discarded", path, exc)
             with contextlib.suppress(OSError):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from odise_rt.errors import OptionsError
 from odise_rt.preprocessing import SUFFIXES
+from odise_rt.result_files import COCO_FILE, CVAT_FILE, FAILED_FILE
 from odise_rt.run_log import FILE_NAME as RUN_LOG
 
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".ogv"))
@@ -23,6 +26,8 @@ class Input:
     path: Path
     name: str
     """Stem of its results, unique in the run; with folders (``/`` between them) if these were searched."""
+    file_name: str = ""
+    """What documents about several images call it; empty: its own name in the folder of ``name``."""
 
     @property
     def is_video(self) -> bool:
@@ -33,6 +38,12 @@ class Input:
 _RESULTS = (".overlay.png", ".overlay.mp4", ".panoptic.png", ".semantic.png")
 """Endings of our own results, which lie beside the images where ``--out`` is their folder."""
 _RESULT_FOLDERS = ("panoptic", "labelme")
+
+
+def result_names(name: str) -> list[str]:
+    """Every file that the results of an input of this name may have, whatever its formats."""
+    beside = [f"{name}{ending}" for ending in (".json", ".rle.json", ".frames", *_RESULTS)]
+    return [*beside, f"panoptic/{name}.png", f"labelme/{name}.json"]
 
 
 def find_inputs(arguments: Iterable[str], recursive: bool = False, results: Path | None = None) -> list[Input]:
@@ -68,22 +79,34 @@ def find_inputs(arguments: Iterable[str], recursive: bool = False, results: Path
             found = [path]
             stems.append(path.stem)
         paths += found
-    return [Input(path, name) for path, name in zip(paths, output_names(paths, stems), strict=True)]
+    paths, stems = _each_once(paths, stems)
+    names = output_names(paths, stems)
+    called = [PurePosixPath(name).with_name(path.name).as_posix() for path, name in zip(paths, names, strict=True)]
+    often = {name for name, count in Counter(called).items() if count > 1}
+    files = [path.as_posix() if name in often else name for path, name in zip(paths, called, strict=True)]
+    return [Input(*entry) for entry in zip(paths, names, files, strict=True)]
+
+
+def _each_once(paths: Sequence[Path], stems: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """A file that was named twice, say by itself and by its folder, counts once."""
+    kept: dict[str, tuple[Path, str]] = {}
+    for path, stem in zip(paths, stems, strict=True):
+        kept.setdefault(os.path.realpath(path), (path, stem))
+    return [path for path, _ in kept.values()], [stem for _, stem in kept.values()]
 
 
 def output_names(paths: Iterable[Path], stems: Iterable[str]) -> list[str]:
-    """A name for the results of each input: its stem, made unique where several share one."""
-    taken: set[str] = set()
+    """A name for the results of each input: its stem, or another one where a file of its results would be another's."""
+    taken = {name.casefold() for name in (FAILED_FILE, COCO_FILE, CVAT_FILE, RUN_LOG)}
     names = []
     for path, stem in zip(paths, stems, strict=True):
         candidates = [stem, f"{stem}_{path.suffix.lstrip('.')}", f"{path.parent.name}_{path.stem}"]
-        number = 2
-        name = next((c for c in candidates if c and c.casefold() not in taken), None)
-        while name is None:
-            candidate = f"{stem}_{number}"
-            name = candidate if candidate.casefold() not in taken else None
-            number += 1
-        taken.add(name.casefold())
+        numbered = (f"{stem}_{number}" for number in itertools.count(2))
+        for name in itertools.chain(filter(None, candidates), numbered):
+            files = {file.casefold() for file in result_names(name)}
+            if taken.isdisjoint(files):
+                break
+        taken |= files
         names.append(name)
     return names
 

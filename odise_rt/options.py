@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -69,14 +70,17 @@ class SegmentOptions:
             if value is not None and not (_is_number(value) and 0 <= value <= 1):
                 otherwise = "to name every mask" if name == "unknown" else "for the model's"
                 raise OptionsError(f"{name} is {value!r}: expected a number in [0, 1], or None {otherwise}")
+            if value is not None:
+                object.__setattr__(self, name, float(value))  # numpy's, too
         if not isinstance(self.explain, int) or isinstance(self.explain, bool) or not 0 <= self.explain <= MAX_EXPLAIN:
             raise OptionsError(f"explain is {self.explain!r}: expected a whole number from 0 to {MAX_EXPLAIN}")
         for name in ("instances_per_image", "short_edge", "long_edge", "windows_per_batch", "max_pixels"):
             value = getattr(self, name)
             if value is None and name != "max_pixels":
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
                 raise OptionsError(f"{name} is {value!r}: expected a whole number of at least 1")
+            object.__setattr__(self, name, int(value))
         if self.short_edge is not None and self.long_edge is not None and self.long_edge < self.short_edge:
             raise OptionsError(f"long_edge {self.long_edge} is below short_edge {self.short_edge}: swap them")
         for name in ("short_edge", "long_edge"):
@@ -140,4 +144,4 @@ class ResolvedOptions:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -101,7 +101,7 @@ def load_image(image: ImageLike, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
     if isinstance(image, str | os.PathLike):
         path = Path(image)
         try:
-            with path.open("rb") as file:
+            with _opened(path) as file:
                 return _from_file(file, str(path), max_pixels)
         except (OSError, ValueError) as exc:
             if isinstance(exc, OdiseError):
@@ -119,7 +119,17 @@ def load_image(image: ImageLike, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
     )
 
 
+def _opened(path: Path) -> IO[bytes]:
+    """A file; of a pipe that nobody writes to, the end: waiting for a writer could not be interrupted."""
+    if not path.is_fifo():
+        return path.open("rb")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "rb")
+
+
 def _from_array(array: np.ndarray, max_pixels: int) -> np.ndarray:
+    array = np.asarray(array)  # subclasses behave in ways of their own, and np.matrix crashes numpy below
     if array.dtype != np.uint8:
         hint = "; for values in [0, 1]: (255 * x).round().astype('uint8')" if array.dtype.kind == "f" else ""
         raise ImageError(f"the array has dtype {array.dtype}, expected uint8 with values 0 to 255{hint}")
@@ -170,24 +180,24 @@ def _decode(image: Image.Image, name: str, upright: bool) -> np.ndarray:
         image.load()
         if upright:
             image = ImageOps.exif_transpose(image)
-        return np.ascontiguousarray(np.asarray(_to_rgb(image)))
+        return np.ascontiguousarray(np.asarray(_to_rgb(image, name)))
     except ImageError:
         raise
     except Exception as exc:  # as above: truncated or corrupt data surfaces as many kinds of exception
         raise ImageError(f"{name} is truncated or broken ({_short(exc)}): save or download it again") from exc
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     from PIL import Image
 
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F":
-        raise ImageError("the image holds floating point values: save it with 8 or 16 bits a channel")
+        raise ImageError(f"{name} holds floating point values: save it with 8 or 16 bits a channel")
     if image.mode.startswith("I"):  # I;16 and its byte orders; plain I where Pillow widens 16-bit files
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65_535:
-            raise ImageError("the image holds 32-bit values: save it with 8 or 16 bits a channel")
+            raise ImageError(f"{name} holds 32-bit values: save it with 8 or 16 bits a channel")
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _over_white(image.convert("RGBA"))

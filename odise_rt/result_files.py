@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("overlay", "json", "rle", "png", "coco", "semantic", "labelme", "cvat")
 """What can be written. ``coco`` and ``cvat`` also give one document of the whole run."""
-COCO_FILE, CVAT_FILE = "panoptic.json", "cvat.xml"
+COCO_FILE, CVAT_FILE, FAILED_FILE = "panoptic.json", "cvat.xml", "failed.json"
 
 
 @dataclass
@@ -60,6 +60,7 @@ def write_result(
     tolerance: float = 1.0,
     colours: Sequence[Colour] | None = None,
     extra: Mapping[str, Any] | None = None,
+    file_name: str = "",
 ) -> Written:
     """Write the files of one image, each atomically.
 
@@ -74,9 +75,10 @@ def write_result(
         tolerance: of polygons, in pixels.
         colours: of the segments in the overlay; ``None``: by their classes.
         extra: more entries of the JSON.
+        file_name: of the image in documents about several; empty: its own in the folder of ``name``.
     """
     written = Written()
-    file_name = PurePosixPath(name).with_name(image.name).as_posix()
+    file_name = file_name or PurePosixPath(name).with_name(image.name).as_posix()
 
     def save(relative: str, write: Callable[[Path], None]) -> None:
         path = folder / relative

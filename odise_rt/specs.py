@@ -109,7 +109,7 @@ class ModelFacts:
             ),
             (self.size_divisor % 32 == 0 and self.size_divisor > 0, f"size_divisor {self.size_divisor} is not 32·k"),
             (
-                self.window > 0 and self.window % self.size_divisor == 0,
+                self.window > 0 and self.size_divisor > 0 and self.window % self.size_divisor == 0,
                 f"window {self.window} is not a multiple of size_divisor {self.size_divisor}",
             ),
             (

@@ -27,6 +27,7 @@ import numpy as np
 from odise_rt.backends.pool import StagePool
 from odise_rt.bundle import Bundle
 from odise_rt.embedding_cache import EmbeddingCache
+from odise_rt.errors import BackendError
 from odise_rt.prompts import fill
 from odise_rt.tokenizer import Tokenizer
 from odise_rt.vocabulary import Vocabulary
@@ -201,6 +202,11 @@ class TextEmbedder:
                     batch = missing[start : start + BATCH]
                     outputs = stage.run({"tokens": self._tokenizer([prompts[i] for i in batch])})
                     for name, array in rows.items():
+                        if not np.isfinite(outputs[name]).all():
+                            raise BackendError(
+                                "the text encoder gave embeddings that are not numbers: check the bundle with `odise-rt"
+                                " inspect`, or export it again with --precision fp32"
+                            )
                         array[batch] = normalise(outputs[name])
                     known[batch] = True
                     done += len(batch)

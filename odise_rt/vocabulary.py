@@ -76,6 +76,10 @@ class VocabularyClass:
     id: int | None = None
     """Identifier in a data set, e.g. COCO's category id."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.words, str) or not all(isinstance(word, str) for word in self.words):
+            raise VocabularyError(f"the words of a class came as {self.words!r}: expected strings, ('name', 'synonym')")
+
     @property
     def name(self) -> str:
         """The first synonym."""
@@ -108,6 +112,10 @@ class Vocabulary:
             )
         count = 0
         for number, entry in enumerate(self.classes):
+            if not isinstance(entry, VocabularyClass):
+                raise VocabularyError(
+                    f"class {number} came as {type(entry).__name__}: expected VocabularyClass (Vocabulary.parse)"
+                )
             count += len(entry.words)
             for word in entry.words:
                 if not clean_text(word):
@@ -214,6 +222,10 @@ class Vocabulary:
             if source.strip().lower() in BUILTIN:
                 return cls.builtin(source.strip().lower())
             if not source.strip().lower().endswith((".json", ".txt")):
+                if os.sep in source and os.path.lexists(source):
+                    raise VocabularyError(
+                        f"{source} is a path: expected words, or a vocabulary file ending in .json or .txt"
+                    )
                 return cls.parse(source)
         drafts, told_apart = read_drafts(source)
         return cls(tuple(draft.finish() for draft in drafts) if told_apart else _merge_names(drafts))
@@ -336,9 +348,15 @@ def read_drafts(path: str | os.PathLike[str]) -> tuple[list[Draft], bool]:
     if Path(path).suffix.lower() == ".json":
         return _json_drafts(_read_json(path)), False
     text = _read_text(path)
-    lines = [line for line in text.splitlines() if line.strip()]
-    if lines and all(_OPENSEG_LINE.match(line) for line in lines):
-        return _openseg_drafts(path, text, None), True
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    others = [line for line in lines if not _OPENSEG_LINE.match(line)]
+    if lines and not others:
+        return _openseg_drafts(path, "\n".join(lines), None), True
+    if len(lines) > 1 and len(others) < len(lines):
+        raise VocabularyError(
+            f"{path} has lines of the form id:name,synonym and others, such as {others[0].strip()[:60]!r}: expected "
+            "one form in all lines"
+        )
     return _text_drafts(text), False
 
 

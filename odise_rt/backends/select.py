@@ -12,6 +12,8 @@ from odise_rt.bundle import Bundle
 from odise_rt.engines import FOLDER
 from odise_rt.errors import BackendError, MissingPackageError, OptionsError
 
+MAX_THREADS = 1024
+"""More would only exhaust the machine."""
 logger = logging.getLogger(__name__)
 
 DeviceRequest = Literal["auto", "cpu", "cuda"]
@@ -43,8 +45,10 @@ def open_backend(
     """
     if device not in get_args(DeviceRequest):
         raise OptionsError(f"device is {device!r}: expected one of {', '.join(get_args(DeviceRequest))}")
-    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-        raise OptionsError(f"threads is {threads!r}: expected a whole number of at least 1, or None")
+    if threads is not None and (
+        not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS
+    ):
+        raise OptionsError(f"threads is {threads!r}: expected a whole number from 1 to {MAX_THREADS}, or None")
     if cpu_engine not in CPU_ENGINES:
         raise OptionsError(f"cpu_engine is {cpu_engine!r}: expected one of {', '.join(CPU_ENGINES)}")
     backend: Backend | None = None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,19 @@ def settings_from(args: argparse.Namespace) -> Any:
     bundle = named_bundle(args, "BUNDLE")
     if args.in_process and (args.replicas != 1 or args.max_replicas or args.ray_address):
         raise OptionsError("--in-process serves one model without Ray: leave out --replicas and --ray-address")
+    for name in (
+        "max_request_mb",
+        "timeout",
+        "upload_timeout",
+        "drain_seconds",
+        "cpus_per_replica",
+        "gpus_per_replica",
+    ):
+        value = getattr(args, name)
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise OptionsError(f"--{name.replace('_', '-')} is {value}: expected a finite number of at least 0")
+    if args.object_store_mb is not None and args.object_store_mb < 0:
+        raise OptionsError(f"--object-store-mb is {args.object_store_mb}: expected at least 0")
     limits = Limits(
         max_request_bytes=int(args.max_request_mb * 2**20),
         max_pixels=args.max_pixels,
@@ -157,7 +171,7 @@ def settings_from(args: argparse.Namespace) -> Any:
         concurrency=concurrency,
         batching=batching,
         word_cache=args.word_cache,
-        vocabularies=dict(named_vocabulary(text) for text in args.vocabulary),
+        vocabularies=_named_vocabularies(args.vocabulary),
         limits=limits,
     )
     return ServerSettings(
@@ -180,6 +194,17 @@ def _runs_on_gpu(device: str, bundle: Path) -> bool:
     from odise_rt.bundle import Bundle
 
     return gpu_if_it_works(None, Bundle.open(bundle, verify=False)) is not None
+
+
+def _named_vocabularies(texts: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, vocabulary in map(named_vocabulary, texts):
+        if name in found:
+            raise OptionsError(
+                f"two vocabularies have the name {name!r}: expected NAME=SOURCE with another name for one"
+            )
+        found[name] = vocabulary
+    return found
 
 
 def named_vocabulary(text: str) -> tuple[str, Any]:

@@ -10,7 +10,7 @@ from odise_rt.serve.problems import RETRYABLE, STATUS
 
 DESCRIPTION = """Open-vocabulary panoptic segmentation: an image and words in, named segments out.
 
-    curl -F image=@photo.jpg -F vocabulary='black pickup truck, pickup truck; stuff: sky' HOST/v1/segment
+    curl -F image=@photo.jpg --form-string vocabulary='black pickup truck, pickup truck; stuff: sky' HOST/v1/segment
     curl -F image=@photo.jpg -F vocabulary_name=coco -F format=overlay HOST/v1/segment -o overlay.png
     curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' 'HOST/v1/segment?vocabulary_name=coco'
 

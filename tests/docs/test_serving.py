@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from odise_rt import cli
+from odise_rt.serve.openapi import DESCRIPTION
 
 PAGE = (Path(__file__).parents[2] / "docs/serving.md").read_text(encoding="utf-8")
-OF_OTHERS = {"--data-binary", "--model-repository"}
+OF_OTHERS = {"--data-binary", "--form-string", "--model-repository"}
 """Options of curl and tritonserver."""
 
 
@@ -35,6 +36,13 @@ def test_every_option_is_described(known: dict[str, argparse.Action]) -> None:
 def test_no_option_is_described_that_does_not_exist(known: dict[str, argparse.Action]) -> None:
     described = set(re.findall(r"--[a-z][a-z-]+", PAGE))
     assert sorted(described - set(known) - OF_OTHERS) == []
+
+
+def test_curl_is_given_whole_vocabularies() -> None:
+    """Its -F ends a value at a semicolon, and the server sees one class where three were meant."""
+    for text in (PAGE, DESCRIPTION):
+        assert "--form-string vocabulary='" in text
+        assert re.findall(r"-F vocabulary='[^']*;", text) == []
 
 
 def test_defaults_are_those_of_the_command() -> None:

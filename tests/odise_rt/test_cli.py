@@ -17,8 +17,9 @@ from PIL import Image
 
 from odise_rt import Segmenter, cli
 from odise_rt.doctor import REQUIRED
-from odise_rt.inputs import find_inputs, output_names
+from odise_rt.inputs import find_inputs, output_names, result_names
 from odise_rt.result_files import FORMATS
+from odise_rt.run_log import FILE_NAME as RUN_LOG
 from tests.odise_rt.fake_bundle import colour_image
 
 WORDS = "red; green; blue; white"
@@ -309,6 +310,58 @@ def test_names_of_results_are_unique() -> None:
     assert len({n.casefold() for n in names}) == len(images)
 
 
+def test_no_result_takes_the_place_of_another(tmp_path: Path) -> None:
+    names = ("failed", "panoptic", "run", "a", "a.rle", "a.overlay", "labelme/a", "panoptic/a", "ok")
+    for name in names:
+        (tmp_path / "labelme").mkdir(exist_ok=True)
+        (tmp_path / "panoptic").mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.jpg")
+    found = find_inputs([str(tmp_path)], recursive=True)
+    assert len(found) == len(names)
+    files = [file.casefold() for item in found for file in result_names(item.name)]
+    assert len(files) == len(set(files))
+    assert not {"failed.json", "panoptic.json", "cvat.xml", RUN_LOG} & set(files)
+    assert {"a", "ok"} <= {item.name for item in found}
+
+
+def test_documents_tell_pictures_of_one_name_apart(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / folder / "a.jpg")
+        Image.new("RGB", (4, 4)).save(tmp_path / folder / f"{folder}.jpg")
+    found = find_inputs([str(tmp_path / "x"), str(tmp_path / "y")])
+    assert [item.file_name for item in found] == [
+        f"{tmp_path.as_posix()}/x/a.jpg", "x.jpg", f"{tmp_path.as_posix()}/y/a.jpg", "y.jpg",
+    ]  # fmt: skip
+
+
+def test_a_name_too_long_for_its_results_is_that_pictures_failure(
+    label_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("a" * 250, "b"):
+        Image.fromarray(colour_image()).save(pictures / f"{name}.jpg")
+    arguments = ["segment", str(pictures), "--bundle", str(label_bundle), "--vocab", "red; sky", "--device", "cpu"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "out"), "--format", "overlay,json"]) == 2
+    assert "too long for those of its results: rename it" in capsys.readouterr().err
+    assert (tmp_path / "out" / "b.json").is_file()
+
+
+def test_json_is_utf8_whatever_the_terminal_speaks(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "odise_rt", "labels", "café; 🐕", "--json"]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=True)
+    assert "🐕" in json.loads(done.stdout)["classes"][1]["name"]
+
+
+def test_a_closed_output_is_no_error() -> None:
+    done = subprocess.run(
+        f"exec {sys.executable} -m odise_rt labels coco >&-", shell=True, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr
+
+
 def test_images_are_found_in_order(folder: Path) -> None:
     names = [i.path.name for i in find_inputs([str(folder), str(folder / "good0.png")])]
-    assert names == ["broken.jpg", "empty.png", "good0.png", "good1.png", "good2.png", "good0.png"]
+    assert names == ["broken.jpg", "empty.png", "good0.png", "good1.png", "good2.png"], "each file once"

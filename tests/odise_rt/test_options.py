@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from odise_rt import OptionsError, SegmentOptions
@@ -72,3 +73,9 @@ def test_values_outside_their_range_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(OptionsError) as caught:
         SegmentOptions(**change)
     assert next(iter(change)) in str(caught.value) or "long_edge" in str(caught.value)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    options = SegmentOptions(short_edge=np.int64(64), overlap_threshold=np.float32(0.5), max_pixels=np.int32(9))  # type: ignore[arg-type]
+    assert (options.short_edge, options.overlap_threshold, options.max_pixels) == (64, 0.5, 9)
+    assert {type(options.short_edge), type(options.overlap_threshold), type(options.max_pixels)} == {int, float}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -271,3 +272,20 @@ def test_prepare_resizes_with_pils_bilinear_filter_on_bytes() -> None:
     assert np.array_equal(np.rint(prepared.image[0] * 255).astype(np.uint8), resized.transpose(2, 0, 1))
     assert prepared.image is prepared.canvas, "no copy where nothing is padded"
     assert prepared.original_size == (40, 60)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_that_nobody_writes_to_is_no_image(tmp_path: Path) -> None:
+    """And nothing waits for a writer, which could not be interrupted."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageError, match=r"pipe\.jpg is not an image"):
+        load_image(tmp_path / "pipe.jpg")
+
+
+def test_subclasses_of_arrays_are_arrays() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's own, of the class
+        matrix = np.matrix(np.full((3, 4), 7, np.uint8))
+    found = load_image(matrix)
+    assert type(found) is np.ndarray
+    assert found.shape == (3, 4, 3)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from odise_rt import Bundle, Vocabulary, text_embeddings
+from odise_rt import BackendError, Bundle, Vocabulary, text_embeddings
 from odise_rt.backends.ort import OrtBackend
 from odise_rt.backends.pool import StagePool
 from odise_rt.embedding_cache import CACHE_VARIABLE, EmbeddingCache, default_cache_dir
@@ -370,3 +370,33 @@ def test_a_list_on_disk_is_looked_into_once(tmp_path: Path, monkeypatch: pytest.
     assert list(cache.find(["word 5"], {"embedding": 3})) == ["word 5"]
     assert sorted(read)[5:] == ["key5.npz"]
     assert len(cache._indices) == 5, "what is gone is forgotten"
+
+
+def test_a_file_that_cannot_be_read_now_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As without rights, or with too many files open: it may be good."""
+    caplog.set_level("WARNING", "odise_rt")
+    cache = EmbeddingCache(tmp_path, "model")
+    cache.store("key", ["word"], {"embedding": np.zeros((1, 3), np.float32)})
+    file = tmp_path / "text" / "model" / "key.npz"
+
+    def refuse(self: Path, *arguments: Any, **options: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "open", refuse)
+        assert cache.load("key", {"embedding": 3}, 1) is None
+    assert "cannot be read" in caplog.text
+    assert file.is_file()
+    assert cache.load("key", {"embedding": 3}, 1) is not None
+
+
+def test_a_text_encoder_that_gives_no_numbers_is_an_error(label_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = Setup(label_bundle, None)
+    run = CountingStage.run
+    monkeypatch.setattr(
+        CountingStage, "run", lambda self, inputs: {k: np.full_like(v, np.nan) for k, v in run(self, inputs).items()}
+    )
+    with pytest.raises(BackendError, match="embeddings that are not numbers"):
+        setup("red")

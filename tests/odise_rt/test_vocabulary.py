@@ -311,3 +311,30 @@ def test_ten_thousand_classes() -> None:
     vocabulary = Vocabulary.parse("; ".join(f"thing {i}, object {i}" for i in range(10_000)))
     assert len(vocabulary) == 10_000
     assert len(vocabulary.words) == 20_000
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("# mine\n0:invalid_class_id\n1:cat,kitten\n2:dog\n", ["cat", "dog"]),
+        ("cat, kitten\n# a remark\ndog\n", ["cat", "dog"]),
+    ],
+)
+def test_remarks_in_files_are_no_words(tmp_path: Path, text: str, expected: list[str]) -> None:
+    (tmp_path / "words.txt").write_text(text)
+    assert [c.name for c in Vocabulary.load(tmp_path / "words.txt").classes] == expected
+
+
+def test_a_file_of_two_forms_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("1:cat,kitten\n2 dog\n")
+    with pytest.raises(VocabularyError, match="such as '2 dog': expected one form"):
+        Vocabulary.load(tmp_path / "words.txt")
+    with pytest.raises(VocabularyError, match=r"ending in .json or .txt"):
+        Vocabulary.load(str(tmp_path))
+
+
+def test_classes_of_other_types_are_refused() -> None:
+    with pytest.raises(VocabularyError, match="came as 'coconut': expected strings"):
+        VocabularyClass("coconut")  # type: ignore[arg-type]
+    with pytest.raises(VocabularyError, match="class 0 came as str"):
+        Vocabulary(("cat",))  # type: ignore[arg-type]

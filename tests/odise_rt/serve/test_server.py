@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.running_server import ROOT, RunningServer, form, running_server
 from odise_rt import Bundle, cli
+from odise_rt.backends.select import open_backend
 from odise_rt.errors import BackendError, OptionsError
 from odise_rt.serve.command import named_vocabulary, settings_from
 from odise_rt.serve.server import ServerSettings, is_loopback, listen, serve
@@ -234,6 +235,25 @@ def test_no_bundle(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert settings_from(cli.make_parser().parse_args(["serve", "--device", "cpu"])).worker.bundle == Path("/a/bundle")
     args = cli.make_parser().parse_args(["serve", "--device", "cpu", "/another"])
     assert settings_from(args).worker.bundle == Path("/another")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-request-mb", "nan"], "--max-request-mb is nan: expected a finite number"),
+        (["--max-request-mb", "inf"], "finite"),
+        (["--drain-seconds", "-5"], "--drain-seconds is -5.0"),
+        (["--drain-seconds", "nan"], "--drain-seconds is nan"),
+        (["--cpus-per-replica", "nan"], "--cpus-per-replica is nan"),
+        (["--object-store-mb", "-5"], "--object-store-mb is -5"),
+        (["--vocabulary", "x=cat", "--vocabulary", "x=dog"], "two vocabularies have the name 'x'"),
+        (["--threads", "1000000"], "threads is 1000000: expected a whole number from 1 to 1024"),
+    ],
+)
+def test_options_out_of_range(label_bundle: Path, arguments: list[str], message: str) -> None:
+    args = cli.make_parser().parse_args(["serve", str(label_bundle), "--device", "cpu", *arguments])
+    with pytest.raises(OptionsError, match=message):
+        open_backend("cpu", settings_from(args).worker.threads)
 
 
 def test_tokens_of_both_sources_are_checked_alike(
