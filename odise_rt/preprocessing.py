@@ -218,7 +218,7 @@ def _check_size(width: int, height: int, max_pixels: int, name: str) -> None:
     if width * height > max_pixels:
         raise ImageTooLargeError(
             f"{name} has {width} x {height} = {width * height / 1e6:.1f} megapixels, at most {max_pixels / 1e6:.1f} "
-            "are accepted: scale it down, or raise max_pixels in SegmentOptions"
+            "are accepted: scale it down, or raise max_pixels (SegmentOptions, --max-pixels)"
         )
 
 

@@ -135,7 +135,7 @@ def segment(args: argparse.Namespace) -> int:
     inputs = find_inputs(args.images, args.recursive, results=args.out)
     keys = job.keys(inputs, Bundle.open(bundle, verify=False).digest)
     args.out.mkdir(parents=True, exist_ok=True)
-    with RunLog(args.out) as log, _stopped_by_sigterm():
+    with RunLog(args.out) as log, _stopped_by_sigterm(), _own_limit_only():
         pending = inputs if args.overwrite else job.pending(inputs, keys, log)
         if pending:
             _work(args, job, pending, keys, log, done_before=len(inputs) - len(pending))
@@ -241,6 +241,19 @@ def _prepare_words(segmenter: Segmenter, vocabulary: Vocabulary, quiet: bool) ->
 
 
 @contextlib.contextmanager
+def _own_limit_only() -> Iterator[None]:
+    """What is read is bounded by --max-pixels, which Pillow's own limit would only undercut."""
+    from PIL import Image
+
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+@contextlib.contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
     """Let SIGTERM end the command as Ctrl-C does: files in the making are removed, finished ones are logged."""
 
@@ -282,8 +295,18 @@ def _print_json(run: _Run) -> None:
         entry = {"image": record["image"], "files": files, **record["result"]}
         entry |= {key: record[key] for key in ("frame", "time") if key in record}
         write((",\n" if number else "\n") + json.dumps(entry, ensure_ascii=False))
-    rest = {"done_before": run.done_before, "failed": run.failed}
+    rest = {"videos": _videos(run), "done_before": run.done_before, "failed": run.failed}
     write("],\n" + json.dumps(rest, ensure_ascii=False)[1:] + "\n")
+
+
+def _videos(run: _Run) -> list[Record]:
+    """What belongs to whole videos, and not to one of their frames."""
+    records = (run.log.find(item.name, run.keys[item.name]) for item in run.inputs if item.is_video)
+    return [
+        {"video": r["image"], "frames": r["frames"], "files": [str(run.args.out / f) for f in r["files"]]}
+        for r in records
+        if r is not None and "frames" in r
+    ]
 
 
 def _print_text(run: _Run) -> None:

@@ -100,7 +100,9 @@ def test_command_line(label_bundle: Path, clip: Path, tmp_path: Path, capsys: py
     assert "1 of 1 files segmented" in capsys.readouterr().out
 
     before = (out / "clip.overlay.mp4").stat().st_mtime_ns
-    assert run(label_bundle, clip, "--out", out, "--every", 2) == 0
+    assert run(label_bundle, clip, "--out", out, "--every", 2, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["videos"] == [{"video": str(clip), "frames": 4, "files": [str(out / "clip.overlay.mp4")]}]
     assert (out / "clip.overlay.mp4").stat().st_mtime_ns == before, "finished videos are not done again"
     (out / "clip.frames/000004.json").unlink()
     assert run(label_bundle, clip, "--out", out, "--every", 2) == 0
