@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from export.exporter import ExportOptions, build_bundle
 from export.precision import EnginePrecision, Precision
 from export.sources import Source, from_checkpoint, from_random, from_released
 from odise_rt.backends.machine import this_machine
+from odise_rt.backends.select import MAX_THREADS
 from odise_rt.bundle import Bundle
 from odise_rt.engine_facts import ENGINE_KINDS
 from odise_rt.engines import FOLDER as ENGINES_FOLDER
@@ -87,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {exc}", file=sys.stderr)
         return 1
     except OSError as exc:
-        name = f" {exc.filename}" if exc.filename else f" {args.out}"
+        name = f" {exc.filename or args.bundle or args.out}"
         reason = f"{exc.strerror or exc}: free space or choose another folder; nothing was put in place"
         print(f"error: the file system refused{name}: {reason}", file=sys.stderr)
         return 1
@@ -112,12 +114,12 @@ def _engine_options(args: argparse.Namespace) -> EngineOptions | None:
         stages=tuple(name for name in STAGES if name in args.stages),
         sizes=tuple(args.size),
         windows=tuple(args.windows),
-        targets=tuple(args.target),
+        targets=tuple(dict.fromkeys(args.target)),
         unverified=args.unverified,
         rebuild=args.rebuild,
         threads=args.threads,
     )
-    check_engine_options(options, this_machine())
+    check_engine_options(options, this_machine(), args.precision or "fp32")
     return options
 
 
@@ -197,7 +199,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep-going", action="store_true", help="Check the remaining stages, too, after one that does not agree."
     )
-    parser.add_argument("--threads", type=int, help="Threads inside an operator when graphs are run (default: all).")
+    parser.add_argument(
+        "--threads", type=_threads, help="Threads inside an operator when graphs are run (default: all)."
+    )
     _add_engine_arguments(parser)
     return parser
 
@@ -235,6 +239,7 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--target",
         action="append",
+        type=_target,
         default=[],
         metavar="X.Y",
         help="Compute capability that TensorRT-RTX builds for, e.g. 8.9. Can be given several times (default: that of "
@@ -250,14 +255,26 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _size(text: str) -> tuple[int, int]:
     height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise argparse.ArgumentTypeError(f"{text!r} is no size: expected HEIGHTxWIDTH in pixels, e.g. 1024x1408")
     return int(height), int(width)
 
 
+def _threads(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= MAX_THREADS):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads: expected 1 to {MAX_THREADS}")
+    return int(text)
+
+
+def _target(text: str) -> str:
+    if not re.fullmatch(r"\d+\.\d", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no compute capability: expected X.Y, e.g. 8.9")
+    return text
+
+
 def _counts(text: str) -> tuple[int, ...]:
     counts = text.split(",")
-    if not all(count.isdecimal() for count in counts):
+    if not all(count.isdecimal() and int(count) for count in counts):
         raise argparse.ArgumentTypeError(f"{text!r} are no counts: expected numbers with commas, e.g. 1,4,6")
     return tuple(int(count) for count in counts)
 

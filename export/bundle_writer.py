@@ -17,6 +17,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -31,12 +32,20 @@ import numpy as np
 
 from export.weight_store import WeightStore
 from odise_rt.bundle import CONSTANTS_NAME, MANIFEST_NAME, SCHEMA_VERSION, TOKENIZER_NAME, file_sha256
+from odise_rt.engines import FOLDER as ENGINES
 from odise_rt.errors import ExportError
 from odise_rt.files import PARTIAL_SUFFIX, flush_folder, replace_folder
 from odise_rt.specs import ModelFacts, StageSpec
 
 GRAPHS = "onnx"
 REPORT_STEM = "export_report"
+_OURS = frozenset(
+    (
+        *(MANIFEST_NAME, CONSTANTS_NAME, TOKENIZER_NAME, GRAPHS, ENGINES),
+        *(f"{REPORT_STEM}.json", f"{REPORT_STEM}.md"),
+    )
+)
+"""All that a bundle's folder holds."""
 _REPLACED = "replaced"
 _ABANDONED_SECONDS = 60.0
 """A partial folder that nobody has locked for this long belongs to nobody."""
@@ -221,10 +230,17 @@ class BundleWriter:
         out = self.out
         if out.is_symlink() or (out.exists() and not out.is_dir()):
             raise ExportError(f"{out} is a file or a link: a bundle is a folder; choose another --out")
+        if out.is_mount():
+            raise ExportError(f"{out} is a mount point, which cannot be replaced: give a folder inside it as --out")
         if not out.exists() or not any(out.iterdir()):
             return
         if not (out / MANIFEST_NAME).is_file():
             raise ExportError(f"{out} holds something that is no bundle: refused to replace it; choose another --out")
+        others = sorted(entry.name for entry in out.iterdir() if entry.name not in _OURS and entry.name[0] != ".")
+        if others:
+            raise ExportError(
+                f"{out} holds {', '.join(others[:3])} beside a bundle: refused to replace it; choose another --out"
+            )
         if not self.force:
             raise ExportError(
                 f"there is a bundle at {out} already: pass --force to replace it, or choose another --out"
@@ -233,8 +249,10 @@ class BundleWriter:
 
 def remove_abandoned(out: Path) -> None:
     """Remove what killed exports to the same place left behind; a bundle that one was about to replace returns."""
+    # The middle is mkdtemp's and has no dot: what only begins alike is of another place, `odise.fp16` beside `odise`.
+    named = re.compile(rf"\.{re.escape(out.name)}\.[^.]+{re.escape(PARTIAL_SUFFIX)}")
     for folder in list(out.parent.iterdir()):
-        if not (folder.name.startswith(f".{out.name}.") and folder.name.endswith(PARTIAL_SUFFIX) and folder.is_dir()):
+        if not (named.fullmatch(folder.name) and folder.is_dir()):
             continue
         if time.time() - folder.stat().st_mtime < _ABANDONED_SECONDS:
             continue

@@ -122,14 +122,14 @@ class _StageBuild:
 
     def _existing(self, graph: PreparedGraph) -> Engine | None:
         """An engine of these facts, or of a graph that a search on the GPU made of this one."""
-        facts = self._facts(graph)
-        known = existing_engine(self.bundle, facts.key)
+        facts, bounds = self._facts(graph), stage_bounds(self.stage, self.precision)
+        known = existing_engine(self.bundle, facts.key, bounds)
         if known is not None:
             return known
         for engine in find_engines(self.bundle).of(self.stage, self.kind):
             same = replace(engine.facts, built_graph=graph.digest) == facts
             if same and engine.build.get("searched_from") == graph.digest:
-                return existing_engine(self.bundle, engine.facts.key)
+                return existing_engine(self.bundle, engine.facts.key, bounds)
         return None
 
     def _search(

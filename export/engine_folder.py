@@ -14,6 +14,7 @@ from types import TracebackType
 
 from export.bundle_writer import remove_abandoned
 from odise_rt.bundle import Bundle
+from odise_rt.engine_check import Bounds
 from odise_rt.engines import FOLDER, Engine, open_engine
 from odise_rt.errors import BundleError, ExportError
 from odise_rt.files import PARTIAL_SUFFIX, flush_folder, replace_folder
@@ -75,8 +76,9 @@ class EngineFolder:
         return open_engine(place)
 
 
-def existing_engine(bundle: Bundle, key: str) -> Engine | None:
-    """A sound engine of these facts that is there already. A damaged one counts as none, and is replaced."""
+def existing_engine(bundle: Bundle, key: str, bounds: Bounds) -> Engine | None:
+    """A sound engine of these facts that is there already, held to these bounds. Any other counts as none, and is
+    replaced."""
     place = bundle.root / FOLDER / key
     if not place.exists():
         return None
@@ -85,4 +87,4 @@ def existing_engine(bundle: Bundle, key: str) -> Engine | None:
         engine.verify_files()
     except BundleError:
         return None
-    return engine
+    return engine if engine.bounds == bounds else None

@@ -32,7 +32,7 @@ from odise_rt.backends.ort import import_onnxruntime
 from odise_rt.bundle import StageFile, file_sha256
 from odise_rt.engine_check import Arrays, Bounds, Case, OutputCheck, check_stage
 from odise_rt.engine_facts import EngineKind
-from odise_rt.errors import ExportError
+from odise_rt.errors import ExportError, OdiseError
 from odise_rt.specs import StageSpec
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
@@ -223,6 +223,8 @@ def check_on_cpu(
             return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
         return check_stage(run, spec, cases, bounds)
+    except (OSError, OdiseError):  # a full disk is not ONNX Runtime's
+        raise
     except Exception as exc:  # the bindings raise many unrelated types
         reason = str(exc).strip().splitlines() or [type(exc).__name__]
         raise ExportError(

@@ -39,13 +39,22 @@ class EngineOptions:
     """Keep what TensorRT learned of this GPU for the next build."""
 
 
-def check_engine_options(options: EngineOptions, machine: Machine) -> None:
+def check_engine_options(options: EngineOptions, machine: Machine, bundle_precision: str = "fp32") -> None:
     """Refuse what cannot be built here before minutes of work.
+
+    Args:
+        options: asked for.
+        machine: this one.
+        bundle_precision: of a bundle that is about to be exported.
 
     Raises:
         MissingPackageError: the package of an engine is not installed.
         ExportError: an engine needs a GPU, or cannot be compared without one.
     """
+    if options.precision == "fp32" and bundle_precision == "fp16":
+        raise ExportError(
+            "the bundle is fp16 and fp32 engines were asked for: its graphs hold rounded weights; export it in fp32"
+        )
     if options.precision == "bf16" and "ort-cuda" in options.kinds:
         raise ExportError(
             "bf16 is for TensorRT and TensorRT-RTX, whose networks take it for every operator: build ONNX Runtime CUDA "

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from export.engine_from_onnx import RESULT_NAME, BuildJob, BuildResult
 from odise_rt.engine_facts import TITLES
@@ -47,13 +48,22 @@ def build_in_process(job: BuildJob, folder: Path, note: Callable[[str], None] = 
             process.kill()
             process.wait()
             raise
-        outcome = json.loads(result_file.read_text(encoding="utf-8")) if result_file.is_file() else {}
-        if code == 0 and "result" in outcome and job.plan.is_file():
+        outcome = _outcome(result_file)
+        if code == 0 and isinstance(outcome.get("result"), dict) and job.plan.is_file():
             return BuildResult(**outcome["result"])
         raise ExportError(outcome.get("error") or _obituary(job, code, log_file))
     finally:
         for path in paths:
             path.unlink(missing_ok=True)
+
+
+def _outcome(file: Path) -> dict[str, Any]:
+    """What the process left; nothing if it could not write, say on a full disk."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _wait(process: subprocess.Popen[bytes], stage: str, note: Callable[[str], None]) -> int:

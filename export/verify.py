@@ -25,7 +25,7 @@ from export.tolerances import RESULT_AGREEMENT, STAGE_TOLERANCES
 from odise_rt.backends.ort import import_onnxruntime
 from odise_rt.check_picture import landscape
 from odise_rt.engine_check import Case
-from odise_rt.errors import ExportError
+from odise_rt.errors import ExportError, OdiseError
 from odise_rt.options import SegmentOptions
 from odise_rt.results import PanopticResult
 from odise_rt.segmenter import Segmenter
@@ -179,6 +179,8 @@ def compare_stage(
             for name, array in zip(names, found, strict=True):
                 expected = example.outputs[spec.name][name]
                 comparisons.append(_compare(spec.name, form, precision, shapes, name, array, expected))
+    except OdiseError:
+        raise
     except Exception as exc:  # the bindings raise many unrelated types
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         raise ExportError(

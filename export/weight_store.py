@@ -29,19 +29,20 @@ class WeightStore:
         """Start a new file at ``path``, whose folder is also that of the graphs."""
         self.path = path
         self._file = path.open("xb")
-        self._places: dict[tuple[bytes, int], int] = {}
+        self._places: dict[tuple[int, bytes, int], int] = {}
 
     def add(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
         """Store a tensor's bytes unless they are there already.
 
         Args:
-            tensor: any dtype; only bytes count, so one stored matrix may serve under two shapes.
+            tensor: any dtype; one stored matrix may serve under two shapes, but not under two types: TensorRT refuses
+                weights that lie at one place with another count of values.
 
         Returns:
             A reference to the file with the tensor's dtype, shape and name.
         """
         data = tensor.tobytes()
-        key = (hashlib.sha256(data).digest(), len(data))
+        key = (int(tensor.dtype), hashlib.sha256(data).digest(), len(data))
         offset = self._places.get(key)
         if offset is None:
             alignment = _PAGE if len(data) >= _PAGE_FROM else 64

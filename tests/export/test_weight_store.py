@@ -58,3 +58,12 @@ def test_saved_graphs_run_and_refer_to_one_file(tmp_path: Path) -> None:
             proto = onnx.load(path, load_external_data=False)
             assert {t.name: bool(t.external_data) for t in proto.graph.initializer} == {"w": True, "b": False}
     assert (tmp_path / "w.data").stat().st_size == WEIGHT.nbytes
+
+
+def test_equal_bytes_of_two_types_lie_apart(tmp_path: Path) -> None:
+    """512 zeros of float16 are 256 of float32, and TensorRT refuses one place with two counts of values."""
+    with WeightStore(tmp_path / "w.data") as store:
+        wide = store.add(ir.tensor(np.zeros(256, np.float32), name="wide"))
+        half = store.add(ir.tensor(np.zeros(512, np.float16), name="half"))
+        again = store.add(ir.tensor(np.zeros((16, 16), np.float32), name="again"))
+    assert wide.offset == again.offset != half.offset
