@@ -7,8 +7,11 @@ other's results valid, and models that share a network share its folder.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +57,7 @@ class ArrayStore:
             lines = (folder / _VIEWS).read_text("utf-8").splitlines()
             self.notes: list[dict[str, Any]] = [json.loads(line) for line in lines]
             self.arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, EOFError) as exc:
             raise DatasetError(
                 f"feature cache {folder} is broken ({exc}): delete the folder, it is made again"
             ) from exc
@@ -74,13 +77,45 @@ class ArrayStore:
     ) -> ArrayStore:
         """The store for ``facts`` under ``root``, computed first where it is not there yet.
 
-        An interrupted build leaves its folder and continues after the last whole batch.
+        An interrupted build leaves its folder and continues after the last whole batch. Of several processes one
+        computes, and the others wait for it.
+
+        Raises:
+            DatasetError: a feature is not finite, what an interrupted build left is damaged, or the disk is full.
         """
         folder = root / cache_key(facts)
         if (folder / _FACTS).exists():
             return cls(folder)
         partial = root / f"{folder.name}.partial"
-        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            lock = os.open(partial, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if (folder / _FACTS).exists():  # made while this process waited
+                    with contextlib.suppress(OSError):
+                        partial.rmdir()
+                else:
+                    cls._build(folder, partial, facts, views, count, compute, batch, progress)
+            finally:
+                os.close(lock)
+        except OSError as exc:
+            raise DatasetError(
+                f"feature cache {folder} cannot be written ({exc}): free space, or name another --cache"
+            ) from exc
+        return cls(folder)
+
+    @staticmethod
+    def _build(
+        folder: Path,
+        partial: Path,
+        facts: dict[str, Any],
+        views: TrainingViews,
+        count: int,
+        compute: Callable[[Sequence[View]], dict[str, npt.NDArray[Any]]],
+        batch: int,
+        progress: Progress | None,
+    ) -> None:
         notes_file = partial / _VIEWS
         done = _whole_lines(notes_file)
         arrays: dict[str, npt.NDArray[Any]] = {}
@@ -94,17 +129,15 @@ class ArrayStore:
                         "weights are broken, or the cache must be switched off (cached_views=0)"
                     )
                 if name not in arrays:
-                    mode: Any = "r+" if done else "w+"
                     shape = (count, *values.shape[1:])
-                    arrays[name] = np.lib.format.open_memmap(partial / f"{name}.npy", mode, values.dtype, shape)
+                    arrays[name] = _rows_on_disk(partial / f"{name}.npy", bool(done), values.dtype, shape)
                 arrays[name][start : start + len(drawn)] = values
+            for array in arrays.values():
+                array.flush()  # type: ignore[attr-defined]
             with notes_file.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(_note(view)) + "\n" for view in drawn)
-        for array in arrays.values():
-            array.flush()  # type: ignore[attr-defined]
         (partial / _FACTS).write_text(json.dumps(facts, indent=1), "utf-8")
         partial.rename(folder)
-        return cls(folder)
 
 
 class FeatureCache:
@@ -212,6 +245,27 @@ def _note(view: View) -> dict[str, Any]:
         "words_valid": view.words_valid,
         "image_id": view.image_id,
     }
+
+
+def _rows_on_disk(path: Path, there: bool, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """An array in a file. Its place on the disk is taken at once: mapped memory that the disk has no room for ends the
+    process without a word. One that is there must be whole: numpy would fill it with zeros."""
+    if there:
+        try:
+            with path.open("rb") as file:
+                np.lib.format.read_magic(file)
+                found = np.lib.format.read_array_header_1_0(file)
+                whole = file.tell() + int(np.prod(shape)) * dtype.itemsize
+            size = path.stat().st_size
+        except (OSError, ValueError, EOFError) as exc:
+            raise DatasetError(f"{path} is missing or damaged ({exc}): delete {path.parent}, it is made again") from exc
+        if found != (shape, False, dtype) or size != whole:
+            raise DatasetError(f"{path} is cut off or of another shape: delete {path.parent}, it is made again")
+        return np.load(path, mmap_mode="r+")
+    array: npt.NDArray[Any] = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _whole_lines(path: Path) -> int:

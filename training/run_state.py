@@ -11,9 +11,11 @@ A state is written to a hidden folder beside and renamed, so what has its final 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -35,7 +37,28 @@ _KEPT = 2
 def saved_states(run: Path) -> list[Path]:
     """Whole states, oldest first."""
     folder = run / "states"
-    return sorted(path for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if path.name.isascii() and path.name.isdecimal() and path.is_dir())
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def run_origin(model: Odise, training_vocabulary: Sequence[str], split: str) -> dict[str, str]:
+    """What a run is made of beside its experiment.
+
+    Args:
+        model: before it is trained or sharded.
+        training_vocabulary: the names of its classes, in their order.
+        split: of the data set.
+    """
+    trained = model.trained_parameters()
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name not in trained:
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    words = hashlib.sha256(json.dumps(list(training_vocabulary)).encode()).hexdigest()
+    return {"frozen networks": digest.hexdigest(), "training vocabulary": words, "split": split}
 
 
 @dataclass(frozen=True)
@@ -81,7 +104,9 @@ def trainer_state(
     )
 
 
-def save_state(run: Path, step: int, state: TrainerState, experiment: Experiment) -> Path:
+def save_state(
+    run: Path, step: int, state: TrainerState, experiment: Experiment, origin: Mapping[str, str] | None = None
+) -> Path:
     """Write the state before iteration ``step`` and drop all but the latest two.
 
     Raises:
@@ -95,7 +120,8 @@ def save_state(run: Path, step: int, state: TrainerState, experiment: Experiment
         save_file(state.trained, str(beside / "trained.safetensors"))
         torch.save({"optimizer": state.optimizer, "scaler": state.scaler}, beside / "optimizer.pt")
         (beside / "state.json").write_text(
-            json.dumps({"step": step, "experiment": experiment.to_dict()}, indent=1), "utf-8"
+            json.dumps({"step": step, "experiment": experiment.to_dict(), "origin": dict(origin or {})}, indent=1),
+            "utf-8",
         )
         for path in beside.iterdir():
             with path.open("rb") as file:
@@ -117,6 +143,7 @@ def load_state(
     optimizer: torch.optim.Optimizer | None,
     scaler: torch.amp.GradScaler | None,
     experiment: Experiment | None,
+    origin: Mapping[str, str] | None = None,
 ) -> int:
     """Restore a state in place.
 
@@ -126,6 +153,7 @@ def load_state(
         optimizer: gets its state, unless None.
         scaler: gets its state, unless None.
         experiment: must equal the one of the run, unless None.
+        origin: of :func:`run_origin`; what it names must be as it was, where the state says what it was.
 
     Returns:
         The iteration to continue with.
@@ -143,6 +171,13 @@ def load_state(
         raise CheckpointError(
             f"{path} belongs to another experiment than the one asked for: resume with the same config, or start a new "
             "run folder"
+        )
+    before = state.get("origin", {})
+    changed = [what for what, value in (origin or {}).items() if before.get(what, value) != value]
+    if changed:
+        raise CheckpointError(
+            f"{path} was trained with another {' and another '.join(changed)}: resume with the same --data, --split "
+            "and --frozen, or start a new run folder"
         )
     parameters = model.trained_parameters()
     # Sharded scalars have one dimension, saved ones none.

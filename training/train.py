@@ -24,7 +24,7 @@ from training.distributed import leave
 from training.example_pictures import ExamplePictures
 from training.experiment import Experiment, experiment
 from training.run_setup import RunParts, prepare_run
-from training.run_state import load_state, saved_states
+from training.run_state import load_state, run_origin, saved_states
 from training.sharding import whole_model
 from training.trainer import Trainer
 
@@ -63,13 +63,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--examples", default="val", help="The part of the data set to draw example predictions of.")
     parser.add_argument("--tensorboard", action="store_true", help="Write curves to OUTPUT/tensorboard too.")
-    parser.add_argument("--until", type=int, help="Stop after this many iterations in all, leaving the rest for later.")
+    parser.add_argument(
+        "--until", type=_iterations, help="Stop after this many iterations in all, leaving the rest for later."
+    )
     parser.add_argument(
         "--finish",
         action="store_true",
         help="Train no further: write the checkpoint from the last saved state to OUTPUT/checkpoint.",
     )
     return parser.parse_args(argv)
+
+
+def _iterations(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of iterations: expected at least 1")
+    return int(text)
 
 
 def start_processes(device: str) -> str:
@@ -138,10 +146,11 @@ def main(argv: Sequence[str]) -> int:
             arguments.workers,
             arguments.heads,
         )
+        origin = run_origin(parts.step.model, parts.training_vocabulary, arguments.split)
         if arguments.finish:
             if not states:
                 raise CheckpointError(f"{arguments.run} holds no saved state to finish: train first")
-            steps = load_state(states[-1], parts.step.model, None, None, config)
+            steps = load_state(states[-1], parts.step.model, None, None, config, origin)
             report_checkpoint(write_checkpoint(parts, config, arguments.run, steps))
             return 0
         pictures = None
@@ -152,7 +161,14 @@ def main(argv: Sequence[str]) -> int:
                 parts.step.model, parts.tokenizer_json, parts.training_vocabulary, examples, arguments.run / "pictures"
             )
         trainer = Trainer(
-            config, parts.step, parts.sources, arguments.run, pictures, arguments.tensorboard, arguments.parallel
+            config,
+            parts.step,
+            parts.sources,
+            arguments.run,
+            pictures,
+            arguments.tensorboard,
+            arguments.parallel,
+            origin,
         )
         if arguments.resume:
             trainer.resume()

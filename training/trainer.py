@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -41,6 +41,7 @@ class Trainer:
         pictures: PictureWriter | None = None,
         tensorboard: bool = False,
         parallel: Parallel = "ddp",
+        origin: Mapping[str, str] | None = None,
     ) -> None:
         """Prepare.
 
@@ -52,7 +53,10 @@ class Trainer:
             pictures: called with the iteration every ``picture_every`` iterations; under FSDP by all processes.
             tensorboard: write curves to ``RUN/tensorboard`` too.
             parallel: how several processes share the work; of no meaning to a single one.
+            origin: what else a run is made of, see :func:`training.run_state.run_origin`; checked when it is resumed.
         """
+        self.origin = dict(origin or {})
+        self.stop = experiment.iterations
         self.experiment = experiment
         self.step = step
         self.sources: Sequence[Callable[[], BatchSource]] = sources
@@ -85,7 +89,9 @@ class Trainer:
         """Go on from the latest saved state, or from the start where there is none; returns the iteration."""
         states = saved_states(self.run_folder)
         if states:
-            self.start = load_state(states[-1], self.step.model, self.optimizer, self.scaler, self.experiment)
+            self.start = load_state(
+                states[-1], self.step.model, self.optimizer, self.scaler, self.experiment, self.origin
+            )
             logger.info("resumed %s", states[-1])
         return self.start
 
@@ -95,7 +101,7 @@ class Trainer:
         Raises:
             NonFiniteLossError: a loss or gradient is NaN or infinite; names the images.
         """
-        stop = self.experiment.iterations if until is None else min(until, self.experiment.iterations)
+        stop = self.stop = self.experiment.iterations if until is None else min(until, self.experiment.iterations)
         reports: list[StepReport] = []
         self.wrapped.train()
         with tqdm(total=self.experiment.iterations, initial=self.start, disable=rank() != 0, mininterval=5) as bar:
@@ -166,10 +172,10 @@ class Trainer:
             self.log.write(report)
         elif not self.sharded:
             return
-        if last or finished % self.experiment.save_every == 0:
+        if finished == self.stop or finished % self.experiment.save_every == 0:
             state = trainer_state(self.step.model, self.optimizer, self.scaler, self.shapes)
             if rank() == 0:
-                save_state(self.run_folder, finished, state, self.experiment)
+                save_state(self.run_folder, finished, state, self.experiment, self.origin)
         if self.pictures is not None and (last or finished % self.experiment.picture_every == 0):
             with usable(self.step):
                 self.pictures(finished)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,3 +112,69 @@ def test_broken_stores_and_weights_are_refused(model: Odise, views: TrainingView
         broken.vae.quant_conv.bias.fill_(float("nan"))
     with pytest.raises(DatasetError, match=r"image ids \[\d, \d\] is NaN"):
         open_or_build(tmp_path, FACTS, broken, views, count=2)
+
+
+def interrupted(model: Odise, views: TrainingViews, root: Path) -> Path:
+    """The folder that a build leaves which ended after two of three views."""
+
+    class Interrupted(Exception):
+        pass
+
+    def break_after_two(starts: Iterator[int], total: int) -> Iterator[int]:
+        yield next(starts)
+        yield next(starts)
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        open_or_build(root, FACTS, model, views, count=3, batch=1, progress=break_after_two)
+    return next(root.glob("*.partial"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "empty"])
+def test_an_interrupted_build_that_is_damaged_is_refused(
+    model: Odise, views: TrainingViews, tmp_path: Path, damage: str
+) -> None:
+    """numpy would make a file that was cut off whole again, with zeros."""
+    partial = interrupted(model, views, tmp_path)
+    array = min(partial.glob("*.npy"))
+    if damage == "gone":
+        array.unlink()
+    else:
+        array.write_bytes(array.read_bytes()[: 0 if damage == "empty" else -100])
+    with pytest.raises(DatasetError, match=r"delete .*\.partial, it is made again"):
+        open_or_build(tmp_path, FACTS, model, views, count=3, batch=1)
+
+
+def test_two_builds_at_once_share_one_cache(model: Odise, views: TrainingViews, tmp_path: Path) -> None:
+    began: list[int] = []
+
+    def record(starts: Iterator[int], total: int) -> Iterator[int]:
+        for start in starts:
+            began.append(start)
+            yield start
+
+    found: list[FeatureCache] = []
+
+    def work() -> None:
+        found.append(open_or_build(tmp_path, FACTS, model, views, count=3, batch=1, progress=record))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2
+    # Each network has a folder of its own, and each view of it was computed once.
+    assert len(began) == 3 * len(list(tmp_path.glob("*/facts.json")))
+    assert found[0].notes == found[1].notes
+
+
+def test_a_full_disk_is_an_error_before_anything_is_mapped(
+    model: Odise, views: TrainingViews, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(DatasetError, match=r"No space left on device.*free space, or name another --cache"):
+        open_or_build(tmp_path, FACTS, model, views, count=3, batch=1)

@@ -213,7 +213,7 @@ def test_a_full_disk_keeps_the_earlier_state(
     monkeypatch.setattr(training.run_state, "save_file", no_space)
     assert training.train.main(arguments(mini_data, mini_frozen, run, "--resume")) == 1
     assert "No space left" in caplog.text
-    assert [path.name for path in (run / "states").iterdir()] == ["000002"], "nothing half written is left"
+    assert {path.name for path in (run / "states").iterdir()} == {"000002", "000003"}, "nothing half written is left"
 
 
 def test_muon_resumes_too_and_refuses_to_be_sharded(
@@ -235,3 +235,43 @@ def test_muon_resumes_too_and_refuses_to_be_sharded(
     monkeypatch.setattr(training.trainer, "world_size", lambda: 2)
     assert training.train.main(arguments(mini_data, mini_frozen, tmp_path / "two", "--parallel", "fsdp")) == 1
     assert "Muon needs whole matrices" in caplog.text
+
+
+def test_a_run_that_is_stopped_between_states_keeps_what_it_did(
+    mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rare = dataclasses.replace(mini, save_every=1000)
+    monkeypatch.setattr(training.train, "experiment", lambda name: rare)
+    assert training.train.main(arguments(mini_data, mini_frozen, tmp_path / "run", "--until", "1")) == 0
+    assert [state.name for state in saved_states(tmp_path / "run")] == ["000001"]
+    for few in ("0", "-5"):
+        with pytest.raises(SystemExit):
+            training.train.main(arguments(mini_data, mini_frozen, tmp_path / "other", f"--until={few}"))
+
+
+def test_a_run_goes_on_with_what_it_began_with(
+    mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    assert training.train.main(arguments(mini_data, mini_frozen, run, "--until", "1")) == 0
+    state = saved_states(run)[-1] / "state.json"
+    content = json.loads(state.read_text())
+    assert set(content["origin"]) == {"frozen networks", "training vocabulary", "split"}
+    for what in content["origin"]:
+        changed = {**content, "origin": {**content["origin"], what: "other"}}
+        state.write_text(json.dumps(changed))
+        for flag in ("--resume", "--finish"):
+            caplog.clear()
+            assert training.train.main(arguments(mini_data, mini_frozen, run, flag)) == 1
+            assert f"was trained with another {what}" in caplog.text
+    state.write_text(
+        json.dumps({key: value for key, value in content.items() if key != "origin"})
+    )  # of an older version
+    assert training.train.main(arguments(mini_data, mini_frozen, run, "--finish")) == 0
+
+
+def test_states_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for name in ("999900", "1000000", "²", ".000009.1"):
+        (tmp_path / "states" / name).mkdir(parents=True)
+    (tmp_path / "states" / "000009").touch()
+    assert [state.name for state in saved_states(tmp_path)] == ["999900", "1000000"]

@@ -14,8 +14,13 @@ def mask_pool(mask_logits: Tensor, features: Tensor) -> Tensor:
         features: ``(B, C, H, W)``.
 
     Returns:
-        ``(B, Q, C)``; zeros for an empty mask.
+        ``(B, Q, C)``; zeros for an empty mask. Under autocast in float32: a sum over 65,536 pixels leaves float16's
+        range where the mean feature exceeds one.
     """
+    kind = features.device.type
+    if torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            return mask_pool(mask_logits, features.float())
     # sigmoid(x) > 0.5 is x > 0.
     mask = (mask_logits.detach() > 0).to(features.dtype).flatten(2)
     pooled = mask @ features.flatten(2).transpose(1, 2)

@@ -150,7 +150,7 @@ class Session:
         """One optimiser step on ``loss``; the other values only go to the log.
 
         Raises:
-            CheckpointError: The loss is not finite; the last checkpoint is kept.
+            CheckpointError: The loss or its gradient is not finite; weights and the last checkpoint are kept.
         """
         if not torch.isfinite(loss):
             raise CheckpointError(
@@ -161,6 +161,11 @@ class Session:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.modules.parameters(), self.clip_norm)
+        if not torch.isfinite(norm):
+            raise CheckpointError(
+                f"the gradient is {norm.item()} at step {self.step}: {self.folder / STATE_FILE} holds the last good "
+                "state; resume with a lower --rate"
+            )
         for optimizer in self.optimizers:
             optimizer.step()
         if self.average:

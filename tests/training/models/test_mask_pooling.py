@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from training.models.mask_pooling import mask_pool
@@ -27,3 +28,15 @@ def test_gradient_reaches_features_but_not_masks() -> None:
     assert logits.grad is None
     assert features.grad is not None
     assert features.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_over_large_masks_stay_finite_under_autocast(dtype: torch.dtype) -> None:
+    """65,536 pixels of a mean of three are more than float16 holds."""
+    features = torch.randn(1, 8, 256, 256, generator=torch.Generator().manual_seed(0)) * 0.5 + 3
+    masks = torch.ones(1, 2, 256, 256)
+    with torch.autocast("cpu", dtype):
+        found = mask_pool(masks, features)
+        half = mask_pool(masks, features.to(dtype))
+    torch.testing.assert_close(found, mask_pool(masks, features))
+    torch.testing.assert_close(half, mask_pool(masks, features), rtol=1e-2, atol=1e-2, check_dtype=False)

@@ -111,3 +111,13 @@ def test_muon_decays_weights_and_refuses_closures() -> None:
     torch.testing.assert_close(weight.detach(), torch.full((2, 2), 0.95))
     with pytest.raises(ValueError, match="closure"):
         optimizer.step(lambda: 0)
+
+
+def test_a_gradient_that_is_not_finite_stops_and_keeps_the_weights(tmp_path: Path) -> None:
+    """The root of zero is finite, and its slope is not."""
+    model = nn.Linear(2, 1)
+    before = model.weight.detach().clone()
+    session = Session(tmp_path, {"model": model}, 0.1, 5)
+    with pytest.raises(CheckpointError, match=r"the gradient is (nan|inf) at step 0"):
+        session.descend((model.weight * 0).sum().sqrt())
+    torch.testing.assert_close(model.weight, before)
