@@ -148,12 +148,24 @@ def segment_input(segmenter: Segmenter, job: Job, item: Input, key: str) -> Iter
     common = _common(item, key)
     try:
         if item.is_video:
-            yield from _segment_video(segmenter, job, item, common)
+            with _names_that_fit(item):
+                yield from _segment_video(segmenter, job, item, common)
         else:
             pixels = _load(job, item)
             yield _write_image(segmenter.segment(pixels, job.vocabulary, job.options), pixels, job, item, common)
     except _SKIPPED as exc:
         yield _failed(common, exc)
+
+
+@contextlib.contextmanager
+def _names_that_fit(item: Input) -> Iterator[None]:
+    """A name that is too long for its results is one input's error; other errors of a disk meet the next one, too."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno != errno.ENAMETOOLONG:
+            raise
+        raise ImageError(f"{item.path}: its name is too long for those of its results: rename it") from exc
 
 
 def _common(item: Input, key: str) -> Record:
@@ -172,21 +184,20 @@ def _load(job: Job, item: Input) -> np.ndarray:
 
 def _write_image(result: PanopticResult, pixels: np.ndarray, job: Job, item: Input, common: Record) -> Record:
     try:
-        written = write_result(
-            result,
-            pixels,
-            item.path,
-            job.folder,
-            item.name,
-            job.formats,
-            explain=job.explain,
-            tolerance=job.tolerance,
-            file_name=item.file_name,
-        )
-    except OSError as exc:
-        if exc.errno != errno.ENAMETOOLONG:  # whatever else it is meets the next image, too
-            raise
-        return _failed(common, ImageError(f"{item.path}: its name is too long for those of its results: rename it"))
+        with _names_that_fit(item):
+            written = write_result(
+                result,
+                pixels,
+                item.path,
+                job.folder,
+                item.name,
+                job.formats,
+                explain=job.explain,
+                tolerance=job.tolerance,
+                file_name=item.file_name,
+            )
+    except ImageError as exc:
+        return _failed(common, exc)
     return common | _written(written) | {"result": result.to_dict(explain=job.explain)}
 
 

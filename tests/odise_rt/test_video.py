@@ -157,6 +157,16 @@ def test_broken_video_does_not_stop_the_others(
     assert {p.name for p in (tmp_path / "o").glob("*.mp4")} == {"clip.overlay.mp4"}
 
 
+def test_a_name_too_long_for_its_results_is_that_videos_failure(
+    label_bundle: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = tmp_path / f"{'a' * 250}.mp4"
+    long.write_bytes(clip.read_bytes())
+    assert run(label_bundle, long, clip, "--out", tmp_path / "o") == 2
+    assert "too long for those of its results: rename it" in capsys.readouterr().err
+    assert (tmp_path / "o" / "clip.overlay.mp4").is_file()
+
+
 def test_video_that_ends_in_rubbish_leaves_no_half_overlay(label_bundle: Path, tmp_path: Path) -> None:
     """Damage in the middle of the data: MPEG-TS has no index that would refuse the file at once."""
     path = make_video(tmp_path / "clip.ts", [moving(i) for i in range(30)])
