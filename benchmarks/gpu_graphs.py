@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,11 +196,11 @@ class Comparison:
         """Every row."""
         for size in SIZES:
             name = f"{size[0]}x{size[1]}"
-            self._row(f"{name}, at first", lambda s=size: self._same(s, 0))  # type: ignore[misc]
-            self._row(f"{name}, from the graph", lambda s=size: self._same(s, 0))  # type: ignore[misc]
-            self._row(f"{name}, another picture", lambda s=size: self._same(s, 1))  # type: ignore[misc]
-            self._row(f"{name}, other thresholds", lambda s=size: self._same(s, 1, STRICT))  # type: ignore[misc]
-            self._row(f"{name}, masks first, names later", lambda s=size: self._in_two_steps(s))  # type: ignore[misc]
+            self._row(f"{name}, at first", partial(self._same, size, 0))
+            self._row(f"{name}, from the graph", partial(self._same, size, 0))
+            self._row(f"{name}, another picture", partial(self._same, size, 1))
+            self._row(f"{name}, other thresholds", partial(self._same, size, 1, STRICT))
+            self._row(f"{name}, masks first, names later", partial(self._in_two_steps, size))
         self._row("after scratch memory moved", self._scratch_moved)
         self._row("three threads", self._threads)
         self._row("a tensor that is still being written", self._tensor)

@@ -23,7 +23,7 @@ from export.cuda_fusion import fuse_for_ort_cuda
 from export.fused_operators import write_out_fusions
 from export.gather_sampling import replace_grid_sample
 from export.group_norm import apply_precise_group_norm, restore_group_norm
-from export.precision import EnginePrecision, node_blocks, to_mixed_precision
+from export.precision import EnginePrecision, check_bundle_precision, node_blocks, to_mixed_precision
 from export.precision_search import search_precision
 from export.rounding import make_rounding_explicit, to_single_precision
 from export.tolerances import STAGE_TOLERANCES
@@ -86,11 +86,7 @@ def prepare_graph(
     Raises:
         ExportError: the bundle's precision is too low, an operator is not standard, or the graph does not agree.
     """
-    if from_precision == "fp16" and precision != "fp16":
-        raise ExportError(
-            f"the bundle is fp16 and {precision} engines were asked for: its weights are rounded already; export a "
-            "bundle with --precision fp32, from which engines of every precision can be built"
-        )
+    check_bundle_precision(from_precision, precision)
     bounds = stage_bounds(spec.name, precision)
     notes: dict[str, Any] = {}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from export.engine_from_onnx import OPTIMIZATION_LEVEL
 from export.engine_profiles import WINDOW_COUNTS
-from export.precision import EnginePrecision
+from export.precision import EnginePrecision, check_bundle_precision
 from odise_rt.engine_facts import TITLES, EngineKind, Machine
 from odise_rt.errors import ExportError, MissingPackageError
 from odise_rt.specs import STAGES
@@ -49,12 +49,10 @@ def check_engine_options(options: EngineOptions, machine: Machine, bundle_precis
 
     Raises:
         MissingPackageError: the package of an engine is not installed.
-        ExportError: an engine needs a GPU, or cannot be compared without one.
+        ExportError: an engine needs a GPU, cannot be compared without one, or is to be more precise than its bundle.
     """
-    if options.precision == "fp32" and bundle_precision == "fp16":
-        raise ExportError(
-            "the bundle is fp16 and fp32 engines were asked for: its graphs hold rounded weights; export it in fp32"
-        )
+    if options.precision is not None:
+        check_bundle_precision(bundle_precision, options.precision)
     if options.precision == "bf16" and "ort-cuda" in options.kinds:
         raise ExportError(
             "bf16 is for TensorRT and TensorRT-RTX, whose networks take it for every operator: build ONNX Runtime CUDA "

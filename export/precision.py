@@ -21,12 +21,27 @@ import numpy as np
 import onnx_ir as ir
 
 from export.graph_editing import add_constant, remove_unread
+from odise_rt.errors import ExportError
 
 Precision = Literal["fp32", "fp16"]
 """Of the graphs of a bundle."""
 HalfPrecision = Literal["fp16", "bf16"]
 EnginePrecision = Literal["fp32", "fp16", "bf16"]
 """Of the graph that an engine is built from."""
+
+
+def check_bundle_precision(bundle: str, engine: EnginePrecision) -> None:
+    """Refuse engines that are to be more precise than their bundle.
+
+    Raises:
+        ExportError: the bundle is fp16, and the engine is not.
+    """
+    if bundle == "fp16" and engine != "fp16":
+        raise ExportError(
+            f"the bundle is fp16 and {engine} engines were asked for: its weights are rounded already; export a bundle "
+            "with --precision fp32, from which engines of every precision can be built"
+        )
+
 
 HALF_TYPES: dict[HalfPrecision, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 FLOATS = frozenset({ir.DataType.FLOAT, *HALF_TYPES.values()})

@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,12 @@ Progress = Callable[[Iterator[int], int], Iterator[int]]
 """Wraps an iterator of known length, e.g. in a progress bar."""
 
 
-def weights_fingerprint(module: nn.Module) -> str:
-    """Hash of all parameters and buffers."""
+def weights_fingerprint(module: nn.Module, without: Collection[str] = ()) -> str:
+    """Hash of all parameters and buffers but those of these names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        if name in without:
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -87,57 +89,28 @@ class ArrayStore:
         if (folder / _FACTS).exists():
             return cls(folder)
         partial = root / f"{folder.name}.partial"
-        try:
-            partial.mkdir(parents=True, exist_ok=True)
-            lock = os.open(partial, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if (folder / _FACTS).exists():  # made while this process waited
-                    with contextlib.suppress(OSError):
-                        partial.rmdir()
-                else:
-                    cls._build(folder, partial, facts, views, count, compute, batch, progress)
-            finally:
-                os.close(lock)
-        except OSError as exc:
-            raise DatasetError(
-                f"feature cache {folder} cannot be written ({exc}): free space, or name another --cache"
-            ) from exc
+        with _only_builder(partial):
+            if (folder / _FACTS).exists():  # made while this process waited
+                return cls(folder)
+            notes_file = partial / _VIEWS
+            done = _whole_lines(notes_file)
+            arrays: dict[str, npt.NDArray[Any]] = {}
+            starts = iter(range(done, count, batch))
+            for start in progress(starts, (count - done + batch - 1) // batch) if progress else starts:
+                drawn = [views[draw] for draw in range(start, min(start + batch, count))]
+                for name, values in compute(drawn).items():
+                    _check_finite(name, values, drawn)
+                    if name not in arrays:
+                        shape = (count, *values.shape[1:])
+                        arrays[name] = _rows_on_disk(partial / f"{name}.npy", bool(done), values.dtype, shape)
+                    arrays[name][start : start + len(drawn)] = values
+                for array in arrays.values():
+                    array.flush()  # type: ignore[attr-defined]
+                with notes_file.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(_note(view)) + "\n" for view in drawn)
+            (partial / _FACTS).write_text(json.dumps(facts, indent=1), "utf-8")
+            partial.rename(folder)
         return cls(folder)
-
-    @staticmethod
-    def _build(
-        folder: Path,
-        partial: Path,
-        facts: dict[str, Any],
-        views: TrainingViews,
-        count: int,
-        compute: Callable[[Sequence[View]], dict[str, npt.NDArray[Any]]],
-        batch: int,
-        progress: Progress | None,
-    ) -> None:
-        notes_file = partial / _VIEWS
-        done = _whole_lines(notes_file)
-        arrays: dict[str, npt.NDArray[Any]] = {}
-        starts = iter(range(done, count, batch))
-        for start in progress(starts, (count - done + batch - 1) // batch) if progress else starts:
-            drawn = [views[draw] for draw in range(start, min(start + batch, count))]
-            for name, values in compute(drawn).items():
-                if not np.isfinite(values).all():
-                    raise DatasetError(
-                        f"{name} of image ids {[view.image_id for view in drawn]} is NaN or beyond fp16: the frozen "
-                        "weights are broken, or the cache must be switched off (cached_views=0)"
-                    )
-                if name not in arrays:
-                    shape = (count, *values.shape[1:])
-                    arrays[name] = _rows_on_disk(partial / f"{name}.npy", bool(done), values.dtype, shape)
-                arrays[name][start : start + len(drawn)] = values
-            for array in arrays.values():
-                array.flush()  # type: ignore[attr-defined]
-            with notes_file.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(_note(view)) + "\n" for view in drawn)
-        (partial / _FACTS).write_text(json.dumps(facts, indent=1), "utf-8")
-        partial.rename(folder)
 
 
 class FeatureCache:
@@ -245,6 +218,37 @@ def _note(view: View) -> dict[str, Any]:
         "words_valid": view.words_valid,
         "image_id": view.image_id,
     }
+
+
+def _check_finite(name: str, values: npt.NDArray[Any], drawn: Sequence[View]) -> None:
+    if not np.isfinite(values).all():
+        raise DatasetError(
+            f"{name} of image ids {[view.image_id for view in drawn]} is NaN or beyond fp16: the frozen weights are "
+            "broken, or the cache must be switched off (cached_views=0)"
+        )
+
+
+@contextlib.contextmanager
+def _only_builder(partial: Path) -> Iterator[None]:
+    """The folder of a build for this process alone; others wait.
+
+    Raises:
+        DatasetError: the disk is full, or not to be written to.
+    """
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = os.open(partial, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+            with contextlib.suppress(OSError):
+                partial.rmdir()  # it is empty where another process was first
+    except OSError as exc:
+        raise DatasetError(
+            f"feature cache {partial} cannot be written ({exc}): free space, or name another --cache"
+        ) from exc
 
 
 def _rows_on_disk(path: Path, there: bool, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from odise_rt.errors import CheckpointError
 from training.experiment import Experiment
+from training.feature_cache import weights_fingerprint
 from training.models.odise import Odise
 from training.sharding import like, whole
 
@@ -51,14 +52,9 @@ def run_origin(model: Odise, training_vocabulary: Sequence[str], split: str) -> 
         training_vocabulary: the names of its classes, in their order.
         split: of the data set.
     """
-    trained = model.trained_parameters()
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if name not in trained:
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    frozen = weights_fingerprint(model, without=model.trained_parameters())
     words = hashlib.sha256(json.dumps(list(training_vocabulary)).encode()).hexdigest()
-    return {"frozen networks": digest.hexdigest(), "training vocabulary": words, "split": split}
+    return {"frozen networks": frozen, "training vocabulary": words, "split": split}
 
 
 @dataclass(frozen=True)

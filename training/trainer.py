@@ -101,14 +101,14 @@ class Trainer:
         Raises:
             NonFiniteLossError: a loss or gradient is NaN or infinite; names the images.
         """
-        stop = self.stop = self.experiment.iterations if until is None else min(until, self.experiment.iterations)
+        self.stop = self.experiment.iterations if until is None else min(until, self.experiment.iterations)
         reports: list[StepReport] = []
         self.wrapped.train()
         with tqdm(total=self.experiment.iterations, initial=self.start, disable=rank() != 0, mininterval=5) as bar:
-            while self.start < stop:
+            while self.start < self.stop:
                 index, inner = self.experiment.phase_at(self.start)
                 phase = self.experiment.phases[index]
-                steps = min(phase.iterations - inner, stop - self.start)
+                steps = min(phase.iterations - inner, self.stop - self.start)
                 source = self.sources[index]()
                 draws = [self.draws_of(phase.batch, inner + offset) for offset in range(steps)]
                 for batch in source.batches(draws):

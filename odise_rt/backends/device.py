@@ -266,6 +266,8 @@ class CapturedWork:
                 first_line(exc),
                 "; it runs without one from now on" if last else "",
             )
+        else:
+            self._failures = 0
 
     def forget(self) -> None:
         """Release the graph: what it points to is about to move or to go."""

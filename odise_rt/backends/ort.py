@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -280,15 +280,10 @@ class OrtStage:
                 raise translate(exc, f"stage {self._spec.name} failed on {shapes}") from exc
             return dict(zip(self._outputs, outputs, strict=True))
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
         """The GPU's stream for this thread, if there is one: what another thread captures on it would break, and so it
         would on any stream of the device, for whose end ONNX Runtime waits."""
-        if self.session is None:
-            yield
-        else:
-            with self.session.use(f"stage {self._spec.name}"):
-                yield
+        return contextlib.nullcontext() if self.session is None else self.session.use(f"stage {self._spec.name}")
 
     def bind(self, inputs: Mapping[str, Any]) -> BoundSession:
         """The session set up for arrays on the GPU like these, for a caller who holds the GPU session's lock.

@@ -119,14 +119,7 @@ def settings_from(args: argparse.Namespace) -> Any:
     bundle = named_bundle(args, "BUNDLE")
     if args.in_process and (args.replicas != 1 or args.max_replicas or args.ray_address):
         raise OptionsError("--in-process serves one model without Ray: leave out --replicas and --ray-address")
-    for name in (
-        "max_request_mb",
-        "timeout",
-        "upload_timeout",
-        "drain_seconds",
-        "cpus_per_replica",
-        "gpus_per_replica",
-    ):
+    for name in ("max_request_mb", "drain_seconds", "cpus_per_replica", "gpus_per_replica"):
         value = getattr(args, name)
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise OptionsError(f"--{name.replace('_', '-')} is {value}: expected a finite number of at least 0")

@@ -12,8 +12,8 @@ import pytest
 from benchmarks import gpu_graphs
 from benchmarks.gpu_rows import Row
 from benchmarks.machine import REPOSITORY
+from odise_rt.backends.image_plan import ImagePlan
 from odise_rt.backends.naming_plan import NamingPlan
-from odise_rt.naming import NamingRequest
 from tests.benchmarks.test_gpu_check import OnGpu
 from tests.odise_rt.fake_bundle import write_bundle
 from tests.odise_rt.fake_gpu import Calls
@@ -74,40 +74,22 @@ def test_a_kernel_that_does_nothing_is_found(
     assert "fail" in {row.status for row in rows().values()}
 
 
-def test_thresholds_that_a_graph_keeps_are_found(
-    rows: Callable[[], dict[str, Row]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("fed", "found_by"), [(NamingPlan, "other thresholds"), (ImagePlan, "another picture")])
+def test_what_a_graph_keeps_of_its_first_run_is_found(
+    rows: Callable[[], dict[str, Row]], monkeypatch: pytest.MonkeyPatch, fed: Any, found_by: str
 ) -> None:
-    feed = NamingPlan.feed
-    fed: set[int] = set()
+    """Thresholds, or pixels, that do not reach the graph again."""
+    feed, done = fed.feed, set()  # type: ignore[var-annotated]
 
-    def once(self: NamingPlan, request: NamingRequest) -> None:
-        if id(self) not in fed:
-            feed(self, request)
-        fed.add(id(self))
+    def once(self: Any, given: Any) -> None:
+        if id(self) not in done:
+            feed(self, given)
+        done.add(id(self))
 
-    monkeypatch.setattr(NamingPlan, "feed", once)
+    monkeypatch.setattr(fed, "feed", once)
     found = rows()
     assert found["80x120, from the graph"].status == "pass"
-    assert found["80x120, other thresholds"].status == "fail"
-
-
-def test_a_picture_that_a_graph_keeps_is_found(
-    rows: Callable[[], dict[str, Row]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from odise_rt.backends.image_plan import ImagePlan
-
-    feed = ImagePlan.feed
-    fed: set[int] = set()
-
-    def once(self: ImagePlan, pixels: Any) -> None:
-        if id(self) not in fed:
-            feed(self, pixels)
-        fed.add(id(self))
-
-    monkeypatch.setattr(ImagePlan, "feed", once)
-    found = rows()
-    assert found["80x120, from the graph"].status == "pass"
-    assert found["80x120, another picture"].status == "fail"
+    assert found[f"80x120, {found_by}"].status == "fail"
 
 
 def test_what_is_missing_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,20 +152,12 @@ class Session:
         Raises:
             CheckpointError: The loss or its gradient is not finite; weights and the last checkpoint are kept.
         """
-        if not torch.isfinite(loss):
-            raise CheckpointError(
-                f"loss is {loss.item()} at step {self.step}: {self.folder / STATE_FILE} holds the last good state; "
-                "resume with a lower --rate"
-            )
+        self._check_finite("loss", loss)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.modules.parameters(), self.clip_norm)
-        if not torch.isfinite(norm):
-            raise CheckpointError(
-                f"the gradient is {norm.item()} at step {self.step}: {self.folder / STATE_FILE} holds the last good "
-                "state; resume with a lower --rate"
-            )
+        self._check_finite("the gradient", norm)
         for optimizer in self.optimizers:
             optimizer.step()
         if self.average:
@@ -179,6 +171,13 @@ class Session:
         if self._count == 20:
             self.log(**{key: value / self._count for key, value in self._sums.items()})
             self._sums, self._count = {}, 0
+
+    def _check_finite(self, what: str, value: Tensor) -> None:
+        if not torch.isfinite(value):
+            raise CheckpointError(
+                f"{what} is {value.item()} at step {self.step}: {self.folder / STATE_FILE} holds the last good state; "
+                "resume with a lower --rate"
+            )
 
     def log(self, **values: float) -> None:
         """Append a line to ``log.jsonl``."""
