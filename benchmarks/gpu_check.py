@@ -118,7 +118,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="Fewer sizes and repeats: a minute or two.")
     parser.add_argument(
-        "--seconds", type=float, default=TOTAL_SECONDS, help="Time of the whole check; parts are cut to fit."
+        "--seconds",
+        type=float,
+        default=TOTAL_SECONDS,
+        help="Time of the whole check: parts are cut to fit, and get what others leave.",
     )
     parser.add_argument(
         "--bundle", type=Path, default=REPOSITORY / "out" / "odise-tiny", help="Bundle of the engine part."
@@ -127,7 +130,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--checkpoint", type=Path, default=TINY_CHECKPOINT, help="The checkpoint that the bundle was exported from."
     )
     parser.add_argument(
-        "--full-bundle", type=Path, help="Bundle of full size with random weights, for the runtime part."
+        "--full-bundle",
+        type=Path,
+        help="Bundle of full size for the runtime part; its weights may be noise (benchmarks.weightless).",
     )
     parser.add_argument("--config", default="odise-sd1", help="Preset of the PyTorch networks.")
     parser.add_argument(
@@ -172,12 +177,12 @@ def run_parts(
     """The rows of all parts that were asked for, one after the other."""
     clock = Clock(options.seconds)
     with tempfile.TemporaryDirectory(prefix="odise-gpu-check-") as folder:
-        for part in (*PARTS, *ON_DEMAND):
-            if part.name in options.parts:
-                seconds = clock.share(part)
-                print(f"{part.title} (at most {seconds:.0f} s)", flush=True)
-                rows_file = Path(folder) / "rows.jsonl"
-                yield run_part(part, command(options, part, rows_file), rows_file, seconds)
+        parts = [part for part in (*PARTS, *ON_DEMAND) if part.name in options.parts]
+        for number, part in enumerate(parts, 1):
+            seconds = clock.share(part, parts[number:])
+            print(f"{part.title} (at most {seconds:.0f} s)", flush=True)
+            rows_file = Path(folder) / "rows.jsonl"
+            yield run_part(part, command(options, part, rows_file), rows_file, seconds)
 
 
 def run_child(options: argparse.Namespace) -> int:

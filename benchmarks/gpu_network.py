@@ -282,7 +282,7 @@ def time_runtime(emit: Emit, bundle_dir: Path | None, config: str, quick: bool) 
     if bundle_dir is None or not (bundle_dir / "bundle.json").is_file():
         detail = (
             f"no full-size bundle{'' if bundle_dir is None else f' in {bundle_dir}'}: python -m export.build_engines "
-            f"--config {config} --init random --out DIR, then --full-bundle DIR"
+            f"--config {config} --init random --out DIR, then --full-bundle DIR (elsewhere: benchmarks.weightless)"
         )
         emit(Row(part, "full-size bundle", "missing", "time", detail=detail))
         return

@@ -79,9 +79,10 @@ class Clock:
         """Seconds until the whole check must be over; never negative."""
         return max(0.0, self._end - self._now())
 
-    def share(self, part: Part) -> float:
-        """Seconds that a part may take now."""
-        return min(part.seconds, self.left())
+    def share(self, part: Part, later: Iterable[Part] = ()) -> float:
+        """Seconds that a part may take now: its own, and what the parts after it do not need."""
+        left = self.left()
+        return min(left, max(part.seconds, left - sum(other.seconds for other in later)))
 
 
 def run_part(part: Part, command: Sequence[str], rows_file: Path, seconds: float) -> list[Row]:

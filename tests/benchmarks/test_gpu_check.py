@@ -115,11 +115,21 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
 def test_the_clock_cuts_the_last_parts() -> None:
     now = [100.0]
     clock = Clock(60, lambda: now[0])
-    assert clock.share(Part("a", 40, "")) == 40
+    a, b, c = (Part(name, 40, "") for name in "abc")
+    assert clock.share(a, [b, c]) == 40
     now[0] += 35
-    assert clock.share(Part("b", 40, "")) == 25
+    assert clock.share(b, [c]) == 25
     now[0] += 99
-    assert clock.share(Part("c", 40, "")) == 0
+    assert clock.share(c) == 0
+
+
+def test_a_part_gets_what_the_others_leave() -> None:
+    now = [0.0]
+    clock = Clock(100, lambda: now[0])
+    a, b = Part("a", 30, ""), Part("b", 30, "")
+    assert clock.share(a, [b]) == 70
+    now[0] += 10
+    assert clock.share(b) == 90
 
 
 def test_all_parts_fit_into_eight_minutes() -> None:
