@@ -264,7 +264,7 @@ def _assign_pixels(
     low = np.stack([b[1] for b in bounds])
     score = scores[kept].astype(np.float32)
     upper = score[:, None, None] * sigmoid(high.copy())
-    surely = (score[:, None, None] * sigmoid(low)).max(axis=0)
+    surely = np.fmax.reduce(score[:, None, None] * sigmoid(low), axis=0, initial=0)  # where NaN is, nothing is sure
     # A mask matters in a block where it may win, or where its own area (probability at least one half) may lie.
     matters = (upper + _SAFETY >= surely) | (high >= -_SAFETY)
 
@@ -301,10 +301,10 @@ def _block_extremes(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     high, low = logits, logits
     for axis in (0, 1):
         starts = np.arange(0, logits.shape[axis], BLOCK)
-        high = np.maximum.reduceat(high, starts, axis=axis)
+        high = np.fmax.reduceat(high, starts, axis=axis)  # passes over NaN
         low = np.minimum.reduceat(low, starts, axis=axis)
     for axis in (0, 1):
-        high, low = _spread(high, np.maximum, axis), _spread(low, np.minimum, axis)
+        high, low = _spread(high, np.fmax, axis), _spread(low, np.minimum, axis)
     return high, low
 
 

@@ -7,6 +7,8 @@
 //   areas[1, q]    = pixels where q has the largest value
 //   areas[2, q]    = pixels of both
 //
+// A resized logit that is NaN counts as minus infinity.
+//
 // "Resized" is what odise_rt/postprocessing.py's MaskResizer does: fourfold enlargement to the padded canvas, crop to
 // the image at test size and resize to the image's own size, all bilinear and without antialias. All three are linear
 // and separable, so they are one interpolation with two or three taps an axis, from a table per axis. The masks at full
@@ -243,7 +245,7 @@ ODISE_DEVICE void panoptic_merge(const Block& block, char* shared, const T* logi
             for (int64_t column = first_column + lane; column < end_column; column += kWarp) {
               const float logit = to_float(mask[row * cell_columns + column]);
               most = larger(most, logit);
-              least = larger(least, -logit);
+              least = logit == logit ? larger(least, -logit) : INFINITY;  // where NaN is, nothing is sure
             }
           }
           high[lane] = most, low[lane] = least;

@@ -95,7 +95,7 @@ def panoptic_merge(
     """Give every pixel to the mask with the largest score times mask probability; of equal ones, to the first.
 
     Args:
-        mask_logits: floating (Q, mh, mw).
+        mask_logits: floating (Q, mh, mw); where one is NaN, its mask is not.
         scores: floating (Q,), in (0, 1]; a mask with a score of zero or less, or NaN, takes no part.
         test_size: height and width of the unpadded image in the network.
         original_size: height and width of the result.
@@ -219,7 +219,8 @@ def _resized_rows(
     step = max(1, (1 << 22) // (len(wide) * wide.shape[2]))
     for start in range(0, len(down), step):
         rows = slice(start, min(start + step, len(down)))
-        yield rows, np.matmul(down[rows], wide)
+        logits = np.matmul(down[rows], wide)
+        yield rows, np.where(np.isnan(logits), -np.inf, logits)
 
 
 def _values(logits: np.ndarray, scores: np.ndarray, taking_part: np.ndarray) -> np.ndarray:

@@ -123,6 +123,37 @@ def test_edges_of_queries_and_scores(emulation: Emulation) -> None:
     assert (owner == 0).all()  # exactly one half is inside here
 
 
+@pytest.mark.parametrize(("cells", "test", "original"), SIZES)
+def test_a_mask_of_nan_is_nowhere_and_hides_no_other(
+    emulation: Emulation, cells: tuple[int, int], test: tuple[int, int], original: tuple[int, int]
+) -> None:
+    logits, scores = blobs(12, cells, seed=2)
+    logits[4], scores[4] = np.nan, 1.0
+    merges = [
+        MergedPixels(*emulation.panoptic_merge(logits, scores, test, original)),
+        product(logits, scores, test, original),
+    ]
+    for merged in merges:
+        assert merge_errors(merged, logits, scores, test, original) == []
+        assert not merged.areas[:, 4].any()
+
+
+def test_one_cell_that_is_nan_hides_no_other(emulation: Emulation) -> None:
+    cells, size = (32, 32), (128, 128)
+    logits = np.stack([np.full(cells, 8, np.float32), np.full(cells, -1, np.float32), np.full(cells, 1, np.float32)])
+    logits[0, 16, 16] = np.nan
+    scores = np.array([1.0, 0.9, 0.3], np.float32)
+    for merged in (
+        MergedPixels(*emulation.panoptic_merge(logits, scores, size, size)),
+        product(logits, scores, size, size),
+    ):
+        owner = merged.owner
+        assert (owner[62:70, 62:70] != 0).all()
+        assert (owner[64:68, 64:68] == -1).all()  # the second has more of it than the third, and is not inside
+        assert (owner[:56] == 0).all()
+        assert (owner[72:] == 0).all()
+
+
 @pytest.mark.parametrize(("cells", "test", "original"), [*SIZES, ((256, 352), (1024, 1365), (480, 640))])
 def test_tables_are_the_products(
     emulation: Emulation, cells: tuple[int, int], test: tuple[int, int], original: tuple[int, int]
