@@ -77,6 +77,7 @@ def test_large_weights_are_noise_and_the_rest_is_as_it_was(archive: Path, bundle
 def test_it_is_a_sound_bundle_and_the_same_everywhere(archive: Path, bundle: Path, tmp_path: Path) -> None:
     first, second = fill(archive, tmp_path / "first"), fill(archive, tmp_path / "second")
     assert first.digest == second.digest != Bundle.open(bundle).digest
+    assert fill(archive, tmp_path / "third", seed=weightless.SEED + 1).digest != first.digest
     opened = Bundle.open(first.root)  # compares every hash
     assert opened.name == "fake-label-noise"
     assert opened.manifest["created_from"]["kind"] == "noise"
