@@ -22,9 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from odise_rt.errors import BackendError, BundleError
+from odise_rt.typed_fields import FieldError, read_fields
 
 Variant = Literal["label", "caption"]
 DType = Literal["float32", "float16", "int64"]
@@ -152,31 +151,12 @@ class ModelFacts:
         Raises:
             BundleError: a field is missing, unknown or of another type.
         """
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        unknown = sorted(set(data) - set(fields))
-        missing = sorted(n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in data)
-        if unknown or missing:
+        try:
+            return read_fields(cls, data)
+        except FieldError as exc:
             raise BundleError(
-                f"model facts do not fit this version of odise_rt: missing {missing}, unknown {unknown}; "
-                "export the bundle again with this version"
-            )
-        values: dict[str, Any] = {}
-        for name, value in data.items():
-            kind = str(fields[name].type)
-            if kind == "int":
-                ok = isinstance(value, int) and not isinstance(value, bool)
-            elif kind == "float":
-                ok = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
-                value = float(value) if ok else value
-            elif kind == "tuple[int, ...]":
-                ok = isinstance(value, list | tuple) and all(isinstance(v, int) for v in value)
-                value = tuple(value) if ok else value
-            else:
-                ok = isinstance(value, str)
-            if not ok:
-                raise BundleError(f"model fact {name!r} is {value!r}, expected {kind}; export the bundle again")
-            values[name] = value
-        return cls(**values)
+                f"model facts do not fit this version of odise_rt: {exc}; export the bundle again with this version"
+            ) from exc
 
 
 @dataclass(frozen=True)

@@ -8,27 +8,42 @@ parity fixtures). A config is written into every checkpoint and bundle, so weigh
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from odise_rt.errors import ConfigError
+from odise_rt.typed_fields import FieldError, Range, check_fields, read_fields
 
 Variant = Literal["label", "caption"]
 Conditioning = Literal["implicit", "empty", "caption"]
 FeatureSource = Literal["diffusion", "clip"]
+
+Size = Annotated[int, Range(1, 1 << 20)]
+"""Channels, pixels, heads, tokens and so on."""
+Depth = Annotated[int, Range(1, 1000)]
+"""Layers of a network."""
+TapDepth = Annotated[int, Range(2, 2)]
+"""Residual blocks of a level of the diffusion networks: the taps are defined for two."""
+TokenId = Annotated[int, Range(0, 1 << 20)]
+Share = Annotated[float, Range(0, 1)]
+Levels = tuple[Size, Size, Size, Size]
+"""Channels of each resolution level, finest first; the taps are defined for four."""
+
+_BEFORE_ABLATIONS = {"conditioning": "implicit", "features": "diffusion"}
+"""What checkpoints leave out that are older than these fields."""
 
 
 @dataclass(frozen=True)
 class VaeConfig:
     """Stable Diffusion's first stage (diffusers ``AutoencoderKL``), eight pixels to a latent."""
 
-    channels: tuple[int, ...] = (128, 256, 512, 512)
-    """Channels of each resolution level, finest first."""
-    layers_per_block: int = 2
+    channels: Levels = (128, 256, 512, 512)
+    layers_per_block: TapDepth = 2
     """Residual blocks of a level in the encoder; the decoder has one more."""
-    norm_groups: int = 32
+    norm_groups: Size = 32
     """Groups of every GroupNorm."""
-    scaling_factor: float = 0.18215
+    scaling_factor: Annotated[float, Range(1e-6, 1e6)] = 0.18215
     """Factor from posterior mean to latent."""
 
 
@@ -36,15 +51,15 @@ class VaeConfig:
 class UnetConfig:
     """The denoising network (diffusers ``UNet2DConditionModel``)."""
 
-    channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    """Channels of each level, finest first; every level but the last has cross-attention."""
-    layers_per_block: int = 2
+    channels: Levels = (320, 640, 1280, 1280)
+    """Every level but the last has cross-attention."""
+    layers_per_block: TapDepth = 2
     """Residual blocks of a level on the way down; one more on the way up."""
-    heads: int = 8
+    heads: Size = 8
     """Attention heads at every level."""
-    context_dim: int = 768
+    context_dim: Size = 768
     """Channels of the text conditioning; equals ``SdTextConfig.width``."""
-    norm_groups: int = 32
+    norm_groups: Size = 32
     """Groups of every GroupNorm."""
 
     @property
@@ -57,36 +72,36 @@ class UnetConfig:
 class SdTextConfig:
     """The diffusion model's text encoder (transformers ``CLIPTextModel``); inference needs only its output for ""."""
 
-    vocab_size: int = 49408
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    mlp_width: int = 3072
-    context_length: int = 77
+    vocab_size: Size = 49408
+    width: Size = 768
+    layers: Depth = 12
+    heads: Size = 12
+    mlp_width: Size = 3072
+    context_length: Size = 77
     """Tokens, padded with ``end_token`` as the Hugging Face tokenizer of SD 1.x does."""
-    start_token: int = 49406
-    end_token: int = 49407
+    start_token: TokenId = 49406
+    end_token: TokenId = 49407
 
 
 @dataclass(frozen=True)
 class ClipConfig:
     """An open_clip CLIP with a ViT image tower."""
 
-    image_size: int = 336
+    image_size: Size = 336
     """Side in pixels of the square input."""
-    patch_size: int = 14
-    width: int = 1024
-    layers: int = 24
-    head_width: int = 64
-    embed_dim: int = 768
+    patch_size: Size = 14
+    width: Size = 1024
+    layers: Depth = 24
+    head_width: Size = 64
+    embed_dim: Size = 768
     """Channels of the joint image-text space."""
-    text_width: int = 768
-    text_layers: int = 12
-    text_heads: int = 12
-    vocab_size: int = 49408
-    context_length: int = 77
-    start_token: int = 49406
-    end_token: int = 49407
+    text_width: Size = 768
+    text_layers: Depth = 12
+    text_heads: Size = 12
+    vocab_size: Size = 49408
+    context_length: Size = 77
+    start_token: TokenId = 49406
+    end_token: TokenId = 49407
     """Ends a text and is its pooled position; it must be the largest id, as open_clip pools at the largest."""
     quick_gelu: bool = True
     """True for OpenAI's weights: x * sigmoid(1.702 x)."""
@@ -96,22 +111,22 @@ class ClipConfig:
 class HeadConfig:
     """The trained part: feature pyramid, mask generator and classifiers (paper section 3.3)."""
 
-    pyramid_channels: int = 512
+    pyramid_channels: Size = 512
     """Channels of the levels s2..s5."""
-    hidden_dim: int = 256
+    hidden_dim: Size = 256
     """Channels of pixel decoder, mask decoder and mask features."""
-    queries: int = 100
+    queries: Size = 100
     """Mask proposals for an image."""
-    attention_heads: int = 8
-    pixel_decoder_layers: int = 6
-    pixel_decoder_ffn: int = 1024
-    sampling_points: int = 4
+    attention_heads: Size = 8
+    pixel_decoder_layers: Depth = 6
+    pixel_decoder_ffn: Size = 1024
+    sampling_points: Size = 4
     """Sampling points of deformable attention for each head and level."""
-    mask_decoder_layers: int = 9
-    mask_decoder_ffn: int = 2048
-    classification_dim: int = 256
+    mask_decoder_layers: Depth = 9
+    mask_decoder_ffn: Size = 2048
+    classification_dim: Size = 256
     """Channels in which mask and word embeddings are compared (``text_proj``)."""
-    norm_groups: int = 32
+    norm_groups: Size = 32
 
 
 @dataclass(frozen=True)
@@ -126,21 +141,21 @@ class OdiseConfig:
     sd_text: SdTextConfig = field(default_factory=SdTextConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
-    window: int = 512
+    window: Size = 512
     """Side in pixels of the square window that the diffusion network sees."""
-    size_divisor: int = 64
+    size_divisor: Size = 64
     """Images are zero-padded right and below to a multiple of this."""
-    test_short_edge: int = 1024
+    test_short_edge: Size = 1024
     """Pixels of the shortest image edge after the test-time resize."""
-    test_long_edge: int = 2560
+    test_long_edge: Size = 2560
     """Upper bound in pixels on the longest edge after it."""
-    noise_seed: int = 42
+    noise_seed: Annotated[int, Range(0, 2**63 - 1)] = 42
     """Seed of the fixed noise added at t = 0 (CPU torch.Generator, torch.randn)."""
-    timestep: int = 0
+    timestep: Annotated[int, Range(0, 999)] = 0
     """Diffusion step at which features are read, of 1000 (scaled-linear betas 0.00085 to 0.012)."""
-    clip_weight_seen: float = 0.3
+    clip_weight_seen: Share = 0.3
     """Weight of CLIP's probability for classes in the training vocabulary: p^(1-w) * p_clip^w (paper eq. 6)."""
-    clip_weight_unseen: float = 0.7
+    clip_weight_unseen: Share = 0.7
     """The same for classes outside it."""
     conditioning: Conditioning = "implicit"
     """What the UNet is told of a picture: the implicit captioner's words, nothing, or the picture's own caption. The
@@ -149,38 +164,62 @@ class OdiseConfig:
     """What the feature pyramid is made of: diffusion features, or, as an ablation, the image tokens of CLIP."""
 
     def __post_init__(self) -> None:
-        latent_factor = 2 ** (len(self.vae.channels) - 1)
+        try:
+            check_fields(self)
+        except FieldError as exc:
+            raise ConfigError(f"config {reprlib.repr(self.name)}: {exc}") from exc
+        vae, unet, sd_text, clip, head = self.vae, self.unet, self.sd_text, self.clip, self.head
+        multiples = [
+            ("window", self.window, "size_divisor", self.size_divisor),
+            ("size_divisor", self.size_divisor, "the stride", 32),
+            *(
+                (f"vae.channels[{i}]", width, "vae.norm_groups", vae.norm_groups)
+                for i, width in enumerate(vae.channels)
+            ),
+            *(
+                (f"unet.channels[{i}]", width, f"unet.{name}", getattr(unet, name))
+                for i, width in enumerate(unet.channels)
+                for name in ("heads", "norm_groups")
+            ),
+            ("sd_text.width", sd_text.width, "sd_text.heads", sd_text.heads),
+            ("clip.image_size", clip.image_size, "clip.patch_size", clip.patch_size),
+            ("clip.width", clip.width, "clip.head_width", clip.head_width),
+            ("clip.text_width", clip.text_width, "clip.text_heads", clip.text_heads),
+            ("head.hidden_dim", head.hidden_dim, "head.attention_heads", head.attention_heads),
+            ("head.hidden_dim", head.hidden_dim, "head.norm_groups", head.norm_groups),
+            ("head.hidden_dim", head.hidden_dim, "the sines and cosines of two axes", 4),
+            ("head.pyramid_channels", head.pyramid_channels, "4 * head.norm_groups =", 4 * head.norm_groups),
+        ]
         checks = [
-            (self.variant in ("label", "caption"), f"variant is {self.variant!r}: expected 'label' or 'caption'"),
-            (self.window % self.size_divisor == 0, f"window {self.window} must be a multiple of {self.size_divisor}"),
-            (self.size_divisor % 32 == 0, f"size_divisor {self.size_divisor} must be a multiple of the stride 32"),
-            (latent_factor == 8, f"vae.channels has {len(self.vae.channels)} levels: the taps are defined for 4"),
-            (len(self.unet.channels) == 4, f"unet.channels has {len(self.unet.channels)} levels, expected 4"),
+            *((a % b == 0, f"{name} {a} must be a multiple of {divisor} {b}") for name, a, divisor, b in multiples),
             (
-                self.unet.context_dim == self.sd_text.width,
-                f"unet.context_dim {self.unet.context_dim} must equal sd_text.width {self.sd_text.width}",
+                unet.context_dim == sd_text.width,
+                f"unet.context_dim {unet.context_dim} must equal sd_text.width {sd_text.width}",
+            ),
+            *(
+                (
+                    part.start_token != part.end_token and max(part.start_token, part.end_token) < part.vocab_size,
+                    f"{name}.start_token {part.start_token} and end_token {part.end_token} must be two ids below its "
+                    f"vocab_size {part.vocab_size}",
+                )
+                for name, part in (("sd_text", sd_text), ("clip", clip))
             ),
             (
-                self.clip.image_size % self.clip.patch_size == 0,
-                f"clip.image_size {self.clip.image_size} must be a multiple of patch_size {self.clip.patch_size}",
+                clip.end_token == clip.vocab_size - 1,
+                f"clip.end_token {clip.end_token} must be the largest id, {clip.vocab_size - 1}",
             ),
             (
-                self.head.hidden_dim % self.head.attention_heads == 0,
-                f"head.hidden_dim {self.head.hidden_dim} must be a multiple of {self.head.attention_heads} heads",
-            ),
-            (0 <= self.timestep < 1000, f"timestep is {self.timestep}: expected 0 to 999"),
-            (
-                self.conditioning in ("implicit", "empty", "caption"),
-                f"conditioning is {self.conditioning!r}: expected 'implicit', 'empty' or 'caption'",
+                clip.context_length >= 3,
+                f"clip.context_length {clip.context_length} has no room for start, word and end",
             ),
             (
-                self.features == "diffusion" or (self.features == "clip" and self.conditioning == "empty"),
+                self.test_short_edge <= self.test_long_edge,
+                f"test_short_edge {self.test_short_edge} is above test_long_edge {self.test_long_edge}",
+            ),
+            (
+                self.features == "diffusion" or self.conditioning == "empty",
                 f"features is {self.features!r} with conditioning {self.conditioning!r}: expected 'diffusion', or "
                 "'clip' with 'empty'",
-            ),
-            (
-                0 <= self.clip_weight_seen <= 1 and 0 <= self.clip_weight_unseen <= 1,
-                "clip_weight_seen and clip_weight_unseen must lie in [0, 1]",
             ),
         ]
         for ok, message in checks:
@@ -198,24 +237,13 @@ class OdiseConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> OdiseConfig:
-        """Rebuild from JSON; raises :class:`ConfigError` for an unknown or missing field."""
-        parts = {
-            "vae": VaeConfig,
-            "unet": UnetConfig,
-            "sd_text": SdTextConfig,
-            "clip": ClipConfig,
-            "head": HeadConfig,
-        }
+        """Rebuild from JSON; raises :class:`ConfigError` naming a field that is missing, unknown or malformed."""
         try:
-            values = dict(data)
-            for key, part in parts.items():
-                section = {k: tuple(v) if isinstance(v, list) else v for k, v in values[key].items()}
-                values[key] = part(**section)
-            return cls(**values)
-        except (TypeError, KeyError, AttributeError) as exc:
+            return read_fields(cls, _BEFORE_ABLATIONS | data)
+        except FieldError as exc:
             raise ConfigError(
-                f"config does not fit this version of odise_rt ({exc}): expected the fields of "
-                "training.config.OdiseConfig; re-save the checkpoint with the version that wrote it"
+                f"config does not fit this version of odise_rt: {exc}; save the checkpoint again with the version that "
+                "wrote it"
             ) from exc
 
 

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from odise_rt.errors import CheckpointError, ConfigError
+from odise_rt.errors import CheckpointError, ConfigError, first_line
 from odise_rt.files import flush_folder, replace_folder
 from odise_rt.version import __version__
 from training.checkpoints.key_table import KeyTable, Tensors, load_strict
@@ -176,9 +176,18 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def uninitialised_model(config: OdiseConfig) -> Odise:
-    """A model whose random initialisation is skipped, to be filled from a file: saves a minute at full size."""
-    with _NoRandomInitialisation():
-        return build_odise(config)
+    """A model whose random initialisation is skipped, to be filled from a file: saves a minute at full size.
+
+    Raises:
+        ConfigError: the sizes of the config are too large for this machine.
+    """
+    try:
+        with _NoRandomInitialisation():
+            return build_odise(config)
+    except (RuntimeError, MemoryError) as exc:  # torch's of an allocation is a RuntimeError
+        raise ConfigError(
+            f"config {config.name!r} describes a model that cannot be made here ({first_line(exc)}): check its sizes"
+        ) from exc
 
 
 class _NoRandomInitialisation(TorchFunctionMode):

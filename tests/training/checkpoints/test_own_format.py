@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from odise_rt.errors import CheckpointError
+from odise_rt.errors import CheckpointError, ConfigError
 from tests.training.checkpoints.published import Published
 from training.checkpoints import load_checkpoint, save_checkpoint
 from training.checkpoints.own_format import _NoRandomInitialisation, read_description, uninitialised_model
@@ -168,7 +168,7 @@ def test_what_is_no_checkpoint(published: Published, saved: Path, tmp_path: Path
         ({"format_version": 2}, "format version 2, this version reads 1: upgrade odise_rt"),
         ({"format_version": 0}, "format version 0, this version reads 1: Save it again"),
         ({"format": "other"}, "does not describe a checkpoint of this project"),
-        ({"config": {"name": "x"}}, "config does not fit this version"),
+        ({"config": {"name": "x"}}, r"config\.json: config does not fit this version .*missing variant"),
         ({"config": None}, "lacks config"),
         ({"sd_text": "yes"}, "lacks config, sd_text"),
         ({"training_vocabulary": [1]}, "training_vocabulary, or they are malformed"),
@@ -178,6 +178,15 @@ def test_altered_description(saved: Path, change: dict[str, object], message: st
     path = saved / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(saved)
+
+
+def test_a_config_too_large_for_any_machine(saved: Path) -> None:
+    path = saved / "config.json"
+    description = json.loads(path.read_text())
+    description["config"]["clip"]["text_width"] = 1 << 20
+    path.write_text(json.dumps(description))
+    with pytest.raises(ConfigError, match=r"describes a model that cannot be made here .*: check its sizes"):
         load_checkpoint(saved)
 
 
