@@ -22,7 +22,7 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -89,21 +89,19 @@ class BundleWriter:
         self._check_place()
 
     def __enter__(self) -> BundleWriter:
-        try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            remove_abandoned(self.out)
-            self._check_place()
-            self.folder = Path(
-                tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=PARTIAL_SUFFIX, dir=self.out.parent)
-            )
-            self.folder.chmod(0o755)
-            self._lock = os.open(self.folder, os.O_RDONLY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            (self.folder / GRAPHS).mkdir()
-        except OSError as exc:
-            raise ExportError(
-                f"cannot write beside {self.out} ({exc.strerror}): choose another --out, or make the folder writable"
-            ) from exc
+        with contextlib.ExitStack() as undo:
+            try:
+                undo.enter_context(_parents(self.out))
+                remove_abandoned(self.out)
+                self._check_place()
+                self.folder = undo.enter_context(partial_folder(self.out))
+                (self.folder / GRAPHS).mkdir()
+            except OSError as exc:
+                raise ExportError(
+                    f"cannot write beside {self.out} ({exc.strerror}): free space, make the folder writable, or choose "
+                    "another --out"
+                ) from exc
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(
@@ -113,8 +111,7 @@ class BundleWriter:
             # What a full disk refused stays in the buffer, and closing tries once more; all of it is removed below.
             with contextlib.suppress(OSError):
                 store.close()
-        os.close(self._lock)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._undo.close()
 
     @property
     def graphs(self) -> Path:
@@ -247,22 +244,56 @@ class BundleWriter:
             )
 
 
+@contextlib.contextmanager
+def partial_folder(place: Path) -> Iterator[Path]:
+    """A new folder beside a place, under a lock that tells other exports that it is somebody's; removed in the end,
+    unless it was renamed."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=PARTIAL_SUFFIX, dir=place.parent))
+    try:
+        folder.chmod(0o755)
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+        finally:
+            os.close(lock)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _parents(place: Path) -> Iterator[None]:
+    """The folders above a place, made where they are missing; those that were made and stay empty go in the end."""
+    missing = [folder for folder in place.absolute().parents if not folder.exists()]
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # somebody's work lies in it
+                folder.rmdir()
+
+
 def remove_abandoned(out: Path) -> None:
     """Remove what killed exports to the same place left behind; a bundle that one was about to replace returns."""
     # The middle is mkdtemp's and has no dot: what only begins alike is of another place, `odise.fp16` beside `odise`.
     named = re.compile(rf"\.{re.escape(out.name)}\.[^.]+{re.escape(PARTIAL_SUFFIX)}")
     for folder in list(out.parent.iterdir()):
-        if not (named.fullmatch(folder.name) and folder.is_dir()):
-            continue
-        if time.time() - folder.stat().st_mtime < _ABANDONED_SECONDS:
-            continue
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if (folder / _REPLACED).is_dir() and not out.exists():
-                (folder / _REPLACED).rename(out)
-            shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(descriptor)
+        if named.fullmatch(folder.name) and folder.is_dir():
+            with contextlib.suppress(FileNotFoundError):  # another export was first, or was finished
+                _remove_if_abandoned(folder, out)
+
+
+def _remove_if_abandoned(folder: Path, out: Path) -> None:
+    if time.time() - folder.stat().st_mtime < _ABANDONED_SECONDS:
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if (folder / _REPLACED).is_dir() and not out.exists():
+            (folder / _REPLACED).rename(out)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(descriptor)

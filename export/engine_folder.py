@@ -4,20 +4,19 @@ all: the same promise that :mod:`export.bundle_writer` keeps for bundles.
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import fcntl
-import os
-import shutil
-import tempfile
-from pathlib import Path
 from types import TracebackType
 
-from export.bundle_writer import remove_abandoned
+from export.bundle_writer import partial_folder, remove_abandoned
 from odise_rt.bundle import Bundle
 from odise_rt.engine_check import Bounds
 from odise_rt.engines import FOLDER, Engine, open_engine
 from odise_rt.errors import BundleError, ExportError
-from odise_rt.files import PARTIAL_SUFFIX, flush_folder, replace_folder
+from odise_rt.files import flush_folder, replace_folder
+
+_TRIES = 10
+"""To make a folder in ``engines/``, which another build may just remove because it was empty."""
 
 
 class EngineFolder:
@@ -34,25 +33,34 @@ class EngineFolder:
         self._name = name
 
     def __enter__(self) -> EngineFolder:
-        try:
+        tries = _TRIES
+        while True:
+            try:
+                self._make()
+            except OSError as exc:
+                tries -= 1
+                if tries and isinstance(exc, FileNotFoundError | FileExistsError):
+                    continue
+                raise ExportError(
+                    f"cannot write into {self._root} ({exc.strerror}): free space, make the bundle writable, or copy it"
+                ) from exc
+            return self
+
+    def _make(self) -> None:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._remove_empty_root)
             self._root.mkdir(exist_ok=True)
             remove_abandoned(self._root / self._name)
-            self.path = Path(tempfile.mkdtemp(prefix=f".{self._name}.", suffix=PARTIAL_SUFFIX, dir=self._root))
-            self.path.chmod(0o755)
-            self._lock = os.open(self.path, os.O_RDONLY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-        except OSError as exc:
-            raise ExportError(
-                f"cannot write into {self._root} ({exc.strerror}): make the bundle writable, or copy it"
-            ) from exc
-        return self
+            self.path = undo.enter_context(partial_folder(self._root / self._name))
+            self._undo = undo.pop_all()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._lock)
-        shutil.rmtree(self.path, ignore_errors=True)
-        if self._root.is_dir() and not any(self._root.iterdir()):
+        self._undo.close()
+
+    def _remove_empty_root(self) -> None:
+        with contextlib.suppress(OSError):  # engines are in it, or another build's partial folder
             self._root.rmdir()
 
     def publish(self, key: str) -> Engine:
@@ -79,11 +87,8 @@ class EngineFolder:
 def existing_engine(bundle: Bundle, key: str, bounds: Bounds) -> Engine | None:
     """A sound engine of these facts that is there already, held to these bounds. Any other counts as none, and is
     replaced."""
-    place = bundle.root / FOLDER / key
-    if not place.exists():
-        return None
     try:
-        engine = open_engine(place)
+        engine = open_engine(bundle.root / FOLDER / key)
         engine.verify_files()
     except BundleError:
         return None

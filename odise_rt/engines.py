@@ -154,6 +154,8 @@ def open_engine(folder: Path) -> Engine:
     Raises:
         BundleError: the description is missing, damaged, newer, or belongs elsewhere.
     """
+    if folder.is_symlink() or folder.is_file():
+        raise BundleError(f"{folder} is a link or a file, expected an engine's folder: remove it")
     path = folder / ENGINE_FILE
     again = f"remove the folder {folder} and build the engine again"
     try:
@@ -254,8 +256,6 @@ def find_engines(bundle: Bundle) -> Engines:
         )
     for folder in folders:
         try:
-            if folder.is_symlink() or not folder.is_dir():
-                raise BundleError(f"{folder} is a link or a file, expected an engine's folder: remove it")
             found.append(open_engine(folder))
         except BundleError as exc:
             broken[folder.name] = str(exc)

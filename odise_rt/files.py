@@ -59,7 +59,7 @@ def replace_folder(finished: Path, place: Path, *, aside: str | None = None, old
     Raises:
         OSError: the file system refused.
     """
-    if not place.exists():
+    if not os.path.lexists(place):  # a link that leads nowhere is in the way, too
         finished.rename(place)
         return
     hidden = Path(tempfile.mkdtemp(prefix=aside or f".{place.name}.", suffix=PARTIAL_SUFFIX, dir=place.parent))

@@ -46,10 +46,50 @@ def test_publishes_whole_and_leaves_nothing_beside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ExportError("no"), KeyboardInterrupt()])
-def test_a_failed_or_interrupted_export_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+@pytest.mark.parametrize("place", ["bundle", "made/for/it/bundle"])
+def test_a_failed_or_interrupted_export_leaves_nothing(tmp_path: Path, place: str, error: BaseException) -> None:
     with pytest.raises(type(error)):
-        _fail(tmp_path / "bundle", error)
+        _fail(tmp_path / place, error)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ExportError, match=r"cannot write beside .*File name too long"):
+        _export(tmp_path / "made" / "for it" / ("x" * 250), "one")
+    assert list(tmp_path.iterdir()) == []
+
+    def full(path: Path, *args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(ExportError, match=r"cannot write beside .*No space left"):
+        _export(tmp_path / "there" / "bundle", "one")
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_folders_that_were_made_stay_when_somebody_uses_them(tmp_path: Path) -> None:
+    out = tmp_path / "made" / "for it" / "bundle"
+    with pytest.raises(KeyboardInterrupt), BundleWriter(out):
+        (tmp_path / "made" / "notes").write_text("another's")
+        raise KeyboardInterrupt
+    assert [p.name for p in (tmp_path / "made").iterdir()] == ["notes"]
+
+
+def test_what_another_export_removes_first_is_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / ".bundle.killed.partial"
+    left.mkdir()
+    is_dir = Path.is_dir
+
+    def then_gone(path: Path, **options: bool) -> bool:
+        found = is_dir(path, **options)
+        if path == left and found:
+            left.rmdir()
+        return found
+
+    monkeypatch.setattr(Path, "is_dir", then_gone)
+    _export(tmp_path / "bundle", "one")
+    assert _found(tmp_path / "bundle") == "one"
 
 
 def test_a_bundle_is_replaced_only_when_forced(tmp_path: Path) -> None:

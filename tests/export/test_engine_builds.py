@@ -19,9 +19,10 @@ import onnx_ir as ir
 import pytest
 from rich.console import Console
 
-from export import engine_builds
+from export import engine_builds, engine_folder
 from export.build_engines import main
 from export.engine_builds import add_engines
+from export.engine_folder import EngineFolder
 from export.engine_from_onnx import BuildJob
 from export.engine_graphs import load_single_precision
 from export.engine_options import EngineOptions
@@ -106,6 +107,55 @@ def test_what_is_up_to_date_is_kept_and_what_changed_is_built(bundle: Bundle, gp
     first.path.write_bytes(b"damaged")
     assert [engine.folder for engine in add_engines(bundle, ONE, QUIET).built] == [first.folder]
     find_engines(bundle).of("clip_image", "tensorrt")[0].verify_files()
+
+
+@pytest.mark.parametrize("leads_to_one", [True, False])
+def test_a_link_is_no_engine(bundle: Bundle, gpu: Calls, tmp_path: Path, leads_to_one: bool) -> None:
+    (engine,) = add_engines(bundle, ONE, QUIET).built
+    elsewhere = tmp_path / "elsewhere"
+    engine.folder.rename(elsewhere if leads_to_one else tmp_path / "gone")
+    engine.folder.symlink_to(elsewhere)
+    assert [built.folder for built in add_engines(bundle, ONE, QUIET).built] == [engine.folder]
+    assert not engine.folder.is_symlink()
+    assert elsewhere.exists() == leads_to_one
+    assert engines_folder(bundle) == [engine.folder.name]
+    assert not find_engines(bundle).broken
+
+
+def test_the_folder_of_engines_may_vanish_while_a_build_begins(
+    bundle: Bundle, gpu: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another build that failed removes it when it is empty."""
+    root, times, make = bundle.root / "engines", iter(range(3)), engine_folder.partial_folder
+
+    def remove_first(place: Path) -> Any:
+        if next(times, None) is not None:
+            root.rmdir()
+        return make(place)
+
+    monkeypatch.setattr(engine_folder, "partial_folder", remove_first)
+    assert len(add_engines(bundle, ONE, QUIET).built) == 1
+
+
+def test_builds_that_begin_and_end_at_once(bundle: Bundle) -> None:
+    """Each makes the folder of engines if it is missing, and removes it if it is empty."""
+    failures: list[BaseException] = []
+
+    def begin_and_end(name: str) -> None:
+        try:
+            for _ in range(100):
+                with EngineFolder(bundle, name) as folder:
+                    assert folder.path.is_dir()
+        except BaseException as exc:
+            failures.append(exc)
+
+    threads = [threading.Thread(target=begin_and_end, args=(f"stage{i}.tensorrt",)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert not (bundle.root / "engines").exists()
 
 
 @pytest.mark.parametrize("kind", ["wrong", "nan"])
