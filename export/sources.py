@@ -20,7 +20,7 @@ class Source:
 
     loaded: LoadedCheckpoint
     created_from: dict[str, Any]
-    """Kind, and SHA-256 of every file, by file name; no path and no time."""
+    """Kind, and SHA-256 of every file, by its name inside the source; no path and no time."""
 
 
 def from_checkpoint(path: Path) -> Source:
@@ -38,8 +38,8 @@ def from_checkpoint(path: Path) -> Source:
             "compute diffusion features under implicit or empty conditioning. This model is an ablation: measure it "
             "with `python -m training.ablation`, and export one that was trained as published"
         )
-    files = {p.name: file_sha256(p) for p in sorted(path.iterdir()) if p.suffix in (".json", ".safetensors")}
-    return Source(loaded, {"kind": "checkpoint", "files": files})
+    files = [p for p in sorted(path.iterdir()) if p.suffix in (".json", ".safetensors") and p.is_file()]
+    return Source(loaded, {"kind": "checkpoint", "files": {p.name: file_sha256(p) for p in files}})
 
 
 def from_released(config_name: str, odise: Path, stable_diffusion: Path, clip: Path) -> Source:
@@ -54,7 +54,8 @@ def from_released(config_name: str, odise: Path, stable_diffusion: Path, clip: P
     Raises:
         CheckpointError: a file is missing, of another kind or of another size.
     """
-    for path in (odise, stable_diffusion, clip):
+    sources = {"odise": odise, "stable_diffusion": stable_diffusion, "clip": clip}
+    for path in sources.values():
         if not path.exists():
             raise CheckpointError(f"{path} does not exist: check the path")
     # The released models saw the 133 classes of COCO, with all their synonyms.
@@ -62,11 +63,16 @@ def from_released(config_name: str, odise: Path, stable_diffusion: Path, clip: P
     loaded = load_released(
         preset(config_name), odise=odise, stable_diffusion=stable_diffusion, clip=clip, training_vocabulary=seen
     )
-    hashes: dict[str, str] = {}
-    for path in (odise, stable_diffusion, clip):
-        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        hashes |= {str(p.relative_to(path.parent)): file_sha256(p) for p in inside}
+    # The role keeps files of one name apart.
+    hashes = {f"{role}/{name}": value for role, path in sources.items() for name, value in _hashes(path).items()}
     return Source(loaded, {"kind": "released", "config": config_name, "files": hashes})
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of a file, or of every file in a folder, by name."""
+    if path.is_file():
+        return {path.name: file_sha256(path)}
+    return {str(p.relative_to(path)): file_sha256(p) for p in sorted(path.rglob("*")) if p.is_file()}
 
 
 def from_random(config_name: str, seed: int) -> Source:
