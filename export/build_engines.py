@@ -15,6 +15,8 @@ export_report.*, which holds seconds. Engines (docs/engines.md) are added afterw
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import logging
 import re
 import signal
@@ -29,9 +31,12 @@ from export.bundle_writer import BundleWriter
 from export.engine_builds import add_engines
 from export.engine_options import RTX_TARGETS, EngineOptions, check_engine_options
 from export.engine_profiles import WINDOW_COUNTS
-from export.exporter import ExportOptions, build_bundle
+from export.engine_reference import References
+from export.exporter import ExportOptions, build_bundle, check_stages
 from export.precision import EnginePrecision, Precision
+from export.progress import export_console
 from export.sources import Source, from_checkpoint, from_random, from_released
+from export.verify import engine_references
 from odise_rt.backends.machine import this_machine
 from odise_rt.backends.select import MAX_THREADS
 from odise_rt.bundle import Bundle
@@ -42,66 +47,121 @@ from odise_rt.preprocessing import load_image
 from odise_rt.specs import STAGES
 from training.config import PRESETS
 
-_TABLE_WIDTH = 110
-"""Columns of the table in a log file."""
+_CONFIG = "odise-sd1"
 _EXPORT_ONLY = (
-    "checkpoint",
-    "odise",
-    "stable_diffusion",
-    "clip",
-    "init",
-    "out",
-    "precision",
-    "image",
-    "force",
-    "keep_going",
+    *("checkpoint", "odise", "stable_diffusion", "clip", "init", "config", "seed"),
+    *("out", "precision", "image", "force", "keep_going"),
 )
 """Arguments that mean nothing where only engines are built."""
+_ENGINE_ONLY = ("engine_precision", "size", "windows", "target", "unverified", "rebuild")
+"""Arguments that mean nothing without --engine."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_TABLE_WIDTH)
-    # A terminated export cleans up as an interrupted one does.
-    signal.signal(signal.SIGTERM, _interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names that are no text can be printed too
+        sys.stdout.reconfigure(errors="backslashreplace")
+    _end_as_interrupted()
+    placed: list[str] = []
     try:
-        engines = _engine_options(args)
-        if args.bundle is not None:
-            return _add_to_bundle(args, engines, console)
-        if args.out is None:
-            raise InputError("an export needs --out: the folder of the new bundle")
-        options = ExportOptions(
-            precision=args.precision or "fp32",
-            stages=tuple(name for name in STAGES if name in args.stages),
-            force=args.force,
-            keep_going=args.keep_going,
-            photo=load_image(args.image) if args.image else None,
-            threads=args.threads,
-            engines=engines,
-        )
-        BundleWriter(args.out, args.force)  # refuse a place before minutes of work
-        build_bundle(_source(args), args.out, options, console)
+        _run(args, export_console(), placed)
     except OdiseError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 1
+        return _fail("; ".join([f"error: {exc}", *placed]), 1)
     except OSError as exc:
-        name = f" {exc.filename or args.bundle or args.out}"
-        reason = f"{exc.strerror or exc}: free space or choose another folder; nothing was put in place"
-        print(f"error: the file system refused{name}: {reason}", file=sys.stderr)
-        return 1
+        name = f" {exc.filename or args.bundle or args.out or ''}".rstrip()
+        reason = f"{exc.strerror or exc}: free space or choose another folder"
+        return _fail(f"error: the file system refused{name}: {reason}; {_left(placed)}", 1)
     except KeyboardInterrupt:
-        left = "nothing" if args.bundle is None and not args.engine else "nothing but what was reported as finished"
-        print(f"stopped: {left} was put in place", file=sys.stderr)
-        return 130
-    if options.stages == STAGES:
-        console.print(f"bundle: {args.out}", highlight=False)
-    else:
-        console.print(f"only {', '.join(options.stages)} checked: no bundle was put in place", highlight=False)
+        return _fail(f"stopped: {_left(placed)}", 130)
     return 0
+
+
+def _run(args: argparse.Namespace, console: Console, placed: list[str]) -> None:
+    """Do what was asked for; what is in place after an error is said in ``placed``."""
+    _check_arguments(args)
+    engines = _engine_options(args)
+    if args.bundle is not None:
+        assert engines is not None
+        placed.append("engines that were reported as finished stay in the bundle")
+        _add_engines(Bundle.open(args.bundle), engines, console)
+        return
+    options = ExportOptions(
+        precision=args.precision or "fp32",
+        stages=_stages(args),
+        force=args.force,
+        keep_going=args.keep_going,
+        photo=load_image(args.image) if args.image else None,
+        threads=args.threads,
+    )
+    if options.stages != STAGES:
+        check_stages(_source(args), options, console).show(console)
+        console.print(f"only {', '.join(options.stages)} checked: no bundle was put in place")
+        return
+    BundleWriter(args.out, args.force)  # refuse a place before minutes of work
+    source = _source(args)
+    report = build_bundle(source, args.out, options, console)
+    placed.append(f"the bundle is whole and in place: {args.out}")
+    report.show(console)
+    console.print(f"bundle: {args.out}")
+    if engines is not None:
+        placed.append("engines that were reported as finished are in it")
+        _add_engines(Bundle.open(args.out), engines, console, engine_references(source.loaded))
+
+
+def _add_engines(
+    bundle: Bundle, options: EngineOptions, console: Console, references: References | None = None
+) -> None:
+    report = add_engines(bundle, options, console, references)
+    folder = bundle.root / ENGINES_FOLDER
+    console.print(f"{len(report.built)} engines built, {len(report.kept)} were there already: {folder}")
+
+
+def _left(placed: Sequence[str]) -> str:
+    return "; ".join(placed) or "nothing was put in place"
+
+
+def _fail(message: str, code: int) -> int:
+    with contextlib.suppress(OSError):  # the terminal may be what ended us
+        print(message, file=sys.stderr)
+    return code
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what would be ignored, and what is missing.
+
+    Raises:
+        InputError: naming the arguments that do not go together.
+    """
+    checks = _stages(args) != STAGES and args.bundle is None
+    rules = [
+        (args.bundle is not None, _EXPORT_ONLY, "--bundle adds engines to a bundle that is there"),
+        (checks, ("out", "force", "engine"), "--stages checks some stages and puts no bundle in place"),
+        (args.checkpoint is not None, ("config",), "a checkpoint has a config of its own"),
+        (args.init is None, ("seed",), "only random weights (--init random) have a seed"),
+        (not args.engine, _ENGINE_ONLY, "what says how to build engines needs --engine"),
+        (args.engine and "tensorrt-rtx" not in args.engine, ("target",), "only TensorRT-RTX builds for targets"),
+        (set(args.engine) == {"ort-cuda"}, ("size", "windows"), "ONNX Runtime's engines take any size"),
+    ]
+    if args.bundle is not None and not args.engine:
+        raise InputError(f"--bundle needs --engine: which of {', '.join(ENGINE_KINDS)} to build into it")
+    for applies, names, reason in rules:
+        given = [name for name in names if _is_given(getattr(args, name))]
+        if applies and given:
+            flags = ", ".join("--" + name.replace("_", "-") for name in given)
+            hint = "; the precision of engines is --engine-precision" if "precision" in given else ""
+            raise InputError(f"{reason}: it cannot go with {flags}{hint}")
+    if args.bundle is None and not checks and args.out is None:
+        raise InputError("an export needs --out: the folder of the new bundle")
+
+
+def _is_given(value: object) -> bool:
+    return value is not None and value is not False and value != []
+
+
+def _stages(args: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(name for name in STAGES if name in (args.stages or STAGES))
 
 
 def _engine_options(args: argparse.Namespace) -> EngineOptions | None:
@@ -111,9 +171,9 @@ def _engine_options(args: argparse.Namespace) -> EngineOptions | None:
     options = EngineOptions(
         kinds=tuple(kind for kind in ENGINE_KINDS if kind in args.engine),
         precision=args.engine_precision,
-        stages=tuple(name for name in STAGES if name in args.stages),
+        stages=_stages(args),
         sizes=tuple(args.size),
-        windows=tuple(args.windows),
+        windows=args.windows or WINDOW_COUNTS,
         targets=tuple(dict.fromkeys(args.target)),
         unverified=args.unverified,
         rebuild=args.rebuild,
@@ -121,24 +181,6 @@ def _engine_options(args: argparse.Namespace) -> EngineOptions | None:
     )
     check_engine_options(options, this_machine(), args.precision or "fp32")
     return options
-
-
-def _add_to_bundle(args: argparse.Namespace, engines: EngineOptions | None, console: Console) -> int:
-    if engines is None:
-        raise InputError(f"--bundle needs --engine: which of {', '.join(ENGINE_KINDS)} to build into it")
-    exporting = [name for name in _EXPORT_ONLY if getattr(args, name)]
-    if exporting:
-        flags = ", ".join("--" + name.replace("_", "-") for name in exporting)
-        hint = "; the precision of engines is --engine-precision" if args.precision else ""
-        raise InputError(f"--bundle adds engines to a bundle that is there: it cannot go with {flags}{hint}")
-    bundle = Bundle.open(args.bundle)
-    report = add_engines(bundle, engines, console)
-    console.print(
-        f"{len(report.built)} engines built, {len(report.kept)} were there already: {bundle.root / ENGINES_FOLDER}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    return 0
 
 
 def _source(args: argparse.Namespace) -> Source:
@@ -151,14 +193,24 @@ def _source(args: argparse.Namespace) -> Source:
         )
     if args.checkpoint is not None:
         return from_checkpoint(args.checkpoint)
+    config = args.config or _CONFIG
     if args.init is not None:
-        return from_random(args.config, args.seed)
+        return from_random(config, args.seed or 0)
     if not all(released):
         raise InputError("the released model is in three files: --odise, --stable-diffusion and --clip go together")
-    return from_released(args.config, *released)
+    return from_released(config, *released)
 
 
-def _interrupt(_signal: int, _frame: object) -> None:
+def _end_as_interrupted() -> None:
+    """Let a termination, and a terminal that closes, clean up as Ctrl-C does."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    if number == signal.SIGHUP:  # a shell and the system may each send one: the second would interrupt the cleaning
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -175,11 +227,10 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--config",
         choices=sorted(PRESETS),
-        default="odise-sd1",
-        help="Size and variant of released or random weights (default: odise-sd1).",
+        help=f"Size and variant of released or random weights (default: {_CONFIG}).",
     )
     source.add_argument("--init", choices=["random"], help="Export --config with random weights.")
-    source.add_argument("--seed", type=int, default=0, help="Seed of the random weights (default: 0).")
+    source.add_argument("--seed", type=int, help="Seed of the random weights (default: 0).")
     parser.add_argument("--out", type=Path, help="The new bundle's folder; made, and replaced only by --force.")
     parser.add_argument(
         "--precision",
@@ -190,9 +241,9 @@ def _parser() -> argparse.ArgumentParser:
         "--stages",
         nargs="+",
         choices=STAGES,
-        default=list(STAGES),
         metavar="STAGE",
-        help=f"Export and check only these, without a bundle in the end: {', '.join(STAGES)}.",
+        help=f"Only these: with --bundle build their engines, else export and check them without a bundle in the end "
+        f"(of {', '.join(STAGES)}).",
     )
     parser.add_argument("--image", type=Path, help="Check on this picture instead of a drawn one.")
     parser.add_argument("--force", action="store_true", help="Replace a bundle at --out.")
@@ -232,7 +283,6 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--windows",
         type=_counts,
-        default=WINDOW_COUNTS,
         metavar="N,N,...",
         help=f"Windows of a batch that engines are tuned for (default: {','.join(map(str, WINDOW_COUNTS))}).",
     )

@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -207,5 +208,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if "result" in outcome else 1
 
 
+def _end_with_parent() -> None:
+    """End this process when the one that holds the other end of its input is gone, however that ended."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.exit(main())

@@ -40,14 +40,17 @@ def build_in_process(job: BuildJob, folder: Path, note: Callable[[str], None] = 
     command = [sys.executable, "-m", "export.engine_from_onnx", str(job_file)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
-        with log_file.open("wb") as log:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
-        try:
-            code = _wait(process, job.stage, note)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
+        with (
+            log_file.open("wb") as log,
+            # The child reads its input to notice that this process has died.
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment) as process,
+        ):
+            try:
+                code = _wait(process, job.stage, note)
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
         outcome = _outcome(result_file)
         if code == 0 and isinstance(outcome.get("result"), dict) and job.plan.is_file():
             return BuildResult(**outcome["result"])

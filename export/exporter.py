@@ -10,6 +10,7 @@ import dataclasses
 import gc
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -24,9 +25,7 @@ import torch
 from rich.console import Console
 
 from export.bundle_writer import BundleWriter, StageFiles
-from export.engine_builds import add_engines
 from export.engine_graphs import blocks_to_keep, stage_bounds
-from export.engine_options import EngineOptions
 from export.flops import StageFlops, count_flops
 from export.fusion import VARIANT, fuse_for_ort_cpu
 from export.graph_editing import remove_unread
@@ -44,9 +43,9 @@ from export.verify import (
     ResultComparison,
     compare_results,
     compare_stage,
-    engine_references,
     example_pictures,
     run_example,
+    with_segments,
 )
 from export.weight_store import save_graph
 from export.winograd import apply_winograd
@@ -74,8 +73,6 @@ class ExportOptions:
     """uint8 (h, w, 3): checked on instead of the drawn picture."""
     threads: int | None = None
     """Inside an operator of ONNX Runtime; ``None``: its choice."""
-    engines: EngineOptions | None = None
-    """Engines to build into the bundle when it is in place."""
 
 
 class Exporter:
@@ -111,7 +108,7 @@ class Exporter:
         rows = [self._stage(graphs[name], flops[name], examples) for name in STAGES if name in self.options.stages]
         result = None
         if self.options.stages == STAGES and not self.failures:
-            result = self._whole(examples[0])
+            result = self._whole(examples)
         if self.failures:
             raise ExportError("not exported, the graphs do not agree with PyTorch:\n  " + "\n  ".join(self.failures))
         return ExportReport(
@@ -251,7 +248,7 @@ class Exporter:
                 + "\n  ".join(failed)
             )
 
-    def _whole(self, example: Example) -> ResultComparison:
+    def _whole(self, examples: Sequence[Example]) -> ResultComparison:
         """Complete the bundle and compare the runtime on it with the runtime on PyTorch."""
         loaded, writer = self.source.loaded, self.writer
         with self.progress.step("write manifest"):
@@ -274,6 +271,9 @@ class Exporter:
                 },
             )
             Bundle.open(writer.folder)
+        example = with_segments(examples)
+        if example is not examples[0]:
+            self.progress.note("PyTorch finds no segment in the first picture: the second is segmented")
         with self.progress.step("segment a picture with the bundle"):
             found = compare_results(writer.folder, self.options.precision, example, self.options.threads)
         if not found.passed:
@@ -297,32 +297,41 @@ def check_graph(path: Path, stage: str) -> None:
 
 
 def build_bundle(source: Source, out: Path, options: ExportOptions, console: Console) -> ExportReport:
-    """Export a model.
+    """Export a model and put the bundle in place.
 
     Args:
         source: the model. Its diffusion text encoder is dropped.
         out: the bundle's folder.
         options: precision, checks and so on.
-        console: shows progress and the table.
+        console: shows progress.
 
     Raises:
         ExportError: nothing was put in place, and why.
     """
-    whole = options.stages == STAGES
-    forms = 4 if options.precision == "fp32" else 3
-    steps = 2 + (1 + forms) * len(options.stages) + (2 if whole else 0)
-    with BundleWriter(out, options.force) as writer, ExportProgress(steps, console) as progress:
+    with BundleWriter(out, options.force) as writer, ExportProgress(_steps(options), console) as progress:
         report = Exporter(source, writer, options, progress).run()
-        if whole:
-            writer.write_report(report.to_dict(), report.markdown())
-            writer.publish()
-    console.print(report.table())
-    for sentence in report.totals():
-        console.print(sentence, highlight=False, soft_wrap=True)
-    if whole and options.engines is not None:
-        console.print(f"bundle: {out}; now its engines", highlight=False)
-        add_engines(Bundle.open(out), options.engines, console, engine_references(source.loaded))
+        writer.write_report(report.to_dict(), report.markdown())
+        writer.publish()
     return report
+
+
+def check_stages(source: Source, options: ExportOptions, console: Console) -> ExportReport:
+    """Export some of the stages and compare them, as :func:`build_bundle` does; nothing is kept.
+
+    Raises:
+        ExportError: a stage cannot be exported or does not agree with PyTorch.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="odise-export-") as folder,
+        BundleWriter(Path(folder) / "checked") as writer,
+        ExportProgress(_steps(options), console) as progress,
+    ):
+        return Exporter(source, writer, options, progress).run()
+
+
+def _steps(options: ExportOptions) -> int:
+    forms = 4 if options.precision == "fp32" else 3
+    return 2 + (1 + forms) * len(options.stages) + (2 if options.stages == STAGES else 0)
 
 
 def peak_memory() -> int:

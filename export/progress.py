@@ -9,6 +9,18 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+_WIDTH = 110
+"""Columns of a table in a log file."""
+
+
+def export_console() -> Console:
+    """Prints text as it is: a path or a model's name may hold what rich takes for markup, and stays in one line."""
+    console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _WIDTH
+    return console
 
 
 class ExportProgress:
@@ -21,7 +33,7 @@ class ExportProgress:
         """Name of each finished step to its wall-clock seconds."""
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -48,8 +60,8 @@ class ExportProgress:
         yield
         self.seconds[name] = time.perf_counter() - started
         self._bar.advance(self._task)
-        self.console.print(f"[green]✓[/green] {name} [dim]{self.seconds[name]:.1f} s[/dim]", highlight=False)
+        self.console.print(Text.assemble(("✓", "green"), f" {name} ", (f"{self.seconds[name]:.1f} s", "dim")))
 
     def note(self, text: str) -> None:
         """A line about the step that runs."""
-        self.console.print(f"  {text}", highlight=False, soft_wrap=True)
+        self.console.print(f"  {text}")

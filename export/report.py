@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from export.flops import StageFlops
@@ -94,12 +95,21 @@ class ExportReport:
             sentences.append(
                 f"End to end: {found.panoptic:.4%} of pixels in the same segment, {found.semantic:.4%} in the same "
                 f"class; {found.segments[0]} segments in PyTorch, {found.segments[1]} from the bundle."
+                if any(found.segments)
+                else f"End to end: {found.semantic:.4%} of pixels in the same class. No segment was found in either "
+                "picture, so segments were not compared: give one in which the model finds some with --image."
             )
         sentences.append(
             f"{self.bundle_bytes / 1e6:,.1f} MB on disk, {self.seconds:.0f} s, peak memory "
             f"{self.peak_bytes / 2**30:.1f} GiB."
         )
         return sentences
+
+    def show(self, console: Console) -> None:
+        """Print the table and the sentences below it."""
+        console.print(self.table(), soft_wrap=False)
+        for sentence in self.totals():
+            console.print(sentence)
 
     def table(self) -> Table:
         """For a terminal."""

@@ -6,7 +6,7 @@ of activations nor the thresholds. Two pictures of different sizes tell a symbol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,6 +131,13 @@ def run_example(loaded: LoadedCheckpoint, pixels: np.ndarray, words: str) -> Exa
     with torch_segmenter(loaded.model, loaded.tokenizer_json, loaded.training_vocabulary, backend) as segmenter:
         result = segmenter.segment(pixels, vocabulary, options)
     return Example(pixels, vocabulary, options, result, backend.inputs, backend.outputs)
+
+
+def with_segments(examples: Sequence[Example]) -> Example:
+    """The first example in which PyTorch found a segment: without any, every other result without any agrees with it.
+    The first if there is none.
+    """
+    return next((example for example in examples if example.result.segments), examples[0])
 
 
 def engine_references(loaded: LoadedCheckpoint) -> References:

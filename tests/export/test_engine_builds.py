@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -192,8 +192,22 @@ def test_finished_engines_stay_when_a_later_one_fails(bundle: Bundle, gpu: Calls
     assert [name.split(".")[0] for name in engines_folder(bundle)] == ["clip_image", "unet_tap"]
 
 
+@pytest.fixture
+def _signals_as_before() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_signals_as_before")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_ends_the_builder_and_leaves_nothing(
-    bundle: Bundle, gpu: Calls, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle,
+    gpu: Calls,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
 ) -> None:
     monkeypatch.setenv(BEHAVIOUR, "hang")
     children: list[subprocess.Popen[bytes]] = []
@@ -208,15 +222,47 @@ def test_an_interrupt_ends_the_builder_and_leaves_nothing(
     def interrupt() -> None:
         while not children:
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        add_engines(bundle, ONE, QUIET)
+    assert main(["--bundle", str(bundle.root), "--engine", "tensorrt", "--stages", "clip_image"]) == 130
     thread.join()
+    assert capsys.readouterr().err == "stopped: engines that were reported as finished stay in the bundle\n"
     assert children[0].poll() is not None
     assert not (bundle.root / "engines").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks into /proc")
+def test_a_builder_ends_with_the_process_that_started_it(
+    tmp_path: Path, gpu: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(BEHAVIOUR, "hang")
+    code = (
+        "import sys; from pathlib import Path; from export.engine_from_onnx import BuildJob; "
+        "from export.engine_process import build_in_process; folder = Path(sys.argv[1]); "
+        "build_in_process(BuildJob('clip_text', 'tensorrt', folder / 'g.onnx', folder / 'p.plan', ()), folder)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment)
+    try:
+        child = _first(lambda: Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split())[0]
+        command = Path(f"/proc/{child}/cmdline")
+        _first(lambda: b"export.engine_from_onnx" in command.read_bytes())
+    finally:
+        parent.kill()
+        parent.wait()
+    # Of a process that ended and that nobody waited for, no command is left.
+    _first(lambda: not (command.exists() and command.read_bytes()))
+
+
+def _first(look: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """What comes in the end, which has to be soon."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
 
 
 def test_a_long_build_says_that_it_goes_on(tmp_path: Path, gpu: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +398,19 @@ def test_command_adds_engines(bundle: Bundle, gpu: Calls, capsys: pytest.Capture
             "cannot go with --precision; the precision of",
         ),
         (["--bundle", "B", "--engine", "ort-cuda", "--force", "--keep-going"], "cannot go with --force, --keep-going"),
+        (["--bundle", "B", "--engine", "ort-cuda", "--config", "odise-tiny"], "it cannot go with --config"),
+        (["--bundle", "B", "--engine", "ort-cuda", "--seed", "0"], "it cannot go with --seed"),
+        (["--bundle", "B", "--engine", "ort-cuda", "--size", "64x64"], "take any size: it cannot go with --size"),
+        (["--bundle", "B", "--engine", "tensorrt", "--target", "8.9"], "it cannot go with --target"),
         (["--checkpoint", "c"], "an export needs --out"),
+        (["--checkpoint", "c", "--out", "o", "--config", "odise-tiny"], "of its own: it cannot go with --config"),
+        (["--checkpoint", "c", "--out", "o", "--seed", "3"], "have a seed: it cannot go with --seed"),
+        (["--checkpoint", "c", "--out", "o", "--rebuild"], "needs --engine: it cannot go with --rebuild"),
+        (["--checkpoint", "c", "--stages", "clip_text", "--out", "o"], "no bundle in place: it cannot go with --out"),
+        (
+            ["--checkpoint", "c", "--stages", "clip_text", "--force", "--engine", "ort-cuda"],
+            "it cannot go with --force, --engine",
+        ),
         (["--bundle", "nowhere", "--engine", "ort-cuda", "--unverified"], "no bundle at nowhere"),
         (["--bundle", "B", "--engine", "tensorrt-rtx", "--unverified"], "is not installed"),
     ],

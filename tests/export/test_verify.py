@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 
 from export.engine_profiles import engine_shapes, stage_profiles
+from export.report import ExportReport
 from export.tolerances import RESULT_AGREEMENT, STAGE_TOLERANCES
 from export.verify import (
     VOCABULARIES,
+    ResultComparison,
     compare_stage,
     engine_references,
     example_pictures,
     panoptic_agreement,
     run_example,
+    with_segments,
 )
 from export.weight_store import WeightStore, save_graph
 from odise_rt.check_picture import landscape
@@ -83,6 +86,22 @@ def test_agreement_counts_pixels_of_other_segments_and_classes(example) -> None:
     # Merging two things into one is an error for the smaller of them.
     assert panoptic_agreement(expected, _result(example, [[1, 1, 1, 1]], {1: 3})) == 0.5
     assert panoptic_agreement(expected, _result(example, [[0, 0, 0, 0]], {})) == 0.0
+
+
+def test_end_to_end_compares_a_picture_with_segments(example) -> None:  # type: ignore[no-untyped-def]
+    empty = replace(example, result=_result(example, [[0, 0]], {}))
+    found = replace(example, result=_result(example, [[1, 0]], {1: 3}))
+    assert with_segments([empty, found]) is found
+    assert with_segments([found, empty]) is found
+    assert with_segments([empty, empty]) is empty
+
+
+@pytest.mark.parametrize(("segments", "sentence"), [((4, 4), "4 segments in PyTorch"), ((0, 0), "No segment was")])
+def test_a_report_says_when_no_segment_was_compared(segments: tuple[int, int], sentence: str) -> None:
+    result = ResultComparison(1.0, 1.0, segments, {}, True)
+    totals = " ".join(ExportReport("m", "fp32", (64, 64), (), result, 1.0, 0, 0).totals())
+    assert sentence in totals
+    assert ("in the same segment" in totals) == any(segments)
 
 
 SPEC = StageSpec("clip_text", (TensorSpec("x", "float32", ("L", 2)),), (TensorSpec("y", "float32", ("L", 2)),))

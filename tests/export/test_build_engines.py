@@ -1,0 +1,106 @@
+"""The command: what it says of what it did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.table import Table
+
+from export import build_engines, exporter, sources
+from export.build_engines import main
+from export.bundle_writer import BundleWriter
+from export.exporter import ExportOptions
+from export.progress import ExportProgress, export_console
+from odise_rt.errors import ExportError
+
+ODD = "a[bold]b[/]c:smile:[/red]" + "x" * 150
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    console = export_console()
+    with ExportProgress(1, console) as progress, progress.step(ODD):
+        progress.note(ODD)
+    console.print(f"bundle: {ODD}")
+    table = Table(title=ODD[:30])
+    table.add_column(ODD[:30])
+    table.add_row(ODD[:30])
+    console.print(table, soft_wrap=False)
+    out = capsys.readouterr().out
+    assert out.startswith(f"  {ODD}\n✓ {ODD} 0.0 s\nbundle: {ODD}\n")
+    assert out.count(ODD[:30]) == 3 + 3
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ExportError("no GPU"), 1, "error: no GPU; the bundle is whole and in place: OUT; engines that"),
+        (OSError(28, "No space left"), 1, "No space left: free space or choose another folder; the bundle is whole"),
+        (KeyboardInterrupt(), 130, "stopped: the bundle is whole and in place: OUT; engines that were reported"),
+    ],
+)
+def test_an_error_after_the_bundle_is_in_place_says_so(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    message: str,
+) -> None:
+    def fail(*args: Any) -> None:
+        raise error
+
+    source = SimpleNamespace(loaded=None)
+    monkeypatch.setattr(build_engines, "from_checkpoint", lambda path: source)
+    monkeypatch.setattr(build_engines, "build_bundle", lambda *args: SimpleNamespace(show=lambda console: None))
+    monkeypatch.setattr(build_engines.Bundle, "open", lambda path: None)
+    monkeypatch.setattr(build_engines, "engine_references", fail)
+    out = str(tmp_path / "bundle")
+    arguments = ["--checkpoint", "c", "--out", out, "--engine", "ort-cuda", "--unverified"]
+    assert main(arguments) == code
+    assert message.replace("OUT", out) in capsys.readouterr().err
+
+
+def test_an_error_before_says_that_nothing_is_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build_engines, "from_checkpoint", stop)
+    assert main(["--checkpoint", "c", "--out", str(tmp_path / "bundle")]) == 130
+    assert capsys.readouterr().err == "stopped: nothing was put in place\n"
+
+
+def test_stages_are_checked_without_a_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Exporter:
+        def __init__(self, source: Any, writer: BundleWriter, options: ExportOptions, progress: Any) -> None:
+            assert options.stages == ("clip_text",)
+            (writer.graphs / "clip_text.onnx").write_bytes(b"checked")
+
+        def run(self) -> Any:
+            return SimpleNamespace(show=lambda console: None)
+
+    monkeypatch.setattr(build_engines, "from_checkpoint", lambda path: None)
+    monkeypatch.setattr(exporter, "Exporter", Exporter)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert main(["--checkpoint", "c", "--stages", "clip_text"]) == 0
+    assert capsys.readouterr().out == "only clip_text checked: no bundle was put in place\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_one_name_keep_their_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, text in (("odise", "one"), ("clip", "two"), ("sd/unet", "three"), ("sd/vae", "four")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "model.pt").write_text(text)
+    monkeypatch.setattr(sources, "load_released", lambda *args, **options: None)
+    made = sources.from_released(
+        "odise-sd1", tmp_path / "odise/model.pt", tmp_path / "sd", tmp_path / "clip/model.pt"
+    ).created_from
+    files = ["clip/model.pt", "odise/model.pt", "stable_diffusion/unet/model.pt", "stable_diffusion/vae/model.pt"]
+    assert sorted(made["files"]) == files
+    assert len(set(made["files"].values())) == 4
