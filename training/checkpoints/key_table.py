@@ -93,7 +93,7 @@ def load_strict(
         expected: keys of the module that must be filled; by default its whole state dict.
 
     Raises:
-        CheckpointError: missing, unexpected, misshapen or non-finite tensors, naming up to five of each.
+        CheckpointError: missing, unexpected, misshapen, mistyped or non-finite tensors, naming up to five of each.
     """
     state = module.state_dict()
     wanted = list(state) if expected is None else list(expected)
@@ -114,13 +114,17 @@ def load_strict(
     ]
     if misshapen:
         problems.append(f"shapes differ: {quote_keys(misshapen)}")
+    mistyped = [
+        f"{table.theirs(key)} {_dtype(renamed[key])}, expected {_dtype(state[key])}"
+        for key in fitting
+        if renamed[key].is_floating_point() != state[key].is_floating_point()
+    ]
+    if mistyped:
+        problems.append(f"types differ: {quote_keys(mistyped)}")
     if problems:
         raise CheckpointError(f"{source} does not fit {name}: {'; '.join(problems)}. {advice}")
-    broken = [
-        table.theirs(key)
-        for key in fitting
-        if renamed[key].is_floating_point() and not torch.isfinite(renamed[key]).all()
-    ]
+    # A float64 may be beyond float32, and nothing can be asked of fp8 before it is converted.
+    broken = [table.theirs(key) for key in fitting if not torch.isfinite(renamed[key].to(state[key].dtype)).all()]
     if broken:
         raise CheckpointError(f"{source} holds NaN or infinite values in {quote_keys(broken)}: get the file again")
     with torch.no_grad():
@@ -154,6 +158,10 @@ def _replace_prefix(key: str, prefixes: Mapping[str, str]) -> str | None:
 
 def _shape(tensor: Tensor) -> Shape:
     return tuple(tensor.shape)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _show(tensor: Tensor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,17 @@ def test_weights_that_do_not_fit(saved: Path) -> None:
     save_file({**whole, "noise": torch.ones(1)}, path)
     with pytest.raises(CheckpointError, match="unexpected noise"):
         load_checkpoint(saved)
+    key = "unet.conv_in.weight"
+    for dtype in (torch.int32, torch.bool, torch.complex64):
+        save_file({**whole, key: whole[key].to(dtype)}, path)
+        with pytest.raises(CheckpointError, match=rf"types differ: {key} {str(dtype)[6:]}, expected float32"):
+            load_checkpoint(saved)
+    for value in (math.nan, math.inf, 1e300):
+        save_file({**whole, key: torch.full_like(whole[key], value, dtype=torch.float64)}, path)
+        with pytest.raises(CheckpointError, match=f"NaN or infinite values in {key}"):
+            load_checkpoint(saved)
+    save_file({**whole, key: torch.ones_like(whole[key]).to(torch.float8_e4m3fn)}, path)
+    assert load_checkpoint(saved).model.unet.conv_in.weight.eq(1).all()
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="no whole safetensors file"):
         load_checkpoint(saved)
