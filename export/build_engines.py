@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import io
 import logging
+import os
 import re
 import signal
 import sys
@@ -99,7 +100,8 @@ def _run(args: argparse.Namespace, console: Console, placed: list[str]) -> None:
         check_stages(_source(args), options, console).show(console)
         console.print(f"only {', '.join(options.stages)} checked: no bundle was put in place")
         return
-    BundleWriter(args.out, args.force)  # refuse a place before minutes of work
+    with BundleWriter(args.out, args.force):
+        pass  # a place that cannot be written is refused before minutes of work
     source = _source(args)
     report = build_bundle(source, args.out, options, console)
     placed.append(f"the bundle is whole and in place: {args.out}")
@@ -152,8 +154,13 @@ def _check_arguments(args: argparse.Namespace) -> None:
             flags = ", ".join("--" + name.replace("_", "-") for name in given)
             hint = "; the precision of engines is --engine-precision" if "precision" in given else ""
             raise InputError(f"{reason}: it cannot go with {flags}{hint}")
-    if args.bundle is None and not checks and args.out is None:
+    if args.bundle is not None or checks:
+        return
+    if args.out is None:
         raise InputError("an export needs --out: the folder of the new bundle")
+    for source in (args.checkpoint, args.stable_diffusion):
+        if source is not None and Path(os.path.realpath(args.out)).is_relative_to(os.path.realpath(source)):
+            raise InputError(f"--out {args.out} lies inside {source}, which stays as it is: choose another place")
 
 
 def _is_given(value: object) -> bool:

@@ -225,6 +225,8 @@ class BundleWriter:
 
     def _check_place(self) -> None:
         out = self.out
+        if out.name in ("", ".."):
+            raise ExportError(f"{out} has no name that a bundle could take: give a folder inside it as --out")
         if out.is_symlink() or (out.exists() and not out.is_dir()):
             raise ExportError(f"{out} is a file or a link: a bundle is a folder; choose another --out")
         if out.is_mount():

@@ -127,6 +127,13 @@ def test_never_replaces_what_is_no_bundle(tmp_path: Path) -> None:
         BundleWriter(link, force=True)
 
 
+@pytest.mark.parametrize("out", [".", "..", "made/..", "/"])
+def test_a_bundle_needs_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match="give a folder inside it as --out"):
+        BundleWriter(Path(out))
+
+
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     out.mkdir()

@@ -403,6 +403,8 @@ def test_command_adds_engines(bundle: Bundle, gpu: Calls, capsys: pytest.Capture
         (["--bundle", "B", "--engine", "ort-cuda", "--size", "64x64"], "take any size: it cannot go with --size"),
         (["--bundle", "B", "--engine", "tensorrt", "--target", "8.9"], "it cannot go with --target"),
         (["--checkpoint", "c"], "an export needs --out"),
+        (["--checkpoint", "c", "--out", "c/new/bundle"], "--out c/new/bundle lies inside c"),
+        (["--checkpoint", "c", "--out", "c"], "--out c lies inside c"),
         (["--checkpoint", "c", "--out", "o", "--config", "odise-tiny"], "of its own: it cannot go with --config"),
         (["--checkpoint", "c", "--out", "o", "--seed", "3"], "have a seed: it cannot go with --seed"),
         (["--checkpoint", "c", "--out", "o", "--rebuild"], "needs --engine: it cannot go with --rebuild"),
