@@ -104,11 +104,13 @@ def _check_parts(experiment: Experiment, path: Path, config: OdiseConfig, parts:
 
 
 def training_categories(data: CocoPanoptic) -> tuple[Category, ...]:
-    """Categories with at least one annotated segment: a data set may list others that are to stay unseen."""
+    """Categories with at least one segment to learn from: a data set may list others that are to stay unseen, and a
+    crowd becomes background in every view.
+    """
     used = set().union(*(data.categories_of(index) for index in range(len(data))))
     found = tuple(category for category in data.categories if category.id in used)
     if not found:
-        raise DatasetError("no segment of the training set has a category: check the annotation file")
+        raise DatasetError("the training set has no segment that is no crowd: check the annotation file")
     return found
 
 

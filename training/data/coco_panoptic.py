@@ -241,9 +241,10 @@ class CocoPanoptic:
         return {image_id: self._captions[image_id][0] for image_id in self.image_ids}
 
     def categories_of(self, index: int) -> set[int]:
-        """Category ids in picture ``index``, from the JSON alone."""
+        """Category ids of the segments of picture ``index`` that are no crowds, from the JSON alone."""
         entry, truth = self._entries[index]
-        return {segment.category_id for segment in self._segments(truth, image_id_of(entry["id"]))}
+        segments = self._segments(truth, image_id_of(entry["id"]))
+        return {segment.category_id for segment in segments if not segment.iscrowd}
 
     def _segments(self, truth: dict[str, Any], image_id: ImageId) -> tuple[Segment, ...]:
         where = f"segments_info of image id {image_id}"

@@ -19,7 +19,8 @@ from training.losses.targets import MaskTargets, collate_targets
 from training.noun_phrases import caption_words
 
 _SEED_STRIDE = 2_147_483_647
-MAX_SEGMENTS = 255
+MAX_SEGMENTS = np.iinfo(np.uint16).max
+"""Of a view: what :attr:`View.segment_index` can tell apart."""
 
 
 class SegmentLike(Protocol):
@@ -61,7 +62,7 @@ class View:
 
     image: npt.NDArray[np.uint8]
     """(S, S, 3) RGB."""
-    segment_index: npt.NDArray[np.uint8]
+    segment_index: npt.NDArray[np.uint16]
     """(S, S): 0 = no segment, else 1 + index into ``labels``."""
     labels: tuple[int, ...]
     """Class index of each segment."""
@@ -127,12 +128,15 @@ class TrainingViews(torch.utils.data.Dataset[View]):
         random_numbers = random.Random(draw_seed(self.seed, draw))
         image, ids = large_scale_jitter(example.image, example.segment_map, self.jitter, random_numbers)
         present = set(np.unique(ids).tolist())
-        index = np.zeros(ids.shape, dtype=np.uint8)
+        index = np.zeros(ids.shape, dtype=np.uint16)
         labels: list[int] = []
         for segment in example.segments:
             if segment.id in present and not segment.iscrowd and segment.category_id in self.class_of:
                 if len(labels) == MAX_SEGMENTS:
-                    break  # never reached by COCO (at most 100 or so): the index is one byte
+                    raise DatasetError(
+                        f"image id {example.image_id} has more than {MAX_SEGMENTS} segments in one view: at most "
+                        "as many can be trained on"
+                    )
                 labels.append(self.class_of[segment.category_id])
                 index[ids == segment.id] = len(labels)
         words, valid = caption_words(example.captions, random_numbers)
@@ -152,10 +156,10 @@ class ViewBatch:
     draws: tuple[int, ...]
 
 
-def segment_masks(segment_index: npt.NDArray[np.uint8], count: int) -> Tensor:
+def segment_masks(segment_index: npt.NDArray[np.unsignedinteger], count: int) -> Tensor:
     """(count, S, S) bool masks of a view's segments."""
-    index = torch.from_numpy(np.array(segment_index))
-    return index[None] == torch.arange(1, count + 1, dtype=torch.uint8)[:, None, None]
+    index = torch.from_numpy(segment_index.astype(np.int32))  # PyTorch compares no uint16
+    return index[None] == torch.arange(1, count + 1, dtype=torch.int32)[:, None, None]
 
 
 def collate_views(views: Sequence[View], draws: Sequence[int], seed: int) -> ViewBatch:

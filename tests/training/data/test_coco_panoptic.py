@@ -14,6 +14,7 @@ from PIL import Image
 
 from odise_rt.errors import DatasetError, OptionsError
 from training.data.coco_panoptic import CocoPanoptic, decode_ids
+from training.run_setup import training_categories
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "sticker_world"
 PANOPTIC = Path("annotations/panoptic_train.json")
@@ -65,6 +66,26 @@ def test_categories_of_agrees_with_the_segments() -> None:
     data = CocoPanoptic.from_root(FIXTURE, "val")
     for index in range(len(data)):
         assert data.categories_of(index) == {segment.category_id for segment in data[index].segments}
+
+
+def test_a_category_of_crowds_alone_stays_unseen(root: Path) -> None:
+    def only_crowds(content: dict[str, Any]) -> None:
+        for annotation in content["annotations"]:
+            for segment in annotation["segments_info"]:
+                segment["iscrowd"] = int(segment["category_id"] == crowd)
+
+    crowd = CocoPanoptic.from_root(root, "train")[0].segments[0].category_id
+    edit(root, PANOPTIC, only_crowds)
+    used = {category.id for category in training_categories(CocoPanoptic.from_root(root, "train"))}
+    assert used
+    assert crowd not in used
+    edit(
+        root,
+        PANOPTIC,
+        lambda content: [s.update(iscrowd=1) for a in content["annotations"] for s in a["segments_info"]],
+    )
+    with pytest.raises(DatasetError, match="no segment that is no crowd"):
+        training_categories(CocoPanoptic.from_root(root, "train"))
 
 
 def test_captions_are_optional() -> None:

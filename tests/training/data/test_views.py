@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from odise_rt.errors import DatasetError
+from training.data import views
 from training.data.transforms import JitterOptions
 from training.data.views import EpochOrder, TrainingViews, View, collate_views, draw_seed, segment_masks
 
@@ -44,14 +45,30 @@ def test_only_trained_segments_become_targets() -> None:
     assert view.words_valid
 
 
+def test_every_one_of_many_segments_is_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three hundred: more than a byte can tell apart."""
+    ids = np.zeros((32, 32), np.int32)
+    ids.flat[:300] = np.arange(1, 301)
+    segments = [SimpleNamespace(id=number, category_id=1, iscrowd=False) for number in range(1, 301)]
+    example = SimpleNamespace(
+        image_id=1, image=np.zeros((32, 32, 3), np.uint8), segment_map=ids, segments=segments, captions=[]
+    )
+    view = TrainingViews([example], {1: 0}, JITTER, seed=0)[0]
+    masks = segment_masks(view.segment_index, len(view.labels))
+    assert masks.sum(dim=(1, 2)).tolist() == [1] * 300
+    monkeypatch.setattr(views, "MAX_SEGMENTS", 299)
+    with pytest.raises(DatasetError, match="image id 1 has more than 299 segments"):
+        TrainingViews([example], {1: 0}, JITTER, seed=0)[0]
+
+
 def test_draws_are_reproducible_and_cover_each_epoch() -> None:
     jitter = JitterOptions(target=32, crop=32, smallest=0.5, largest=1.5)
-    views = TrainingViews(Pictures(), {1: 0, 3: 1}, jitter, seed=7)
-    first, again, later = views[3], TrainingViews(Pictures(), {1: 0, 3: 1}, jitter, seed=7)[3], views[5]
+    drawn = TrainingViews(Pictures(), {1: 0, 3: 1}, jitter, seed=7)
+    first, again, later = drawn[3], TrainingViews(Pictures(), {1: 0, 3: 1}, jitter, seed=7)[3], drawn[5]
     assert np.array_equal(first.image, again.image)
     assert first.words == again.words
     assert not np.array_equal(first.segment_index, later.segment_index)
-    assert {views[2].image_id, views[3].image_id} == {50, 51}
+    assert {drawn[2].image_id, drawn[3].image_id} == {50, 51}
 
 
 def test_epoch_order_is_a_permutation_without_memory() -> None:
@@ -65,7 +82,7 @@ def test_epoch_order_is_a_permutation_without_memory() -> None:
 
 
 def test_collation_pads_to_the_largest_count() -> None:
-    index = np.zeros((8, 8), np.uint8)
+    index = np.zeros((8, 8), np.uint16)
     index[:2], index[2:4] = 1, 2
     image = np.zeros((8, 8, 3), np.uint8)
     two = View(image, index, (5, 6), ("", ""), False, 1)
