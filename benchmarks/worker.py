@@ -170,7 +170,11 @@ class _Served:
         return {
             "scenes": report.pictures,
             "seconds_per_picture": report.seconds_per_picture,
-            "pq": {name: scores["pq"] for name, scores in report.pq.items() if name in ("all", "seen", "unseen")},
+            "pq": {
+                name: scores["pq"]
+                for name, scores in report.to_dict()["pq"].items()
+                if name in ("all", "seen", "unseen")
+            },
         }
 
     def do_costs(self, height: int, width: int) -> dict[str, Any]:

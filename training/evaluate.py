@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -154,24 +155,18 @@ def chosen_words(arguments: argparse.Namespace) -> Vocabulary | None:
 
 
 def summary(report: EvaluationReport) -> list[tuple[str, str]]:
-    """The main numbers as (name, value)."""
+    """The main numbers as (name, value); "-" for a group that has nothing to average."""
     lines = [("model", report.model), ("engine", report.engine)]
     lines += [("pictures", f"{report.pictures}, {report.seconds_per_picture:.2f} s each")]
-    for group, scores in report.pq.items():
-        if scores["categories"]:
-            lines.append(
-                (
-                    f"PQ {group}",
-                    f"{scores['pq']:.1f} (SQ {scores['sq']:.1f}, RQ {scores['rq']:.1f}, "
-                    f"{scores['categories']:.0f} classes)",
-                )
-            )
-    for group, scores in report.miou.items():
-        if scores["classes"]:
-            text = f"{scores['miou']:.1f} (pixel accuracy {scores['pixel_accuracy']:.1f}, {scores['classes']} classes)"
-            lines.append((f"mIoU {group}", text))
-    for group, scores in report.ap.items():
-        lines.append((f"mask AP {group}", f"{scores['ap']:.1f} (AP50 {scores['ap50']:.1f})"))
+    details = {
+        "PQ": ("pq", report.pq, "SQ {sq:.1f}, RQ {rq:.1f}, {categories} classes"),
+        "mIoU": ("miou", report.miou, "pixel accuracy {pixel_accuracy:.1f}, {classes} classes"),
+        "mask AP": ("ap", report.ap, "AP50 {ap50:.1f}"),
+    }
+    for title, (key, groups, more) in details.items():
+        for group, scores in groups.items():
+            known = not math.isnan(scores[key])
+            lines.append((f"{title} {group}", f"{scores[key]:.1f} ({more.format(**scores)})" if known else "-"))
     return lines
 
 

@@ -18,7 +18,7 @@ from odise_rt.results import PanopticResult
 from odise_rt.segmenter import Segmenter
 from odise_rt.vocabulary import Vocabulary, VocabularyClass
 from training.data.coco_panoptic import Category, CocoPanoptic, PanopticExample
-from training.evaluation_loop import EvaluationReport, Numbers, PictureKeeper, Progress, measure
+from training.evaluation_loop import EvaluationReport, Numbers, PictureKeeper, Progress, distinct_names, measure
 from training.metrics.instance_ap import InstanceAp
 from training.metrics.mean_iou import MeanIou
 from training.metrics.panoptic_quality import PanopticQuality, PanopticSegment, picture_counts, picture_quality
@@ -120,7 +120,7 @@ class PanopticScorer:
         self.quality, self.semantic, self.instances = PanopticQuality(), MeanIou(len(data.categories)), InstanceAp()
 
     def add(self, example: PanopticExample, prediction: PanopticResult) -> float:
-        """Count a picture; returns its own PQ over all categories together."""
+        """Count a picture; returns its own PQ over all categories together, NaN if there is nothing to count."""
         counts = picture_counts(
             example.segment_map,
             [PanopticSegment(s.id, s.category_id, s.iscrowd) for s in example.segments],
@@ -157,11 +157,12 @@ class PanopticScorer:
     def _by_category(self) -> dict[str, dict[str, float]]:
         found = {}
         iou = 100 * self.semantic.iou()
-        for index, category in enumerate(self.data.categories):
+        names = distinct_names([category.name for category in self.data.categories])
+        for index, (category, name) in enumerate(zip(self.data.categories, names, strict=True)):
             if category.id not in self.quality.counts:
                 continue
             counts = self.quality.counts[category.id]
-            found[category.name] = {
+            found[name] = {
                 "pq": 100 * counts.pq,
                 "sq": 100 * counts.sq,
                 "rq": 100 * counts.rq,
@@ -171,7 +172,7 @@ class PanopticScorer:
                 "seen": float(category.id in self.seen),
             }
             if not math.isnan(iou[index]):
-                found[category.name]["iou"] = float(iou[index])
+                found[name]["iou"] = float(iou[index])
         return found
 
 
@@ -202,7 +203,6 @@ def add_instances(
     height, width = example.segment_map.shape
     visible = set(np.unique(example.segment_map).tolist())
     instances.add(
-        example.image_id,
         [
             (example.segment_map == segment.id, segment.category_id, segment.iscrowd)
             for segment in example.segments

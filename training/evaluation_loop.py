@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -45,7 +46,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Numbers of one evaluation, in percent; plain values, ready for JSON."""
+    """Numbers of one evaluation, in percent; NaN where a group has nothing to average."""
 
     model: str
     """What was measured: name, precision and supervision."""
@@ -61,11 +62,23 @@ class EvaluationReport:
     ap: dict[str, dict[str, float]]
     """Group to ap, ap50, ap75; empty unless asked for."""
     by_category: dict[str, dict[str, float]]
-    """Category name to pq, sq, rq and counts, and iou where mean IoU was asked for."""
+    """Category name (:func:`distinct_names`) to pq, sq, rq and counts, and iou where mean IoU was asked for."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return dataclasses.asdict(self)
+        """Plain JSON types; None for NaN, which JSON has not."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: plain(inner) for key, inner in value.items()}
+            return None if isinstance(value, float) and math.isnan(value) else value
+
+        return {key: plain(value) for key, value in dataclasses.asdict(self).items()}
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Names of classes; where several share one, as in ADE20K's 847, each has its position behind it."""
+    often = Counter(names)
+    return [name if often[name] == 1 else f"{name} [{index}]" for index, name in enumerate(names)]
 
 
 class Scorer(Protocol[AnExample]):

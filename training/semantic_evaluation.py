@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Collection, Sequence
 
 from odise_rt.options import Output, SegmentOptions
@@ -11,7 +10,7 @@ from odise_rt.results import PanopticResult
 from odise_rt.segmenter import Segmenter
 from odise_rt.vocabulary import Vocabulary
 from training.data.semantic_sets import VOID, SemanticExample, SemanticSet
-from training.evaluation_loop import EvaluationReport, Numbers, PictureKeeper, Progress, measure
+from training.evaluation_loop import EvaluationReport, Numbers, PictureKeeper, Progress, distinct_names, measure
 from training.metrics.mean_iou import MeanIou
 
 
@@ -69,13 +68,7 @@ class SemanticScorer:
             miou={name: dataclasses.asdict(self.semantic.scores(indices)) for name, indices in members.items()},
             by_category={
                 name: {"iou": float(iou[k]), "pixels": int(pixels[k]), "seen": float(self.seen[k])}
-                for k, name in enumerate(distinct_names(self.vocabulary))
+                for k, name in enumerate(distinct_names(self.vocabulary.names))
                 if pixels[k]
             },
         )
-
-
-def distinct_names(vocabulary: Vocabulary) -> list[str]:
-    """Names of the classes; where several share one, as in ADE20K's 847, each has its position behind it."""
-    often = Counter(vocabulary.names)
-    return [name if often[name] == 1 else f"{name} [{index}]" for index, name in enumerate(vocabulary.names)]

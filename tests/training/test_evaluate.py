@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -17,13 +19,14 @@ from odise_rt.errors import OptionsError
 from odise_rt.options import SegmentOptions
 from odise_rt.results import Instance, Segment
 from odise_rt.vocabulary import Vocabulary
-from training.data.coco_panoptic import CocoPanoptic
+from training.data.coco_panoptic import CocoPanoptic, PanopticExample
 from training.data.semantic_formats import SEMANTIC_FORMATS, Layout
 from training.data.semantic_sets import VOID, SemanticSet
-from training.evaluate import main
-from training.evaluation import METRICS, data_vocabulary, evaluate
+from training.evaluate import main, summary
+from training.evaluation import METRICS, PanopticScorer, data_vocabulary, evaluate
+from training.evaluation_loop import EvaluationReport, distinct_names
 from training.picture_page import BestAndWorst
-from training.semantic_evaluation import distinct_names, evaluate_semantic
+from training.semantic_evaluation import evaluate_semantic
 
 
 class Oracle:
@@ -87,13 +90,37 @@ def test_an_oracle_with_one_wrong_name(mini_data: Path) -> None:
     assert "image 2" in page
 
 
+def test_classes_of_one_name_are_counted_each(mini_data: Path) -> None:
+    data = CocoPanoptic.from_root(mini_data, "val", with_captions=False)
+    data.categories = tuple(dataclasses.replace(category, name="thing") for category in data.categories[:3])
+    report = evaluate(Oracle(data), data, range(1))  # type: ignore[arg-type]
+    assert sorted(report.by_category) == ["thing [0]", "thing [1]", "thing [2]"]
+
+
+def test_void_alone_has_no_score(mini_data: Path) -> None:
+    data = CocoPanoptic.from_root(mini_data, "val", with_captions=False)
+    scorer = PanopticScorer(data, (), METRICS)
+    void = np.zeros((64, 64), np.int32)
+    example = PanopticExample(1, "1.png", np.zeros((64, 64, 3), np.uint8), void, (), ())
+    found = Segment(1, "sky", 0, 0.9, 64 * 64, (0, 0, 64, 64), False)
+    result = SimpleNamespace(segment_map=void + 1, segments=(found,), semantic_map=void, instances=())
+    assert math.isnan(scorer.add(example, result))  # type: ignore[arg-type]
+    numbers = scorer.numbers()
+    report = EvaluationReport("oracle", "none", 1, 0.0, numbers.pq, numbers.miou, numbers.ap, numbers.by_category)
+    lines = dict(summary(report))
+    assert {lines[f"{metric} all"] for metric in ("PQ", "mIoU", "mask AP")} == {"-"}
+    stored = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert stored["pq"]["all"] == {"pq": None, "sq": None, "rq": None, "categories": 0}
+
+
 def test_ade20k_panoptic_has_names_for_ids_and_covered_segments(mini_data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "ADEChallengeData2016"
     (folder / "images").mkdir(parents=True)
     shutil.copytree(mini_data / "val", folder / "images" / "validation")
     shutil.copytree(mini_data / "panoptic_val", folder / "ade20k_panoptic_val")
     content = json.loads((mini_data / "annotations" / "panoptic_val.json").read_text())
-    for image, annotation in zip(content["images"], content["annotations"], strict=True):
+    # Numbers and names mixed, as nothing forbids.
+    for image, annotation in list(zip(content["images"], content["annotations"], strict=True))[1:]:
         image["id"] = annotation["image_id"] = f"ADE_val_{image['id']:08d}"
     content["annotations"][0]["segments_info"].append({"id": 9, "category_id": 14, "iscrowd": 0})
     (folder / "ade20k_panoptic_val.json").write_text(json.dumps(content))
@@ -113,6 +140,7 @@ def test_the_command_measures_a_checkpoint(mini_data: Path, mini_frozen: Path, t
     assert metrics["pictures"] == 2
     assert set(metrics["pq"]) >= {"all", "things", "stuff", "seen", "unseen"}
     assert metrics["pq"]["seen"]["categories"] == 0, "nothing was seen by a checkpoint without vocabulary"
+    assert metrics["pq"]["seen"]["pq"] is None
     assert metrics["miou"]
     assert metrics["ap"]
     assert "<img" in (output / "pictures.html").read_text()
@@ -220,7 +248,7 @@ def test_semantic_scores_by_hand(tmp_path: Path) -> None:
 
 
 def test_classes_of_one_name_are_told_apart_in_the_report() -> None:
-    names = distinct_names(SEMANTIC_FORMATS["ade20k-847"].vocabulary())
+    names = distinct_names(SEMANTIC_FORMATS["ade20k-847"].vocabulary().names)
     assert len(set(names)) == 847
     assert names[0] == "wall"
     assert names[114] == "bag [114]"

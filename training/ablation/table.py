@@ -17,11 +17,10 @@ _TITLES = {row.id: row.title for row in ROWS}
 def measured(evaluation: dict[str, Any]) -> dict[str, float | None]:
     """The numbers of :data:`METRICS`, in percent; None where a group has no class in the data."""
     metrics = evaluation["metrics"]
-    pq = {group: scores["pq"] if scores["categories"] else None for group, scores in metrics["pq"].items()}
     return {
-        "pq": pq["all"],
-        "pq_seen": pq["seen"],
-        "pq_unseen": pq["unseen"],
+        "pq": metrics["pq"]["all"]["pq"],
+        "pq_seen": metrics["pq"]["seen"]["pq"],
+        "pq_unseen": metrics["pq"]["unseen"]["pq"],
         "miou": metrics["miou"]["all"]["miou"],
         "ap": metrics["ap"]["all"]["ap"],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +15,10 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from training.data.picture_files import ImageId
-
 
 @dataclass(frozen=True)
 class InstanceScores:
-    """COCO averages in percent; 0 where nothing is there to find."""
+    """COCO averages in percent; NaN where nothing is there to find (pycocotools says -1)."""
 
     ap: float
     """Mean over IoU 0.50:0.95."""
@@ -42,7 +41,6 @@ class InstanceAp:
 
     def add(
         self,
-        image_id: ImageId,
         truth: Sequence[tuple[npt.NDArray[np.bool_], int, bool]],
         predicted: Sequence[tuple[npt.NDArray[np.bool_], int, float]],
         size: tuple[int, int],
@@ -50,11 +48,12 @@ class InstanceAp:
         """Add a picture.
 
         Args:
-            image_id: unique id.
             truth: (mask (H, W), category id, iscrowd) of each thing.
             predicted: (mask (H, W), category id, score in [0, 1]).
             size: (height, width).
         """
+        # Numbers of our own: pycocotools sorts ids, which those of a data set, numbers and names, may not allow.
+        image_id = len(self.images) + 1
         self.images.append({"id": image_id, "height": size[0], "width": size[1]})
         for mask, category_id, iscrowd in truth:
             encoded = _encode(mask)
@@ -83,7 +82,9 @@ class InstanceAp:
     def scores(self, category_ids: Iterable[int]) -> InstanceScores:
         """COCO AP over the given categories."""
         categories = sorted(set(category_ids))
-        if not self.annotations or not self.detections or not categories:
+        if not any(a["category_id"] in categories and not a["iscrowd"] for a in self.annotations):
+            return InstanceScores(math.nan, math.nan, math.nan)
+        if not self.detections:
             return InstanceScores(0.0, 0.0, 0.0)
         # pycocotools reports its progress with print.
         with contextlib.redirect_stdout(io.StringIO()):
@@ -99,5 +100,5 @@ class InstanceAp:
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-        ap, ap50, ap75 = (100 * max(0.0, float(v)) for v in evaluation.stats[:3])
+        ap, ap50, ap75 = (100 * float(v) for v in evaluation.stats[:3])
         return InstanceScores(ap, ap50, ap75)

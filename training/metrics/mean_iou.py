@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from odise_rt.errors import DatasetError
 
 @dataclass(frozen=True)
 class SemanticScores:
-    """Averages in percent."""
+    """Averages in percent; NaN where no class occurs in the ground truth."""
 
     miou: float
     """Mean IoU over the classes that occur in the ground truth."""
@@ -73,8 +74,8 @@ class MeanIou:
         pixels = int(self.confusion[chosen].sum())
         hits = int(np.diag(self.confusion[:, : self.classes])[chosen].sum())
         return SemanticScores(
-            100 * float(values[present].mean()) if present.any() else 0.0,
-            100 * hits / pixels if pixels else 0.0,
+            100 * float(values[present].mean()) if present.any() else math.nan,
+            100 * hits / pixels if pixels else math.nan,
             int(present.sum()),
         )
 

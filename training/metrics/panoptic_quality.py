@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -67,7 +68,7 @@ class CategoryCounts:
 
 @dataclass(frozen=True)
 class PanopticScores:
-    """Averages over a group's categories that occur, in percent."""
+    """Averages over a group's categories that occur, in percent; NaN where none does."""
 
     pq: float
     sq: float
@@ -168,10 +169,10 @@ class PanopticQuality:
             self.counts.setdefault(category_id, CategoryCounts()).add(counts)
 
     def scores(self, category_ids: Iterable[int]) -> PanopticScores:
-        """Averages over those of ``category_ids`` that occur in ground truth or predictions."""
+        """Averages over those of ``category_ids`` that occur in ground truth or predictions, as panopticapi's."""
         present = [self.counts[c] for c in category_ids if c in self.counts and self.counts[c].seen]
         if not present:
-            return PanopticScores(0.0, 0.0, 0.0, 0)
+            return PanopticScores(math.nan, math.nan, math.nan, 0)
         return PanopticScores(
             100 * float(np.mean([c.pq for c in present])),
             100 * float(np.mean([c.sq for c in present])),
@@ -181,8 +182,10 @@ class PanopticQuality:
 
 
 def picture_quality(counts: Mapping[int, CategoryCounts]) -> float:
-    """PQ of one picture over all its categories together, in [0, 1]: what the best and worst pictures are sorted by."""
+    """PQ of one picture over all its categories together, in [0, 1], NaN where there is nothing to find and nothing
+    was: what the best and worst pictures are sorted by.
+    """
     total = CategoryCounts()
     for category in counts.values():
         total.add(category)
-    return total.pq
+    return total.pq if total.seen else math.nan

@@ -21,7 +21,7 @@ def places(tmp_path: Path) -> Places:
 
 def note(places: Places, run: str, seed: int, pq: float, unseen: float | None = 1.0) -> None:
     scores = {"pq": pq, "categories": 4}
-    groups = {"all": scores, "seen": scores, "unseen": {"pq": unseen or 0.0, "categories": 0 if unseen is None else 2}}
+    groups = {"all": scores, "seen": scores, "unseen": {"pq": unseen, "categories": 0 if unseen is None else 2}}
     metrics = {"pq": groups, "miou": {"all": {"miou": pq + 10}}, "ap": {"all": {"ap": pq / 2}}}
     path = places.evaluation(run, seed, "published")
     path.parent.mkdir(parents=True, exist_ok=True)

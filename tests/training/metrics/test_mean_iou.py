@@ -20,7 +20,9 @@ def test_by_hand() -> None:
     assert scores.miou == pytest.approx(100 * (1 / 2 + 2 / 3) / 2)
     assert scores.pixel_accuracy == pytest.approx(75)
     assert metric.scores([1]).miou == pytest.approx(200 / 3)
-    assert metric.scores([]).classes == 0
+    nothing = metric.scores([2, 3])
+    assert nothing.classes == 0
+    assert np.isnan([nothing.miou, nothing.pixel_accuracy]).all()
 
 
 def test_each_picture_has_its_own_value() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -106,12 +108,15 @@ def test_a_perfect_prediction_scores_hundred_and_groups_average_classes() -> Non
     assert (scores.pq, scores.sq, scores.rq, scores.categories) == (100.0, 100.0, 100.0, 3)
     quality.add(picture_counts(truth, segments, np.zeros_like(truth), []))
     assert quality.scores([10]).pq == pytest.approx(100 / 1.5)
-    assert quality.scores([99]).categories == 0
+    nothing = quality.scores([99])
+    assert nothing.categories == 0
+    assert math.isnan(nothing.pq)
 
 
 def test_quality_of_one_picture_joins_its_classes() -> None:
     counts = {1: CategoryCounts(0.8, 1, 0, 0), 2: CategoryCounts(0.0, 0, 1, 1)}
     assert picture_quality(counts) == pytest.approx(0.8 / 2)
+    assert math.isnan(picture_quality({})), "a picture that is void, and nothing was found beside"
 
 
 @pytest.mark.parametrize(
