@@ -136,7 +136,9 @@ def prepare_run(
         workers: processes that augment pictures.
         heads: checkpoint whose trained heads are the start; None: fresh ones.
     """
-    data = CocoPanoptic.from_root(data_root, split)
+    captioned = "caption" in (experiment.model.variant, experiment.model.conditioning)
+    # Those that are there are read in any case: cached views keep words, and a run with other supervision shares them.
+    data = CocoPanoptic.from_root(data_root, split, with_captions=captioned or None)
     categories = training_categories(data)
     class_of = {category.id: index for index, category in enumerate(categories)}
     words = [word for category in categories for word in category.synonyms]

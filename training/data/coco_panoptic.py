@@ -162,20 +162,24 @@ class CocoPanoptic:
         self.image_ids = [image_id_of(entry["id"]) for entry, _ in self._entries]
 
     @classmethod
-    def from_root(cls, root: Path, split: str, with_captions: bool = True) -> CocoPanoptic:
+    def from_root(cls, root: Path, split: str, with_captions: bool | None = True) -> CocoPanoptic:
         """Open a data set in the usual layout.
 
         ``root/annotations/panoptic_{split}.json``, ``root/annotations/captions_{split}.json``, the PNGs in
         ``root/annotations/panoptic_{split}`` (COCO) or ``root/panoptic_{split}``, the pictures in ``root/{split}``.
+        ``with_captions`` None: where there is a file of them.
         """
         root = Path(root)
         folder = root / "annotations"
         beside = folder / f"panoptic_{split}"
+        captions = folder / f"captions_{split}.json"
+        if with_captions is None:
+            with_captions = captions.exists()
         return cls(
             folder / f"panoptic_{split}.json",
             root / split,
             beside if beside.is_dir() else root / f"panoptic_{split}",
-            folder / f"captions_{split}.json" if with_captions else None,
+            captions if with_captions else None,
         )
 
     @classmethod
