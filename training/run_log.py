@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from odise_rt.errors import CheckpointError, MissingPackageError
+from odise_rt.files import atomic_writer
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+LOG_NAME = "log.jsonl"
 
 
 @dataclass(frozen=True)
@@ -27,14 +33,37 @@ class StepReport:
     losses: dict[str, float]
 
 
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of ``FOLDER/log.jsonl``, if there is one; a line that a kill or a full disk cut off is left out."""
+    try:
+        text = (folder / LOG_NAME).read_text("utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    lines = []
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def cut_log(folder: Path, step: int) -> None:
+    """Drop the lines of ``step`` and later ones, which a run that goes on from an older state is about to do again."""
+    lines = read_log(folder)
+    if lines:
+        with atomic_writer(folder / LOG_NAME) as file:
+            file.writelines(json.dumps(line).encode() + b"\n" for line in lines if line["step"] < step)
+
+
 class RunLog:
-    """Appends to ``RUN/log.jsonl`` and ``RUN/tensorboard``."""
+    """Writes ``RUN/log.jsonl`` and ``RUN/tensorboard``, in which each iteration is once."""
 
     def __init__(self, run: Path, tensorboard: bool = False) -> None:
-        """Open.
+        """Prepare.
 
         Args:
-            run: folder of the run; made when the first line is written.
+            run: folder of the run.
             tensorboard: write curves too.
 
         Raises:
@@ -42,12 +71,26 @@ class RunLog:
         """
         self.run = run
         self.board: SummaryWriter | None = None
+        self.open_board: Callable[..., SummaryWriter] | None = None
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as exc:
                 raise MissingPackageError("--tensorboard needs the package: pip install tensorboard") from exc
-            self.board = SummaryWriter(str(run / "tensorboard"))
+            self.open_board = functools.partial(SummaryWriter, str(run / "tensorboard"))
+
+    def begin(self, step: int) -> None:
+        """Make the folder, and drop what is there of ``step`` and later iterations.
+
+        Raises:
+            CheckpointError: the disk is full or not writable.
+        """
+        with self._writing():
+            self.run.mkdir(parents=True, exist_ok=True)
+            (self.run / LOG_NAME).touch()
+            cut_log(self.run, step)
+            if self.open_board is not None:
+                self.board = self.open_board(purge_step=step)
 
     def write(self, report: StepReport) -> None:
         """Record one iteration.
@@ -63,20 +106,23 @@ class RunLog:
             "seconds": round(report.seconds, 3),
             **{name: round(value, 5) for name, value in report.losses.items()},
         }
-        try:
-            self.run.mkdir(parents=True, exist_ok=True)
-            with (self.run / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as exc:
-            raise CheckpointError(
-                f"cannot write {self.run / 'log.jsonl'} ({exc}): free some space, then --resume"
-            ) from exc
+        with self._writing(), (self.run / LOG_NAME).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
         if self.board is not None:
             for name, value in (("loss", report.loss), ("learning rate", report.learning_rate)):
                 self.board.add_scalar(name, value, report.step)
             self.board.add_scalar("gradient norm", report.gradient_norm, report.step)
             for name, value in report.losses.items():
                 self.board.add_scalar(f"losses/{name}", value, report.step)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise CheckpointError(
+                f"cannot write {self.run / LOG_NAME} ({exc}): free some space or name another --output"
+            ) from exc
 
     def close(self) -> None:
         """Flush TensorBoard's file."""

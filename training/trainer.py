@@ -103,6 +103,8 @@ class Trainer:
         """
         self.stop = self.experiment.iterations if until is None else min(until, self.experiment.iterations)
         reports: list[StepReport] = []
+        if rank() == 0:
+            self.log.begin(self.start)
         self.wrapped.train()
         with tqdm(total=self.experiment.iterations, initial=self.start, disable=rank() != 0, mininterval=5) as bar:
             while self.start < self.stop:

@@ -42,8 +42,10 @@ def start(variant: str, kill_after: int, flags: list[str], **environment: str) -
 
 
 def log(run: Path) -> dict[int, dict[str, float]]:
-    """The last line of each iteration: resuming repeats those after the last saved state."""
+    """The line of each iteration."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines]
+    assert steps == list(range(len(steps))), "each iteration once"
     return {line["step"]: {k: v for k, v in line.items() if k != "seconds"} for line in lines}
 
 
@@ -74,6 +76,9 @@ def test_kill_and_resume_equal_an_unbroken_run(
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
     assert [path.name for path in saved_states(broken)] == ["000002"]
+    assert sorted(log(broken)) == [0, 1, 2], "a line more than the state"
+    with (broken / "log.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')  # cut off by a kill
     assert training.train.main(arguments(mini_data, mini_frozen, broken)) == 1, "a run is not overwritten by mistake"
     assert training.train.main(arguments(mini_data, mini_frozen, broken, "--resume")) == 0
     assert log(broken) == log(unbroken)
@@ -268,6 +273,29 @@ def test_a_run_goes_on_with_what_it_began_with(
         json.dumps({key: value for key, value in content.items() if key != "origin"})
     )  # of an older version
     assert training.train.main(arguments(mini_data, mini_frozen, run, "--finish")) == 0
+
+
+@pytest.mark.parametrize("mini", ["label", "caption"], indirect=True)
+def test_captions_are_needed_by_caption_supervision_only(
+    mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(mini_data, data)
+    (data / "annotations" / "captions_train.json").unlink()
+    status = training.train.main(arguments(data, mini_frozen, tmp_path / "run", "--until", "1"))
+    assert status == (0 if mini.model.variant == "label" else 1)
+    assert ("captions_train.json does not exist" in caplog.text) == (status == 1)
+
+
+def test_a_run_that_begins_anew_begins_its_log_anew(
+    mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path
+) -> None:
+    """Killed before its first state, it left lines."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "log.jsonl").write_text('{"step": 0, "seconds": 1}\n')
+    assert training.train.main(arguments(mini_data, mini_frozen, run, "--until", "1", "--tensorboard")) == 0
+    assert sorted(log(run)) == [0]
 
 
 def test_states_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:

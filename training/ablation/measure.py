@@ -31,6 +31,7 @@ from training.distributed import rank, world_size
 from training.evaluation import METRICS, EvaluationReport, evaluate
 from training.evaluation_loop import progress_bar
 from training.experiment import Experiment
+from training.run_log import read_log
 from training.run_setup import RunParts, prepare_run, threads_of_all_processes
 from training.torch_stages import torch_segmenter
 from training.trainer import Trainer
@@ -186,11 +187,4 @@ def _evaluate(task: RunTask, how: Classification, parts: RunParts, scenes: int, 
 
 def training_seconds(folder: Path) -> float:
     """Seconds in the iterations of a run; those that a kill made it repeat count once."""
-    seconds: dict[int, float] = {}
-    for text in (folder / "log.jsonl").read_text("utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # cut off by a kill
-        seconds[int(line["step"])] = float(line["seconds"])
-    return round(sum(seconds.values()), 1)
+    return round(sum(float(line["seconds"]) for line in read_log(folder)), 1)

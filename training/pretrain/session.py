@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from odise_rt.errors import CheckpointError
 from training.muon import Muon
+from training.run_log import LOG_NAME, cut_log
 
 STATE_FILE = "state.pt"
-LOG_FILE = "log.jsonl"
 
 
 def cosine_rate(step: int, steps: int, peak: float, warmup: int) -> float:
@@ -133,6 +133,7 @@ class Session:
     def iterate(self, name: str, save_every: float = 120.0) -> Iterator[int]:
         """Yield step numbers up to the end, saving now and then and at the end."""
         saved_at = time.monotonic()
+        cut_log(self.folder, self.step + 1)  # lines count finished steps
         with tqdm(total=self.steps, initial=self.step, desc=name, mininterval=5.0) as progress:
             while self.step < self.steps:
                 rate = cosine_rate(self.step, self.steps, self.peak_rate, self.warmup)
@@ -182,7 +183,7 @@ class Session:
     def log(self, **values: float) -> None:
         """Append a line to ``log.jsonl``."""
         line = {"step": self.step + 1, "time": round(time.time(), 1), **{k: round(v, 5) for k, v in values.items()}}
-        with (self.folder / LOG_FILE).open("a", encoding="utf-8") as file:
+        with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def use_average(self) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from odise_rt.errors import CheckpointError
 from training.muon import Muon, orthogonalised
 from training.pretrain.session import Session, cosine_rate
+from training.run_log import read_log
 
 
 class Killed(Exception):
@@ -72,6 +73,14 @@ def test_the_log_has_a_line_every_twenty_steps(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [20, 40]
     assert lines[1]["loss"] < lines[0]["loss"]
+
+
+def test_a_resumed_log_has_each_line_once(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path, 20, steps=41)
+    (tmp_path / "state.pt").unlink()
+    train(tmp_path, steps=41)
+    assert [line["step"] for line in read_log(tmp_path)] == [20, 40]
 
 
 def test_the_rate_warms_up_then_falls_to_a_fiftieth() -> None:
