@@ -17,7 +17,7 @@ import numpy as np
 
 from odise_rt.errors import DatasetError, OptionsError
 from training.data.data_roots import SPLITS, find_paths, looked_for
-from training.data.picture_files import ImageId, check_same_size, read_rgb
+from training.data.picture_files import ImageId, check_same_size, read_colours, read_rgb
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,6 @@ class Segment:
     id: int
     category_id: int
     iscrowd: bool
-    area: int
-    bbox: tuple[int, int, int, int]
-    """Left, top, width, height in pixels."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +78,60 @@ def _read_json(path: Path, required: tuple[str, ...]) -> dict[str, Any]:
     return content
 
 
-def image_id_of(value: Any) -> ImageId:
-    """An image id of a JSON file: a number where it is one, else text, such as ADE20K's ``ADE_val_00000001``.
+def _field(entry: Any, key: str, where: str) -> Any:
+    if not isinstance(entry, dict) or key not in entry:
+        raise DatasetError(f"{where} lacks {key!r}")
+    return entry[key]
+
+
+def _number(entry: Any, key: str, where: str) -> int:
+    """A whole number, perhaps written as text."""
+    value = _field(entry, key, where)
+    written = isinstance(value, str) and value.isdecimal()
+    if not written and (isinstance(value, bool) or not isinstance(value, int)):
+        raise DatasetError(f"{where} has {key} {value!r}: expected a whole number")
+    return int(value)
+
+
+def _text(entry: Any, key: str, where: str) -> str:
+    value = _field(entry, key, where)
+    if not isinstance(value, str) or not value.strip():
+        raise DatasetError(f"{where} has {key} {value!r}: expected text")
+    return value.strip()
+
+
+def _flag(entry: Any, key: str, where: str) -> bool:
+    value = _field(entry, key, where)
+    if value not in (0, 1):
+        raise DatasetError(f"{where} has {key} {value!r}: expected 0 or 1")
+    return bool(value)
+
+
+def _image_id(entry: Any, key: str, where: str) -> ImageId:
+    """A number where it is one, else text, such as ADE20K's ``ADE_val_00000001``."""
+    value = _field(entry, key, where)
+    named = isinstance(value, str) and not value.isdecimal()
+    return _text(entry, key, where) if named else _number(entry, key, where)
+
+
+def _images(path: Path, entries: list[Any]) -> list[tuple[ImageId, str]]:
+    """Image id and file name of each picture in ``images``."""
+    found: dict[ImageId, str] = {}
+    for position, entry in enumerate(entries):
+        image_id = _image_id(entry, "id", f"{path}: images[{position}]")
+        if image_id in found:
+            raise DatasetError(f"{path}: two images have the id {image_id}")
+        found[image_id] = _text(entry, "file_name", f"{path}: image id {image_id}")
+    return list(found.items())
+
+
+def read_images(path: Path) -> list[tuple[ImageId, str]]:
+    """Image id and file name of each picture of a COCO file, in its order.
 
     Raises:
-        TypeError: neither number nor text.
+        DatasetError: not such a file, a picture without id or file name, or an id twice.
     """
-    if isinstance(value, str) and value and not value.isdecimal():
-        return value
-    return int(value)
+    return _images(path, _read_json(path, ("images",))["images"])
 
 
 def read_captions(path: Path) -> dict[ImageId, tuple[str, ...]]:
@@ -100,13 +142,8 @@ def read_captions(path: Path) -> dict[ImageId, tuple[str, ...]]:
     """
     captions: dict[ImageId, list[str]] = {}
     for position, entry in enumerate(_read_json(path, ("annotations",))["annotations"]):
-        try:
-            image_id, text = image_id_of(entry["image_id"]), str(entry["caption"]).strip()
-        except (KeyError, TypeError, ValueError) as exc:
-            raise DatasetError(f"{path}: annotations[{position}] needs image_id and caption ({exc!r})") from exc
-        if not text:
-            raise DatasetError(f"{path}: image id {image_id} has an empty caption")
-        captions.setdefault(image_id, []).append(text)
+        image_id = _image_id(entry, "image_id", f"{path}: annotations[{position}]")
+        captions.setdefault(image_id, []).append(_text(entry, "caption", f"{path}: image id {image_id}"))
     return {image_id: tuple(texts) for image_id, texts in captions.items()}
 
 
@@ -141,25 +178,20 @@ class CocoPanoptic:
         self.index_of = {category.id: index for index, category in enumerate(self.categories)}
         if len(self.index_of) != len(self.categories):
             raise DatasetError(f"{self.annotations_path}: two categories share an id")
-        truth: dict[ImageId, dict[str, Any]] = {}
+        self._truth: dict[ImageId, dict[str, Any]] = {}
         for position, entry in enumerate(content["annotations"]):
-            image_id = self._image_id(entry, "image_id", f"annotations[{position}]")
-            if image_id in truth:
+            image_id = _image_id(entry, "image_id", f"{self.annotations_path}: annotations[{position}]")
+            if image_id in self._truth:
                 raise DatasetError(f"{self.annotations_path}: image id {image_id} is annotated twice")
-            truth[image_id] = entry
+            self._truth[image_id] = entry
         self._captions = None if captions is None else read_captions(Path(captions))
-        self._entries: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        for position, entry in enumerate(content["images"]):
-            image_id = self._image_id(entry, "id", f"images[{position}]")
-            self._field(entry, "file_name", f"image id {image_id}")
-            if image_id not in truth:
-                raise DatasetError(
-                    f"{self.annotations_path}: image id {image_id} ({entry['file_name']}) has no annotation"
-                )
+        self._images = _images(self.annotations_path, content["images"])
+        for image_id, file_name in self._images:
+            if image_id not in self._truth:
+                raise DatasetError(f"{self.annotations_path}: image id {image_id} ({file_name}) has no annotation")
             if self._captions is not None and image_id not in self._captions:
-                raise DatasetError(f"{captions}: image id {image_id} ({entry['file_name']}) has no caption")
-            self._entries.append((entry, truth[image_id]))
-        self.image_ids = [image_id_of(entry["id"]) for entry, _ in self._entries]
+                raise DatasetError(f"{captions}: image id {image_id} ({file_name}) has no caption")
+        self.image_ids = [image_id for image_id, _ in self._images]
 
     @classmethod
     def from_root(cls, root: Path, split: str, with_captions: bool | None = True) -> CocoPanoptic:
@@ -204,7 +236,7 @@ class CocoPanoptic:
         return cls(annotations, images, masks, covered=True)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._images)
 
     def __iter__(self) -> Iterator[PanopticExample]:
         return (self[index] for index in range(len(self)))
@@ -216,13 +248,13 @@ class CocoPanoptic:
             IndexError: ``index`` is out of range.
             DatasetError: A file is missing or broken, or PNG and JSON disagree.
         """
-        entry, truth = self._entries[index]
-        image_id, file_name = image_id_of(entry["id"]), str(entry["file_name"])
+        image_id, file_name = self._images[index]
         image = read_rgb(self.images_path / file_name, image_id)
-        mask_path = self.masks_path / str(self._field(truth, "file_name", f"annotation of image id {image_id}"))
-        segment_map = decode_ids(read_rgb(mask_path, image_id, orient=False))
+        mask_name = _text(self._truth[image_id], "file_name", self._annotation(image_id))
+        mask_path = self.masks_path / mask_name
+        segment_map = decode_ids(read_colours(mask_path, image_id))
         check_same_size(image, segment_map, mask_path, image_id)
-        segments = self._segments(truth, image_id)
+        segments = self._segments(image_id)
         declared = {segment.id for segment in segments}
         present = set(np.unique(segment_map).tolist()) - {0}
         unknown, absent = sorted(present - declared)[:3], sorted(declared - present)[:3]
@@ -246,43 +278,34 @@ class CocoPanoptic:
 
     def categories_of(self, index: int) -> set[int]:
         """Category ids of the segments of picture ``index`` that are no crowds, from the JSON alone."""
-        entry, truth = self._entries[index]
-        segments = self._segments(truth, image_id_of(entry["id"]))
+        segments = self._segments(self.image_ids[index])
         return {segment.category_id for segment in segments if not segment.iscrowd}
 
-    def _segments(self, truth: dict[str, Any], image_id: ImageId) -> tuple[Segment, ...]:
-        where = f"segments_info of image id {image_id}"
-        segments = []
-        for info in self._field(truth, "segments_info", f"annotation of image id {image_id}"):
-            category = int(self._field(info, "category_id", where))
+    def _annotation(self, image_id: ImageId) -> str:
+        return f"{self.annotations_path}: annotation of image id {image_id}"
+
+    def _segments(self, image_id: ImageId) -> tuple[Segment, ...]:
+        infos = _field(self._truth[image_id], "segments_info", self._annotation(image_id))
+        if not isinstance(infos, list):
+            raise DatasetError(f"{self._annotation(image_id)} has segments_info {infos!r}: expected a list")
+        where = f"{self.annotations_path}: segments_info of image id {image_id}"
+        segments: dict[int, Segment] = {}
+        for info in infos:
+            category, number = (_number(info, key, where) for key in ("category_id", "id"))
             if category not in self.index_of:
-                raise DatasetError(f"{self.annotations_path}: {where} names category {category}, which is not declared")
-            left, top, width, height = (int(value) for value in info.get("bbox", (0, 0, 0, 0)))
-            number = int(self._field(info, "id", where))
+                raise DatasetError(f"{where} names category {category}, which is not declared")
             if number <= 0:
-                raise DatasetError(f"{self.annotations_path}: {where} has id {number}; ids start at 1, 0 is void")
-            crowd, area = bool(info.get("iscrowd", 0)), int(info.get("area", 0))
-            segments.append(Segment(number, category, crowd, area, (left, top, width, height)))
-        if len({segment.id for segment in segments}) != len(segments):
-            raise DatasetError(f"{self.annotations_path}: {where} uses an id twice")
-        return tuple(segments)
+                raise DatasetError(f"{where} has id {number}; ids start at 1, 0 is void")
+            if number in segments:
+                raise DatasetError(f"{where} uses an id twice")
+            segments[number] = Segment(number, category, "iscrowd" in info and _flag(info, "iscrowd", where))
+        return tuple(segments.values())
 
-    def _category(self, entry: dict[str, Any]) -> Category:
-        number = int(self._field(entry, "id", "a category"))
-        name = str(self._field(entry, "name", f"category {number}"))
-        synonyms = tuple(str(synonym) for synonym in entry.get("synonyms", ()) if synonym != name)
-        return Category(number, name, (name, *synonyms), bool(self._field(entry, "isthing", f"category {number}")))
-
-    def _image_id(self, entry: Any, key: str, where: str) -> ImageId:
-        value = self._field(entry, key, where)
-        try:
-            return image_id_of(value)
-        except (TypeError, ValueError):
-            raise DatasetError(
-                f"{self.annotations_path}: {where} has {key} {value!r}: expected a number or a name"
-            ) from None
-
-    def _field(self, entry: Any, key: str, where: str) -> Any:
-        if not isinstance(entry, dict) or key not in entry:
-            raise DatasetError(f"{self.annotations_path}: {where} lacks {key!r}")
-        return entry[key]
+    def _category(self, entry: Any) -> Category:
+        number = _number(entry, "id", f"{self.annotations_path}: a category")
+        where = f"{self.annotations_path}: category {number}"
+        name, synonyms = _text(entry, "name", where), entry.get("synonyms") or []
+        if not isinstance(synonyms, list) or not all(isinstance(synonym, str) for synonym in synonyms):
+            raise DatasetError(f"{where} has synonyms {synonyms!r}: expected a list of texts")
+        others = (synonym for synonym in synonyms if synonym != name)
+        return Category(number, name, (name, *others), _flag(entry, "isthing", where))

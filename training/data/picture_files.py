@@ -20,24 +20,43 @@ ImageId = int | str
 """COCO numbers its pictures, other data sets name them."""
 Decoded = TypeVar("Decoded")
 
+COLOUR_MODES = frozenset({"RGB", "RGBA", "P"})
+"""Pillow's modes of colours, the palette's of a palette picture ("P")."""
 LABEL_MODES = frozenset({"L", "P", "I", "I;16", "I;16L", "I;16B"})
 """Pillow's modes of one value a pixel; of a palette picture ("P") the value is the position in the palette."""
 
 
-def read_rgb(path: Path, image_id: ImageId, orient: bool = True) -> npt.NDArray[np.uint8]:
-    """A picture as uint8 (H, W, 3) RGB.
+def read_rgb(path: Path, image_id: ImageId) -> npt.NDArray[np.uint8]:
+    """A picture as uint8 (H, W, 3) RGB, turned as its EXIF tag says.
 
     Args:
         path: the file.
         image_id: named in errors.
-        orient: turn it as its EXIF tag says.
 
     Raises:
         DatasetError: missing, broken, or of more than ``odise_rt.options.DEFAULT_MAX_PIXELS`` pixels.
     """
 
     def decode(picture: Image.Image) -> npt.NDArray[np.uint8]:
-        return np.asarray((ImageOps.exif_transpose(picture) if orient else picture).convert("RGB"))
+        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+
+    return _read(path, image_id, decode)
+
+
+def read_colours(path: Path, image_id: ImageId) -> npt.NDArray[np.uint8]:
+    """A PNG whose colours stand for ids as uint8 (H, W, 3) RGB.
+
+    Raises:
+        DatasetError: as :func:`read_rgb`, or it has no colours.
+    """
+
+    def decode(picture: Image.Image) -> npt.NDArray[np.uint8]:
+        if picture.mode not in COLOUR_MODES:
+            raise DatasetError(
+                f"{path} (image id {image_id}) has Pillow's mode {picture.mode!r}: expected the colours of a panoptic "
+                "PNG, of which each is an id (R + 256 G + 65536 B)"
+            )
+        return np.asarray(picture.convert("RGB"))
 
     return _read(path, image_id, decode)
 

@@ -40,15 +40,16 @@ def test_reads_pictures_segments_and_captions() -> None:
     data = CocoPanoptic.from_root(FIXTURE, "train")
     assert len(data) == 4
     assert data.image_ids == [1, 2, 3, 4]
-    for example in data:
+    infos = json.loads((FIXTURE / PANOPTIC).read_text())["annotations"]
+    for example, annotation in zip(data, infos, strict=True):
         assert example.image.shape == (128, 128, 3)
         assert example.image.dtype == np.uint8
         assert example.segment_map.dtype == np.int32
         assert len(example.captions) == 5
-        for segment in example.segments:
+        for segment, info in zip(example.segments, annotation["segments_info"], strict=True):
             rows, columns = np.nonzero(example.segment_map == segment.id)
-            assert len(rows) == segment.area
-            left, top, width, height = segment.bbox
+            assert len(rows) == info["area"]
+            left, top, width, height = info["bbox"]
             assert (left, top) == (columns.min(), rows.min())
             assert (width, height) == (np.ptp(columns) + 1, np.ptp(rows) + 1)
 
@@ -153,6 +154,16 @@ def _add_ghost(content: dict[str, Any]) -> None:
     content["annotations"][0]["segments_info"].append({"id": 99, "category_id": 1, "iscrowd": 0, "area": 5})
 
 
+def _first_annotation(**changes: Any) -> Callable[[Path], object]:
+    return lambda root: edit(root, PANOPTIC, lambda content: content["annotations"][0].update(changes))
+
+
+def _first_segment(**changes: Any) -> Callable[[Path], object]:
+    return lambda root: edit(
+        root, PANOPTIC, lambda content: content["annotations"][0]["segments_info"][0].update(changes)
+    )
+
+
 READ_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "id in the PNG only": (_paint_stranger, r"ids only in the PNG \[65793\]"),
     "id in the JSON only": (lambda root: edit(root, PANOPTIC, _add_ghost), r"ids only in the JSON \[99\]"),
@@ -189,7 +200,41 @@ READ_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: edit(root, PANOPTIC, lambda content: content["annotations"][0]["segments_info"][0].update(id=0)),
         "ids start at 1",
     ),
+    "id that is text": (_first_segment(id="first"), "has id 'first': expected a whole number"),
+    "id that is a fraction": (_first_segment(id=1.5), "has id 1.5: expected a whole number"),
+    "category that is null": (_first_segment(category_id=None), "has category_id None: expected a whole number"),
+    "crowd that is text": (_first_segment(iscrowd="no"), "has iscrowd 'no': expected 0 or 1"),
+    "segments that are null": (_first_annotation(segments_info=None), "has segments_info None: expected a list"),
+    "segments that are numbers": (_first_annotation(segments_info=[7]), "lacks 'category_id'"),
+    "mask without a name": (_first_annotation(file_name=None), "has file_name None: expected text"),
+    "mask without colours": (
+        lambda root: Image.open(root / FIRST_PNG).convert("L").save(root / FIRST_PNG),
+        "has Pillow's mode 'L': expected the colours",
+    ),
+    "mask that is gone": (lambda root: (root / FIRST_PNG).unlink(), "000000000001.png .* does not exist"),
 }
+
+
+def test_odd_numbers_that_stand_for_themselves(root: Path) -> None:
+    """Ids of categories are names, of any size; ids written as text, and palettes with the right colours."""
+
+    def renumber(content: dict[str, Any]) -> None:
+        odd = {
+            category["id"]: number for category, number in zip(content["categories"], (0, 255, 70_000), strict=False)
+        }
+        for entry in (*content["categories"], *(s for a in content["annotations"] for s in a["segments_info"])):
+            key = "category_id" if "category_id" in entry else "id"
+            entry[key] = str(odd.get(entry[key], 1_000_000 + entry[key]))
+        content["annotations"][0]["image_id"] = "1"
+        content["annotations"][0]["segments_info"][0].update(area=None, bbox=None)
+
+    before = CocoPanoptic.from_root(root, "train")[0]
+    edit(root, PANOPTIC, renumber)
+    Image.open(root / FIRST_PNG).convert("P", palette=Image.Palette.ADAPTIVE).save(root / FIRST_PNG)
+    data = CocoPanoptic.from_root(root, "train")
+    assert {0, 255, 70_000} <= set(data.index_of)
+    assert np.array_equal(data[0].segment_map, before.segment_map)
+    assert [segment.id for segment in data[0].segments] == [segment.id for segment in before.segments]
 
 
 @pytest.mark.parametrize("fault", READ_FAULTS)
@@ -219,7 +264,7 @@ OPEN_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "image id of no kind": (
         lambda root: edit(root, PANOPTIC, lambda c: c["images"][1].update(id=None)),
-        r"images\[1\] has id None: expected a number or a name",
+        r"images\[1\] has id None: expected a whole number",
     ),
     "categories share an id": (
         lambda root: edit(root, PANOPTIC, lambda c: c["categories"][0].update(id=2)),
@@ -231,11 +276,31 @@ OPEN_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "captions without text": (
         lambda root: edit(root, CAPTIONS, lambda c: c["annotations"][7].pop("caption")),
-        r"annotations\[7\] needs image_id and caption",
+        r"image id 2 lacks 'caption'",
     ),
     "empty caption": (
         lambda root: edit(root, CAPTIONS, lambda c: c["annotations"][0].update(caption=" ")),
-        "image id 1 has an empty caption",
+        "image id 1 has caption ' ': expected text",
+    ),
+    "an image twice": (
+        lambda root: edit(root, PANOPTIC, lambda c: c["images"].append(c["images"][1])),
+        "two images have the id 2",
+    ),
+    "picture without a name": (
+        lambda root: edit(root, PANOPTIC, lambda c: c["images"][1].update(file_name=None)),
+        "image id 2 has file_name None: expected text",
+    ),
+    "category that is no object": (
+        lambda root: edit(root, PANOPTIC, lambda c: c["categories"].append("dog")),
+        "a category lacks 'id'",
+    ),
+    "category that is neither thing nor stuff": (
+        lambda root: edit(root, PANOPTIC, lambda c: c["categories"][0].update(isthing="yes")),
+        "has isthing 'yes': expected 0 or 1",
+    ),
+    "synonyms that are one text": (
+        lambda root: edit(root, PANOPTIC, lambda c: c["categories"][0].update(synonyms="dog")),
+        "has synonyms 'dog': expected a list of texts",
     ),
 }
 
