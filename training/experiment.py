@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import pkgutil
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import training.configs
 from odise_rt.errors import ConfigError
@@ -16,6 +17,12 @@ from training.losses import CriterionOptions
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Decay = Literal["steps", "linear"]
+
+
+def _check(what: str, *conditions: tuple[object, str]) -> None:
+    for holds, message in conditions:
+        if not holds:
+            raise ConfigError(f"{what}: {message}")
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,16 @@ class OptimizerOptions:
     the rest; None: AdamW moves everything, as published."""
 
     def __post_init__(self) -> None:
-        if self.decay not in ("steps", "linear"):
-            raise ConfigError(f"decay is {self.decay!r}: expected 'steps' or 'linear'")
+        rates = [rate for rate in (self.learning_rate, self.matrix_rate) if rate is not None]
+        _check(
+            "optimizer",
+            (self.decay in get_args(Decay), f"decay is {self.decay!r}: expected 'steps' or 'linear'"),
+            (all(0 < rate < math.inf for rate in rates), f"rates are {rates}: expected above 0"),
+            (0 <= self.weight_decay < math.inf, f"weight_decay is {self.weight_decay}: expected at least 0"),
+            (0 < self.clip_norm < math.inf, f"clip_norm is {self.clip_norm}: expected above 0"),
+            (0 <= self.warmup < 1, f"warmup is {self.warmup}: expected a share of all iterations, below 1"),
+            (0 <= self.warmup_factor <= 1, f"warmup_factor is {self.warmup_factor}: expected 0 to 1"),
+        )
 
 
 @dataclass(frozen=True)
@@ -80,19 +95,26 @@ class Experiment:
     """Iterations between pages of example predictions."""
 
     def __post_init__(self) -> None:
-        if not self.phases or any(p.iterations < 1 or p.batch < 1 or p.cached_views < 0 for p in self.phases):
-            raise ConfigError(f"experiment {self.name!r}: phases need at least one iteration and one view a batch")
-        for phase in self.phases:
-            if phase.jitter.crop % self.model.size_divisor:
-                raise ConfigError(
-                    f"experiment {self.name!r}: crop {phase.jitter.crop} is no multiple of the model's size_divisor "
-                    f"{self.model.size_divisor}"
-                )
-            if phase.cached_views and phase.jitter.crop % self.model.window:
-                raise ConfigError(
-                    f"experiment {self.name!r}: a cached phase needs crops that whole windows of {self.model.window} "
-                    f"cover, not {phase.jitter.crop}"
-                )
+        title = f"experiment {self.name!r}"
+        whole = self.phases and all(p.iterations >= 1 and p.batch >= 1 and p.cached_views >= 0 for p in self.phases)
+        _check(
+            title,
+            (whole, "phases need at least one iteration and one view a batch"),
+            (self.precision in get_args(Precision), f"precision is {self.precision!r}: expected fp32, bf16 or fp16"),
+            (self.seed >= 0, f"seed is {self.seed}: expected at least 0"),
+            (self.save_every >= 1, f"save_every is {self.save_every}: expected at least 1"),
+            (self.picture_every >= 1, f"picture_every is {self.picture_every}: expected at least 1"),
+        )
+        divisor, window = self.model.size_divisor, self.model.window
+        for crop, cached in ((phase.jitter.crop, phase.cached_views) for phase in self.phases):
+            _check(
+                title,
+                (crop % divisor == 0, f"crop {crop} is no multiple of the model's size_divisor {divisor}"),
+                (
+                    not cached or crop % window == 0,
+                    f"a cached phase needs crops that whole windows of {window} cover, not {crop}",
+                ),
+            )
 
     @property
     def iterations(self) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from odise_rt.errors import ConfigError
 from training.losses.matcher import Matches
 from training.losses.point_sampling import most_uncertain_points, sample_at_points, seeded_uniform
 from training.losses.targets import MaskTargets
@@ -25,6 +26,12 @@ class PointOptions:
     """Candidates for each point, among which the uncertain ones are searched."""
     importance_ratio: float = 0.75
     """Share of the points taken from the most uncertain candidates; the others are uniform."""
+
+    def __post_init__(self) -> None:
+        if self.points < 1 or self.oversample_ratio < 1 or not 0 <= self.importance_ratio <= 1:
+            raise ConfigError(
+                f"{self}: expected points and oversample_ratio of 1 or more, and importance_ratio of 0 to 1"
+            )
 
 
 def loss_points(
