@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from odise_rt.errors import DatasetError
+from odise_rt.errors import DatasetError, OdiseError
 from training.data.views import EpochOrder, TrainingViews, View, ViewBatch, collate_views
 from training.feature_cache import FeatureCache
 from training.training_step import StepInput
@@ -54,8 +54,11 @@ class CachedBatches:
             yield with_words(batch, step, self.embedder)
 
 
-class _Draws(Dataset[tuple[int, View]]):
-    """Gives the draw number along with its view, so that the order of arrival does not matter."""
+class _Draws(Dataset[tuple[int, View] | OdiseError]):
+    """Gives the draw number along with its view, so that the order of arrival does not matter.
+
+    An error of the data set is a result, too: one that a worker process raises arrives with a traceback as its message.
+    """
 
     def __init__(self, views: TrainingViews) -> None:
         self.views = views
@@ -63,8 +66,11 @@ class _Draws(Dataset[tuple[int, View]]):
     def __len__(self) -> int:
         return len(self.views)
 
-    def __getitem__(self, draw: int) -> tuple[int, View]:
-        return draw, self.views[draw]
+    def __getitem__(self, draw: int) -> tuple[int, View] | OdiseError:
+        try:
+            return draw, self.views[draw]
+        except OdiseError as exc:
+            return exc
 
 
 class LiveBatches:
@@ -82,7 +88,7 @@ class LiveBatches:
         Raises:
             DatasetError: a picture or annotation is broken, or a worker process was killed.
         """
-        loader: DataLoader[ViewBatch] = DataLoader(
+        loader: DataLoader[ViewBatch | OdiseError] = DataLoader(
             _Draws(self.views),
             batch_sampler=[list(numbers) for numbers in draws],
             num_workers=self.workers,
@@ -92,6 +98,8 @@ class LiveBatches:
         )
         try:
             for batch in loader:
+                if isinstance(batch, OdiseError):
+                    raise batch
                 yield with_words(batch, StepInput(self.side, batch.targets, images=batch.images), self.embedder)
         except RuntimeError as exc:
             if "DataLoader worker" not in str(exc):
@@ -102,10 +110,13 @@ class LiveBatches:
 
 
 class _Collate:
-    """Picklable collation with the run's seed."""
+    """Picklable collation with the run's seed; of a batch with an error, the first one."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def __call__(self, items: Sequence[tuple[int, View]]) -> ViewBatch:
-        return collate_views([view for _, view in items], [draw for draw, _ in items], self.seed)
+    def __call__(self, items: Sequence[tuple[int, View] | OdiseError]) -> ViewBatch | OdiseError:
+        good = [item for item in items if not isinstance(item, OdiseError)]
+        if len(good) < len(items):
+            return next(item for item in items if isinstance(item, OdiseError))
+        return collate_views([view for _, view in good], [draw for draw, _ in good], self.seed)

@@ -15,16 +15,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from odise_rt.errors import OdiseError
 from odise_rt.options import SegmentOptions
+from training.command_line import command, parse_arguments, whole_number
 from training.data.coco_panoptic import CocoPanoptic
 from training.diagnosis import as_json, as_table, diagnose
-from training.evaluate import check_limit, open_segmenter, save_text
+from training.evaluate import check_writable, open_segmenter, save_text
 from training.evaluation_loop import progress_bar
-
-logger = logging.getLogger("training.diagnose")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -36,36 +32,29 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="Folder of a COCO-format panoptic data set.")
     parser.add_argument("--split", default="val", help="The part of the data set to look at.")
     parser.add_argument("--output", type=Path, help="JSON file with the averages and every segment.")
-    parser.add_argument("--limit", type=int, help="Look at the first N pictures only.")
-    parser.add_argument("--device", help="cpu or cuda; by default cuda where there is one.")
-    parser.add_argument("--threads", type=int, help="CPU threads; by default PyTorch's choice.")
+    parser.add_argument("--limit", type=whole_number(1), help="Look at the first N pictures only.")
     parser.add_argument("--clip-weight-seen", type=float, help="CLIP's weight for seen classes; default: the model's.")
     parser.add_argument("--clip-weight-unseen", type=float, help="The same for unseen classes.")
-    return parser.parse_args(argv)
+    return parse_arguments(parser, argv)
 
 
+@command("nothing was written")
 def main(argv: Sequence[str]) -> int:
     """Run; returns the exit status."""
     arguments = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    try:
-        check_limit(arguments.limit)
-        options = SegmentOptions(
-            clip_weight_seen=arguments.clip_weight_seen, clip_weight_unseen=arguments.clip_weight_unseen
-        )
-        device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        data = CocoPanoptic.from_root(arguments.data, arguments.split, with_captions=False)
-        indices = range(len(data))[: arguments.limit]
-        with open_segmenter(arguments.model, device, arguments.threads) as segmenter:
-            findings = diagnose(segmenter, data, indices, options, progress_bar("diagnose"))
-        if arguments.output is not None:
-            save_text(arguments.output, json.dumps(as_json(findings), indent=1))
-        print(as_table(findings))
-    except OdiseError as exc:
-        logger.error("%s", exc)
-        return 1
+    options = SegmentOptions(
+        clip_weight_seen=arguments.clip_weight_seen, clip_weight_unseen=arguments.clip_weight_unseen
+    )
+    data = CocoPanoptic.from_root(arguments.data, arguments.split, with_captions=False)
+    indices = range(len(data))[: arguments.limit]
+    if arguments.output is not None:
+        check_writable(arguments.output)
+    with open_segmenter(arguments.model, arguments.device, arguments.threads) as segmenter:
+        findings = diagnose(segmenter, data, indices, options, progress_bar("diagnose"))
+    if arguments.output is not None:
+        save_text(arguments.output, json.dumps(as_json(findings), indent=1))
+    print(as_table(findings))
     return 0
 
 

@@ -29,7 +29,7 @@ def leave(status: int) -> NoReturn:
     and a thread of its that still holds a tensor when Python finalises is ended in the middle of C++ code, which aborts
     a process that has done everything right ("terminate called without an active exception").
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         sys.exit(status)
     logging.shutdown()
     sys.stdout.flush()

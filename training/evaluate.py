@@ -17,18 +17,18 @@ import json
 import logging
 import math
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-
 from odise_rt.backends.base import Device
-from odise_rt.errors import CheckpointError, DatasetError, OdiseError, OptionsError
+from odise_rt.errors import CheckpointError, DatasetError, OptionsError
 from odise_rt.files import atomic_writer
 from odise_rt.options import SegmentOptions
 from odise_rt.segmenter import Segmenter
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints.own_format import load_checkpoint
+from training.command_line import command, parse_arguments, whole_number
 from training.data.coco_panoptic import CocoPanoptic
 from training.data.semantic_formats import SEMANTIC_FORMATS
 from training.data.semantic_sets import SemanticSet
@@ -66,22 +66,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "JSON, such as the prompt-engineered lists of the published figures.",
     )
     parser.add_argument("--output", type=Path, required=True, help="Folder for metrics.json and pictures.html.")
-    parser.add_argument("--limit", type=int, help="Measure on the first N pictures only.")
+    parser.add_argument("--limit", type=whole_number(1), help="Measure on the first N pictures only.")
     parser.add_argument(
         "--metrics",
         help="Comma-separated choice of pq, miou and ap for a panoptic set (default: all; pq is always computed); a "
         "semantic set has miou only.",
     )
-    parser.add_argument("--pictures", type=int, default=8, help="Best and worst pictures to show of each.")
-    parser.add_argument("--device", help="cpu or cuda for a checkpoint; by default cuda where there is one.")
-    parser.add_argument("--threads", type=int, help="CPU threads; by default PyTorch's choice.")
+    parser.add_argument("--pictures", type=whole_number(0), default=8, help="Best and worst pictures to show of each.")
     parser.add_argument(
         "--cpu-engine", default="onnxruntime", help="For a bundle on a CPU: onnxruntime, openvino or openvino-bf16."
     )
     parser.add_argument("--clip-weight-seen", type=float, help="CLIP's weight for seen classes; default: the model's.")
     parser.add_argument("--clip-weight-unseen", type=float, help="The same for unseen classes.")
     parser.add_argument("--overlap-threshold", type=float, help="Share of its mask that a segment must keep.")
-    return parser.parse_args(argv)
+    return parse_arguments(parser, argv)
 
 
 @contextlib.contextmanager
@@ -170,53 +168,58 @@ def summary(report: EvaluationReport) -> list[tuple[str, str]]:
     return lines
 
 
-def check_limit(limit: int | None) -> None:
-    """Raises :class:`OptionsError` for a ``--limit`` that leaves no picture."""
-    if limit is not None and limit < 1:
-        raise OptionsError(f"--limit is {limit}: expected at least 1")
+def check_writable(path: Path) -> None:
+    """Make the folder of a file that is written after hours of work, and see that it takes one of that name.
+
+    Raises:
+        OptionsError: it cannot be made or written to, or a folder has the file's name.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError(f"{path.name} is a folder there")
+    except OSError as exc:
+        raise OptionsError(f"cannot write {path} ({exc}): name another --output") from exc
 
 
 def save_text(path: Path, text: str) -> None:
     """Write beside and rename; raises :class:`DatasetError` when the disk refuses."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_writer(path) as file:
             file.write(text.encode())
     except OSError as exc:
         raise DatasetError(f"cannot write {path}: {exc}") from exc
 
 
+@command("nothing was written")
 def main(argv: Sequence[str]) -> int:
     """Run; returns the exit status."""
     arguments = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    try:
-        metrics = chosen_metrics(arguments)
-        check_limit(arguments.limit)
-        options = SegmentOptions(
-            overlap_threshold=arguments.overlap_threshold,
-            clip_weight_seen=arguments.clip_weight_seen,
-            clip_weight_unseen=arguments.clip_weight_unseen,
-        )
-        device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        data = open_data(arguments)
-        kept = BestAndWorst(data, arguments.pictures)
-        indices = range(len(data))[: arguments.limit]
-        with open_segmenter(arguments.model, device, arguments.threads, arguments.cpu_engine) as segmenter:
-            if isinstance(data, SemanticSet):
-                report = evaluate_semantic(segmenter, data, indices, options, kept, progress_bar("evaluate"))
-            else:
-                words = chosen_words(arguments)
-                report = evaluate(segmenter, data, indices, metrics, options, kept, progress_bar("evaluate"), words)
-        lines = summary(report)
-        save_text(arguments.output / "metrics.json", json.dumps(report.to_dict(), indent=1) + "\n")
-        where = arguments.split if arguments.format == "coco" else f"{arguments.format}, {arguments.split}"
-        save_text(arguments.output / "pictures.html", kept.page(f"{arguments.model.name} on {where}", lines))
-    except OdiseError as exc:
-        logger.error("%s", exc)
-        return 1
+    metrics = chosen_metrics(arguments)
+    options = SegmentOptions(
+        overlap_threshold=arguments.overlap_threshold,
+        clip_weight_seen=arguments.clip_weight_seen,
+        clip_weight_unseen=arguments.clip_weight_unseen,
+    )
+    data = open_data(arguments)
+    kept = BestAndWorst(data, arguments.pictures)
+    indices = range(len(data))[: arguments.limit]
+    table, page = arguments.output / "metrics.json", arguments.output / "pictures.html"
+    for path in (table, page):
+        check_writable(path)
+    with open_segmenter(arguments.model, arguments.device, arguments.threads, arguments.cpu_engine) as segmenter:
+        if isinstance(data, SemanticSet):
+            report = evaluate_semantic(segmenter, data, indices, options, kept, progress_bar("evaluate"))
+        else:
+            words = chosen_words(arguments)
+            report = evaluate(segmenter, data, indices, metrics, options, kept, progress_bar("evaluate"), words)
+    lines = summary(report)
+    save_text(table, json.dumps(report.to_dict(), indent=1) + "\n")
+    where = arguments.split if arguments.format == "coco" else f"{arguments.format}, {arguments.split}"
+    save_text(page, kept.page(f"{arguments.model.name} on {where}", lines))
     for name, value in lines:
         logger.info("%-22s %s", name, value)
     return 0

@@ -117,6 +117,8 @@ class BestAndWorst:
 
     def __call__(self, quality: float, example: PanopticExample | SemanticExample, prediction: PanopticResult) -> None:
         """Look at one picture; it is drawn only if it is kept."""
+        if not self.count:
+            return
         in_best = len(self.best) < self.count or quality > self.best[-1][0]
         in_worst = len(self.worst) < self.count or quality < self.worst[-1][0]
         if not (in_best or in_worst):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.chain import Stage, run_chain
+from training.command_line import add_device_argument, command, whole_number
 
 PRESET = "odise-tiny"
 
@@ -96,12 +97,15 @@ def plan(runs: Path, processes: int, device: str = "cpu", font: Path | None = No
     ]
 
 
+@command("the same command goes on where it was")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is not finished; returns the exit status of the first stage that fails."""
     parser = argparse.ArgumentParser(prog="python -m training.reproduce", description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of everything made (default runs)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--processes", type=int, help="of the heads' training (default: cores on a CPU, 1 on a GPU)")
+    add_device_argument(parser, "cpu")
+    parser.add_argument(
+        "--processes", type=whole_number(1), help="of the heads' training (default: cores on a CPU, 1 on a GPU)"
+    )
     parser.add_argument("--font", type=Path, help="Noto Color Emoji font file")
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
     options = parser.parse_args(arguments)

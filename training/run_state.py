@@ -26,13 +26,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from odise_rt.errors import CheckpointError
+from odise_rt.errors import CheckpointError, first_line
 from training.experiment import Experiment
 from training.feature_cache import weights_fingerprint
 from training.models.odise import Odise
 from training.sharding import like, whole
 
 _KEPT = 2
+UNREADABLE = (
+    *(OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError),
+    *(SafetensorError, UnpicklingError),
+)
+"""What PyTorch and safetensors raise for files that are damaged, cut off or of another kind."""
 
 
 def saved_states(run: Path) -> list[Path]:
@@ -126,8 +131,9 @@ def save_state(
             shutil.rmtree(final)
         beside.rename(final)
     except (OSError, SafetensorError, RuntimeError) as exc:
-        shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(f"cannot save the training state {final}: {exc}; free some space and --resume") from exc
+    finally:  # Ctrl-C, too, leaves nothing half written
+        shutil.rmtree(beside, ignore_errors=True)
     for old in saved_states(run)[:-_KEPT]:
         shutil.rmtree(old)
     return final
@@ -161,14 +167,17 @@ def load_state(
         state = json.loads((path / "state.json").read_text("utf-8"))
         trained = load_file(path / "trained.safetensors")
         extra = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as exc:
-        raise CheckpointError(f"training state {path} cannot be read ({exc}): delete it to use the one before") from exc
-    if experiment is not None and not experiment.is_described_by(state["experiment"]):
+        step, described, before = int(state["step"]), state["experiment"], dict(state.get("origin", {}))
+        moments, scale = extra["optimizer"]["state"], extra["scaler"]
+    except UNREADABLE as exc:
+        raise CheckpointError(
+            f"training state {path} cannot be read ({first_line(exc)}): delete it to use the one before"
+        ) from exc
+    if experiment is not None and not experiment.is_described_by(described):
         raise CheckpointError(
             f"{path} belongs to another experiment than the one asked for: resume with the same config, or start a new "
             "run folder"
         )
-    before = state.get("origin", {})
     changed = [what for what, value in (origin or {}).items() if before.get(what, value) != value]
     if changed:
         raise CheckpointError(
@@ -185,14 +194,14 @@ def load_state(
             parameter.copy_(like(trained[name], parameter))
     if optimizer is not None:
         owners = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        moments = {
+        own = {
             index: {key: value if key == "step" else like(value, owners[index]) for key, value in values.items()}
-            for index, values in extra["optimizer"]["state"].items()
+            for index, values in moments.items()
         }
-        optimizer.load_state_dict({**extra["optimizer"], "state": moments})
-    if scaler is not None and extra["scaler"]:
-        scaler.load_state_dict(extra["scaler"])
-    return int(state["step"])
+        optimizer.load_state_dict({**extra["optimizer"], "state": own})
+    if scaler is not None and scale:
+        scaler.load_state_dict(scale)
+    return step
 
 
 def _same_shape(saved: Tensor, parameter: Tensor) -> bool:

@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from odise_rt.errors import CheckpointError, OdiseError
+from odise_rt.errors import CheckpointError, OptionsError, first_line
 from training.checkpoints.own_format import save_checkpoint
+from training.command_line import command, parse_arguments, whole_number
 from training.data.coco_panoptic import CocoPanoptic
 from training.distributed import leave
 from training.example_pictures import ExamplePictures
@@ -52,9 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--cache", type=Path, help="Folder for features of frozen networks; OUTPUT/../feature_cache.")
     parser.add_argument("--resume", action="store_true", help="Go on from the last saved state of the run folder.")
-    parser.add_argument("--workers", type=int, default=2, help="Processes that read and augment pictures.")
-    parser.add_argument("--device", help="cpu or cuda; by default cuda where there is one.")
-    parser.add_argument("--threads", type=int, help="CPU threads of this process; by default PyTorch's choice.")
+    parser.add_argument("--workers", type=whole_number(0), default=2, help="Processes that read and augment pictures.")
     parser.add_argument(
         "--parallel",
         choices=("ddp", "fsdp"),
@@ -64,32 +63,35 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--examples", default="val", help="The part of the data set to draw example predictions of.")
     parser.add_argument("--tensorboard", action="store_true", help="Write curves to OUTPUT/tensorboard too.")
     parser.add_argument(
-        "--until", type=_iterations, help="Stop after this many iterations in all, leaving the rest for later."
+        "--until", type=whole_number(1), help="Stop after this many iterations in all, leaving the rest for later."
     )
     parser.add_argument(
         "--finish",
         action="store_true",
         help="Train no further: write the checkpoint from the last saved state to OUTPUT/checkpoint.",
     )
-    return parser.parse_args(argv)
-
-
-def _iterations(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of iterations: expected at least 1")
-    return int(text)
+    return parse_arguments(parser, argv)
 
 
 def start_processes(device: str) -> str:
-    """Join the other processes of a torchrun; returns this process's device."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Join the other processes of a torchrun; returns this process's device.
+
+    Raises:
+        OptionsError: this process has no GPU of its own, or the others cannot be reached.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return device
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if device == "cuda":
-        torch.cuda.set_device(local)
-        device = f"cuda:{local}"
-    # Rank 0 may compute the feature cache for hours while the others wait.
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(hours=6))
+    try:
+        if device.startswith("cuda"):
+            device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
+            torch.cuda.set_device(device)
+        # Rank 0 may compute the feature cache for hours while the others wait.
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(hours=6))
+    except (ValueError, RuntimeError) as exc:
+        raise OptionsError(
+            f"this process cannot join the others on {device} ({first_line(exc)}): start as many as there are GPUs, or "
+            "with --device cpu, by torchrun"
+        ) from exc
     return device
 
 
@@ -121,15 +123,14 @@ def report_checkpoint(written: Path | None) -> None:
         logger.info("wrote %s", written)
 
 
+@command("the same command with --resume goes on from the last saved state, if there is one")
 def main(argv: Sequence[str]) -> int:
     """Run; returns the exit status."""
     arguments = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     try:
         config = experiment(arguments.config)
-        device = start_processes(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = start_processes(arguments.device)
         states = saved_states(arguments.run)
         if states and not (arguments.resume or arguments.finish):
             raise CheckpointError(
@@ -175,9 +176,6 @@ def main(argv: Sequence[str]) -> int:
         trainer.train(arguments.until)
         if trainer.start == config.iterations:
             report_checkpoint(write_checkpoint(parts, config, arguments.run, trainer.start))
-    except OdiseError as exc:
-        logger.error("%s", exc)
-        return 1
     finally:
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()

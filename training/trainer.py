@@ -66,6 +66,12 @@ class Trainer:
         self.device = step.model.noise.device
         self.wrapped: nn.Module = step
         self.shapes = {name: parameter.shape for name, parameter in step.model.trained_parameters().items()}
+        uneven = [phase.batch for phase in experiment.phases if phase.batch % world_size()]
+        if uneven:
+            raise ConfigError(
+                f"experiment {experiment.name!r} has batches of {uneven[0]}, which {world_size()} processes cannot "
+                "share evenly: start another number of them"
+            )
         self.sharded = world_size() > 1 and parallel == "fsdp"
         if self.sharded and experiment.optimizer.matrix_rate is not None:
             raise ConfigError(
@@ -123,8 +129,6 @@ class Trainer:
 
     def draws_of(self, batch: int, inner: int) -> list[int]:
         """Draw numbers of this process: its contiguous part of the global batch, so that gathering keeps the order."""
-        if batch % world_size():
-            raise ValueError(f"batch {batch} does not split over {world_size()} processes")
         local = batch // world_size()
         first = inner * batch + rank() * local
         return list(range(first, first + local))

@@ -19,6 +19,7 @@ from odise_rt.errors import OptionsError
 from odise_rt.options import SegmentOptions
 from odise_rt.results import Instance, Segment
 from odise_rt.vocabulary import Vocabulary
+from training import evaluate as evaluate_command
 from training.data.coco_panoptic import CocoPanoptic, PanopticExample
 from training.data.semantic_formats import SEMANTIC_FORMATS, Layout
 from training.data.semantic_sets import VOID, SemanticSet
@@ -151,17 +152,22 @@ def test_the_command_measures_a_checkpoint(mini_data: Path, mini_frozen: Path, t
     [(["--metrics", "fid"], "expected some of pq, miou, ap"), (["--overlap-threshold", "2"], "overlap_threshold is 2")],
 )
 def test_wrong_options_say_what_is_right(
-    flags: list[str], message: str, mini_data: Path, mini_frozen: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    flags: list[str],
+    message: str,
+    mini_data: Path,
+    mini_frozen: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main([str(mini_frozen), "--data", str(mini_data), "--output", str(tmp_path), *flags]) == 1
-    assert message in caplog.text
+    assert message in capsys.readouterr().err
 
 
 def test_a_folder_that_is_neither_checkpoint_nor_bundle(
-    mini_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    mini_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(tmp_path), "--data", str(mini_data), "--output", str(tmp_path)]) == 1
-    assert "neither a checkpoint" in caplog.text
+    assert "neither a checkpoint" in capsys.readouterr().err
 
 
 def test_vocabulary_keeps_the_data_sets_order(mini_data: Path) -> None:
@@ -283,16 +289,41 @@ def test_the_command_measures_a_semantic_set(mini_frozen: Path, tmp_path: Path) 
         (["--data", "D", "--annotations", "a.json", "--images", "i", "--masks", "m"], "come together and replace"),
         ([], "give --data FOLDER"),
         (["--format", "ade20k-panoptic", "--data", "D"], "ADE20K panoptic is not under D"),
-        (["--data", "D", "--limit", "0"], "--limit is 0"),
         (["--format", "voc-21", "--data", "D", "--classes", "none.txt"], "cannot read the vocabulary none.txt"),
     ],
 )
 def test_a_data_set_that_is_not_named_right(
-    flags: list[str], message: str, mini_frozen: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    flags: list[str], message: str, mini_frozen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(mini_frozen), "--output", str(tmp_path / "out"), *flags]) == 1
-    assert re.search(message, caplog.text)
+    assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "pictures.html", "."])
+def test_a_place_that_takes_no_result_is_refused_before_the_work(
+    name: str,
+    mini_data: Path,
+    mini_frozen: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "out"
+    if name == ".":
+        output.write_text("a file")
+    else:
+        (output / name).mkdir(parents=True)
+    monkeypatch.setattr(evaluate_command, "open_segmenter", lambda *_: pytest.fail("it began to work"))
+    assert main([str(mini_frozen), "--data", str(mini_data), "--output", str(output)]) == 1
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_a_page_without_pictures(mini_data: Path) -> None:
+    data = CocoPanoptic.from_root(mini_data, "val", with_captions=False)
+    kept = BestAndWorst(data, count=0)
+    evaluate(Oracle(data), data, range(2), keep=kept)  # type: ignore[arg-type]
+    assert "<img" not in kept.page("oracle", [])
 
 
 def test_files_of_a_panoptic_set_named_one_by_one(mini_data: Path, mini_frozen: Path, tmp_path: Path) -> None:

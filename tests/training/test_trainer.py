@@ -20,9 +20,13 @@ import torch
 import training.run_state
 import training.train
 import training.trainer
+from odise_rt.errors import CheckpointError
+from tests.training.conftest import mini_experiment
 from training.checkpoints.own_format import load_checkpoint
 from training.experiment import Experiment, experiment
-from training.run_state import saved_states
+from training.optimizer import build_optimizer
+from training.run_setup import starting_model
+from training.run_state import load_state, save_state, saved_states, trainer_state
 
 SCRIPT = Path(__file__).with_name("mini_run.py")
 ROOT = Path(__file__).parents[2]
@@ -157,7 +161,7 @@ def test_two_processes_equal_one(
 
 
 def test_resuming_with_another_config_is_refused(
-    mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     assert training.train.main(arguments(mini_data, mini_frozen, run, "--until", "2")) == 0
@@ -166,10 +170,7 @@ def test_resuming_with_another_config_is_refused(
     content["experiment"]["seed"] = 1
     state.write_text(json.dumps(content))
     assert training.train.main(arguments(mini_data, mini_frozen, run, "--resume")) == 1
-    assert "another experiment" in caplog.text
-    (saved_states(run)[0] / "optimizer.pt").write_bytes(b"cut off")
-    assert training.train.main(arguments(mini_data, mini_frozen, run, "--resume")) == 1
-    assert "cannot be read" in caplog.text
+    assert "another experiment" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_a_full_disk_keeps_the_earlier_state(
     mini_data: Path,
     mini_frozen: Path,
     tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = tmp_path / "run"
@@ -217,7 +218,7 @@ def test_a_full_disk_keeps_the_earlier_state(
 
     monkeypatch.setattr(training.run_state, "save_file", no_space)
     assert training.train.main(arguments(mini_data, mini_frozen, run, "--resume")) == 1
-    assert "No space left" in caplog.text
+    assert "No space left" in capsys.readouterr().err
     assert {path.name for path in (run / "states").iterdir()} == {"000002", "000003"}, "nothing half written is left"
 
 
@@ -226,7 +227,7 @@ def test_muon_resumes_too_and_refuses_to_be_sharded(
     mini_data: Path,
     mini_frozen: Path,
     tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = dataclasses.replace(mini.optimizer, matrix_rate=2e-3, decay="linear")
@@ -237,9 +238,9 @@ def test_muon_resumes_too_and_refuses_to_be_sharded(
     assert training.train.main(arguments(mini_data, mini_frozen, broken, "--until", "3")) == 0
     assert training.train.main(arguments(mini_data, mini_frozen, broken, "--resume")) == 0
     assert log(broken) == log(unbroken)
-    monkeypatch.setattr(training.trainer, "world_size", lambda: 2)
+    monkeypatch.setattr(training.trainer, "world_size", lambda: 2)  # which the batches are shared by
     assert training.train.main(arguments(mini_data, mini_frozen, tmp_path / "two", "--parallel", "fsdp")) == 1
-    assert "Muon needs whole matrices" in caplog.text
+    assert "Muon needs whole matrices" in capsys.readouterr().err
 
 
 def test_a_run_that_is_stopped_between_states_keeps_what_it_did(
@@ -249,13 +250,10 @@ def test_a_run_that_is_stopped_between_states_keeps_what_it_did(
     monkeypatch.setattr(training.train, "experiment", lambda name: rare)
     assert training.train.main(arguments(mini_data, mini_frozen, tmp_path / "run", "--until", "1")) == 0
     assert [state.name for state in saved_states(tmp_path / "run")] == ["000001"]
-    for few in ("0", "-5"):
-        with pytest.raises(SystemExit):
-            training.train.main(arguments(mini_data, mini_frozen, tmp_path / "other", f"--until={few}"))
 
 
 def test_a_run_goes_on_with_what_it_began_with(
-    mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     assert training.train.main(arguments(mini_data, mini_frozen, run, "--until", "1")) == 0
@@ -266,25 +264,110 @@ def test_a_run_goes_on_with_what_it_began_with(
         changed = {**content, "origin": {**content["origin"], what: "other"}}
         state.write_text(json.dumps(changed))
         for flag in ("--resume", "--finish"):
-            caplog.clear()
             assert training.train.main(arguments(mini_data, mini_frozen, run, flag)) == 1
-            assert f"was trained with another {what}" in caplog.text
+            assert f"was trained with another {what}" in capsys.readouterr().err
     state.write_text(
         json.dumps({key: value for key, value in content.items() if key != "origin"})
     )  # of an older version
     assert training.train.main(arguments(mini_data, mini_frozen, run, "--finish")) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("optimizer.pt", b"cut off"),
+        ("optimizer.pt", b""),
+        ("optimizer.pt", None),
+        ("trained.safetensors", b"cut off"),
+        ("state.json", b"[]"),
+        ("state.json", b"{}"),
+        ("state.json", b'{"step": "many", "experiment": {}}'),
+    ],
+)
+def test_a_damaged_state_is_named(name: str, content: bytes | None, mini_frozen: Path, tmp_path: Path) -> None:
+    config = mini_experiment()
+    model, _ = starting_model(config, mini_frozen)
+    optimizer = build_optimizer(model, config.optimizer)
+    shapes = {name: parameter.shape for name, parameter in model.trained_parameters().items()}
+    state = save_state(tmp_path, 1, trainer_state(model, optimizer, None, shapes), config)
+    assert load_state(state, model, optimizer, None, config) == 1
+    path = state / name
+    path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+    with pytest.raises(CheckpointError, match=f"{state} cannot be read .*: delete it to use the one before"):
+        load_state(state, model, optimizer, None, config)
+
+
+@pytest.mark.parametrize("when", ["save", "step"])
+def test_ctrl_c_is_one_line_and_keeps_the_last_state(
+    when: str,
+    mini: Experiment,
+    mini_data: Path,
+    mini_frozen: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    assert training.train.main(arguments(mini_data, mini_frozen, run, "--until", "1")) == 0
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if when == "save":
+        monkeypatch.setattr(training.run_state, "save_file", interrupt)
+    else:
+        monkeypatch.setattr(training.trainer.Trainer, "one_step", interrupt)
+    capsys.readouterr()
+    assert training.train.main(arguments(mini_data, mini_frozen, run, "--resume")) == 130
+    last = capsys.readouterr().err.rstrip().splitlines()[-1]
+    assert last.startswith("stopped: the same command with --resume goes on from the last saved state")
+    assert [path.name for path in (run / "states").iterdir()] == ["000001"]
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_broken_picture_is_one_line_in_workers_too(
+    workers: str,
+    mini_data: Path,
+    mini_frozen: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(training.train, "experiment", lambda name: mini_experiment(cached=False))
+    data = tmp_path / "data"
+    shutil.copytree(mini_data, data)
+    for picture in (data / "train").iterdir():
+        picture.write_bytes(b"no picture")
+    assert training.train.main(arguments(data, mini_frozen, tmp_path / "run", "--workers", workers)) == 1
+    message = capsys.readouterr().err
+    assert "cannot be read as a picture" in message
+    assert "Traceback" not in message
+
+
+def test_batches_must_split_over_the_processes(
+    mini: Experiment,
+    mini_data: Path,
+    mini_frozen: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(training.trainer, "world_size", lambda: 3)
+    assert training.train.main(arguments(mini_data, mini_frozen, tmp_path / "run")) == 1
+    assert "batches of 2, which 3 processes cannot share evenly" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("mini", ["label", "caption"], indirect=True)
 def test_captions_are_needed_by_caption_supervision_only(
-    mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(mini_data, data)
     (data / "annotations" / "captions_train.json").unlink()
     status = training.train.main(arguments(data, mini_frozen, tmp_path / "run", "--until", "1"))
     assert status == (0 if mini.model.variant == "label" else 1)
-    assert ("captions_train.json does not exist" in caplog.text) == (status == 1)
+    assert ("captions_train.json does not exist" in capsys.readouterr().err) == (status == 1)
 
 
 def test_a_run_that_begins_anew_begins_its_log_anew(

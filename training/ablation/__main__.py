@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from odise_rt.bundle import file_sha256
@@ -30,6 +29,7 @@ from training.ablation.plot import draw
 from training.ablation.rows import Row, chosen_rows, with_budget
 from training.ablation.table import collect, markdown, write_table
 from training.checkpoints.own_format import WEIGHTS_NAME, read_description
+from training.command_line import command, parse_arguments, whole_number
 from training.data.coco_panoptic import CocoPanoptic
 from training.distributed import leave, rank, world_size
 from training.experiment import Experiment
@@ -60,16 +60,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="Folder for features of frozen networks; OUT/../feature_cache.")
     parser.add_argument(
         "--iterations",
-        type=int,
+        type=whole_number(1),
         help="Training budget of each run, by default the experiment's own; phases keep their shares.",
     )
-    parser.add_argument("--seeds", type=int, default=2, help="How many seeds, from the experiment's own upwards.")
+    parser.add_argument(
+        "--seeds", type=whole_number(1), default=2, help="How many seeds, from the experiment's own upwards."
+    )
     parser.add_argument("--only", help="Comma-separated groups or rows, e.g. timestep,features/clip; default: all.")
-    parser.add_argument("--scenes", type=int, default=100, help="Held-out scenes to evaluate on.")
-    parser.add_argument("--workers", type=int, default=2, help="Processes that read and augment pictures.")
-    parser.add_argument("--device", help="cpu or cuda; by default cuda where there is one.")
-    parser.add_argument("--threads", type=int, help="CPU threads of this process; by default PyTorch's choice.")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--scenes", type=whole_number(1), default=100, help="Held-out scenes to evaluate on.")
+    parser.add_argument("--workers", type=whole_number(0), default=2, help="Processes that read and augment pictures.")
+    arguments = parse_arguments(parser, argv)
     arguments.given = list(argv)
     return arguments
 
@@ -200,21 +200,16 @@ def draw_if_possible(table: dict[str, Any], path: Path) -> None:
         logger.warning("no picture of the table: %s", exc)
 
 
+@command("the same command goes on from the last saved state, and finished rows are not done again")
 def main(argv: Sequence[str]) -> int:
     """Run; returns the exit status."""
     arguments = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     try:
-        for name in ("iterations", "seeds", "scenes"):
-            value = getattr(arguments, name)
-            if value is not None and value < 1:
-                raise OptionsError(f"--{name} is {value}: expected at least 1")
         rows = chosen_rows(arguments.only)
         base = named_experiment(arguments.config)
         base = with_budget(base, arguments.iterations or base.iterations)
-        device = start_processes(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = start_processes(arguments.device)
         places = Places(
             arguments.data,
             arguments.split,
@@ -229,8 +224,8 @@ def main(argv: Sequence[str]) -> int:
         with sole_user(arguments.out):
             setup = setup_of(base, arguments)
             keep_setup(arguments.out, setup)
-            command = "python -m training.ablation " + shlex.join(arguments.given)
-            failures = measure_all(rows, base, seeds, places, setup, command)
+            given = "python -m training.ablation " + shlex.join(arguments.given)
+            failures = measure_all(rows, base, seeds, places, setup, given)
         if rank() == 0:
             table = json.loads((arguments.out / "ablation.json").read_text("utf-8"))
             print(markdown(table))
@@ -239,9 +234,6 @@ def main(argv: Sequence[str]) -> int:
         if failures:
             logger.error("failed: %d of the runs; the table says why, the same command tries again", failures)
             return 1
-    except OdiseError as exc:
-        logger.error("%s", exc)
-        return 1
     finally:
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()

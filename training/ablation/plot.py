@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from odise_rt.errors import CheckpointError, MissingPackageError, OdiseError
+from odise_rt.errors import CheckpointError, MissingPackageError
 from odise_rt.files import atomic_writer
 from training.ablation.rows import GROUPS
+from training.command_line import command
 
 _SERIES = {
     "pq": ("all classes", "#1f4e79", 46),
@@ -77,6 +78,7 @@ def draw(table: dict[str, Any], path: Path) -> None:
         figure.savefig(file, format=path.suffix.removeprefix(".") or "png", dpi=150)
 
 
+@command("nothing was written")
 def main(argv: Sequence[str]) -> int:
     """Draw a table; returns the exit status."""
     if len(argv) != 2:
@@ -84,17 +86,13 @@ def main(argv: Sequence[str]) -> int:
         return 2
     source, target = map(Path, argv)
     try:
-        try:
-            table = json.loads(source.read_text("utf-8"))
-            measured = any(row["results"] for row in table["rows"])
-        except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise CheckpointError(f"{source} is no table of an ablation ({exc!r}): run training.ablation") from exc
-        if not measured:
-            raise CheckpointError(f"{source} has no measured row yet: let training.ablation go on")
-        draw(table, target)
-    except OdiseError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 1
+        table = json.loads(source.read_text("utf-8"))
+        measured = any(row["results"] for row in table["rows"])
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise CheckpointError(f"{source} is no table of an ablation ({exc!r}): run training.ablation") from exc
+    if not measured:
+        raise CheckpointError(f"{source} has no measured row yet: let training.ablation go on")
+    draw(table, target)
     print(f"wrote {target}")
     return 0
 

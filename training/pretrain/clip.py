@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,8 +27,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from odise_rt.errors import CheckpointError, OdiseError
+from odise_rt.errors import CheckpointError
 from training.checkpoints.own_format import load_checkpoint, read_tokenizer
+from training.command_line import command, real_number, whole_number
 from training.config import ClipConfig, preset
 from training.data.sticker_world.nouns import all_nouns
 from training.models.frozen import build_clip
@@ -37,7 +37,7 @@ from training.pretrain.clip_forward import encode_images, encode_tokens
 from training.pretrain.closeups import PHOTO_TEMPLATE, CloseUpSampler, caption
 from training.pretrain.regions import draw_collages, draw_mosaics
 from training.pretrain.scene_bank import SceneBank
-from training.pretrain.session import Session, parse_options, write_atomically
+from training.pretrain.session import CONFIGS, Session, parse_options, write_atomically
 from training.pretrain.tokenizer import encode_texts
 
 WEIGHTS_FILE = "model.safetensors"
@@ -172,70 +172,69 @@ class ClipTrainer:
         return {name: torch.cat(values).mean().item() for name, values in hits.items()}
 
 
+@command("the same command goes on from the last saved state")
 def main(arguments: list[str] | None = None) -> int:
     """Train, evaluate and save; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m training.pretrain.clip", description=__doc__)
     parser.add_argument("--scenes", type=Path, required=True, help="Sticker World drawn with --classes all")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of model.safetensors, log and checkpoint")
-    parser.add_argument("--config", default="odise-tiny")
-    parser.add_argument("--steps", type=int, default=2200)
-    parser.add_argument("--text-steps", type=int, default=120, help="first steps, on captions alone")
-    parser.add_argument("--mosaics", type=int, default=7, help="mosaics (twelve regions each) a step")
-    parser.add_argument("--collages", type=int, default=8, help="collages (nine regions each) a step")
-    parser.add_argument("--close-ups", type=int, default=8, help="close-ups a step")
-    parser.add_argument("--scene-batch", type=int, default=8, help="scenes a step")
+    parser.add_argument("--config", choices=CONFIGS, default="odise-tiny")
+    parser.add_argument("--steps", type=whole_number(1), default=2200)
+    parser.add_argument("--text-steps", type=whole_number(0), default=120, help="first steps, on captions alone")
+    parser.add_argument("--mosaics", type=whole_number(1), default=7, help="mosaics (twelve regions each) a step")
+    parser.add_argument("--collages", type=whole_number(1), default=8, help="collages (nine regions each) a step")
+    parser.add_argument("--close-ups", type=whole_number(1), default=8, help="close-ups a step")
+    parser.add_argument("--scene-batch", type=whole_number(1), default=8, help="scenes a step")
     parser.add_argument("--start", type=Path, help="checkpoint folder whose CLIP is trained further, not a fresh one")
     parser.add_argument("--freeze-text", action="store_true", help="train the image tower only, against fixed texts")
-    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
-    parser.add_argument("--evaluate-every", type=int, default=150)
-    parser.add_argument("--evaluate-rounds", type=int, default=4, help="pictures of each noun in the last evaluation")
+    parser.add_argument("--rate", type=real_number(0, above=True), default=2e-3, help="peak learning rate")
+    parser.add_argument("--evaluate-every", type=whole_number(1), default=150, help="steps between evaluations")
+    parser.add_argument(
+        "--evaluate-rounds", type=whole_number(1), default=4, help="pictures of each noun in the last evaluation"
+    )
     options = parse_options(parser, arguments)
-    try:
-        config = preset(options.config).clip
-        trainer = ClipTrainer(
-            config,
-            Tokenizer.from_str(read_tokenizer(options.tokenizer)),
-            SceneBank(options.scenes),
-            CloseUpSampler(options.seed, options.font, device=options.device),
-            options.seed,
-        )
-        if options.start is not None:
-            start_from(options.start, trainer.model, options.tokenizer)
-        if options.freeze_text:
-            for name, parameter in trainer.model.named_parameters():
-                parameter.requires_grad_(name.startswith("visual."))
-        session = Session(
-            options.out,
-            {"clip": trainer.model},
-            options.rate,
-            options.steps,
-            warmup=50,
-            weight_decay=0.05,
-            average=0.99,
-            orthogonal=("resblocks",),
-        )
-        session.resume()
-        for step in session.iterate("clip"):
-            if step < options.text_steps:
-                session.descend(trainer.text_loss(step, 100))
-                continue
-            loss, logged = trainer.loss(step, options.mosaics, options.collages, options.close_ups, options.scene_batch)
-            session.descend(loss, **logged)
-            if (step + 1) % options.evaluate_every == 0:
-                scores = trainer.evaluate(rounds=1)
-                session.log(**scores)
-                print({name: round(value, 3) for name, value in scores.items()}, flush=True)
-                save_weights(options.out, trainer.model)
-        session.use_average()
-        scores = trainer.evaluate(rounds=options.evaluate_rounds)
-        session.log(**scores)
-        save_weights(options.out, trainer.model)
-        write_atomically(options.out / "metrics.json", json.dumps(scores, indent=2).encode())
-        print("zero-shot top-1:", {name: round(value, 3) for name, value in scores.items()})
-    except OdiseError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
+    config = preset(options.config).clip
+    trainer = ClipTrainer(
+        config,
+        Tokenizer.from_str(read_tokenizer(options.tokenizer)),
+        SceneBank(options.scenes, config.image_size),
+        CloseUpSampler(options.seed, options.font, device=options.device),
+        options.seed,
+    )
+    if options.start is not None:
+        start_from(options.start, trainer.model, options.tokenizer)
+    if options.freeze_text:
+        for name, parameter in trainer.model.named_parameters():
+            parameter.requires_grad_(name.startswith("visual."))
+    session = Session(
+        options.out,
+        {"clip": trainer.model},
+        options.rate,
+        options.steps,
+        warmup=50,
+        weight_decay=0.05,
+        average=0.99,
+        orthogonal=("resblocks",),
+    )
+    session.resume()
+    for step in session.iterate("clip"):
+        if step < options.text_steps:
+            session.descend(trainer.text_loss(step, 100))
+            continue
+        loss, logged = trainer.loss(step, options.mosaics, options.collages, options.close_ups, options.scene_batch)
+        session.descend(loss, **logged)
+        if (step + 1) % options.evaluate_every == 0:
+            scores = trainer.evaluate(rounds=1)
+            session.log(**scores)
+            print({name: round(value, 3) for name, value in scores.items()}, flush=True)
+            save_weights(options.out, trainer.model)
+    session.use_average()
+    scores = trainer.evaluate(rounds=options.evaluate_rounds)
+    session.log(**scores)
+    save_weights(options.out, trainer.model)
+    write_atomically(options.out / "metrics.json", json.dumps(scores, indent=2).encode())
+    print("zero-shot top-1:", {name: round(value, 3) for name, value in scores.items()})
     return 0
 
 

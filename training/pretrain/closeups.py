@@ -22,6 +22,8 @@ from training.data.sticker_world.sprites import find_font, load_sprites
 from training.data.sticker_world.textures import draw_texture
 
 MIP_SIDES = (128, 64, 32)
+LARGEST_SIDE = MIP_SIDES[0]
+"""Pixels of the largest close-up."""
 TEXTURE_SIDE = 256
 COLLAGE_LOG_SCALES = (math.log(36 / 256), math.log(130 / 256))
 """Range of the longer side of a thing in a collage, as in the scenes, of which it is drawn log-uniformly."""
@@ -182,7 +184,7 @@ class CloseUpSampler:
 
         Args:
             nouns: Integer (N,), indices into ``all_nouns()``.
-            side: Pixels of a picture, at most 128.
+            side: Pixels of a picture, at most :data:`LARGEST_SIDE`.
             rng: Source of every choice.
             scale_range: Longer side of a thing as a share of the picture's, drawn log-uniformly.
             distractor_share: Share of pictures that show part of another thing at the border.

@@ -11,7 +11,6 @@ quarter of the cost, the rest close-ups and scenes of a whole window.
 from __future__ import annotations
 
 import argparse
-import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,17 +26,21 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from odise_rt.errors import CheckpointError, OdiseError
+from odise_rt.errors import CheckpointError, first_line
 from training.checkpoints.own_format import is_checkpoint, load_checkpoint, read_tokenizer
+from training.command_line import command, real_number, whole_number
 from training.config import OdiseConfig, preset
 from training.data.sticker_world.nouns import all_nouns
 from training.models.frozen import build_sd_text, build_unet
 from training.pretrain.closeups import CloseUpSampler, caption
 from training.pretrain.scene_bank import SceneBank
-from training.pretrain.session import Session, parse_options
+from training.pretrain.session import CONFIGS, Session, parse_options
 from training.pretrain.tokenizer import encode_texts
+from training.run_state import UNREADABLE
 
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+MAX_SAMPLER_STEPS = 999
+"""Of the thousand of :data:`SCHEDULE`; diffusers counts from the second."""
 CAPTION_DROPOUT = 0.1
 CLOSE_UPS: dict[str, dict[str, Any]] = {
     "varied": {"scale_range": (0.45, 1.05), "distractor_share": 0.15},
@@ -231,7 +234,12 @@ def load_vae(folder: Path) -> AutoencoderKL:
     if is_checkpoint(folder):
         vae = load_checkpoint(folder).model.vae
     elif (folder / "config.json").exists():
-        vae = AutoencoderKL.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+        try:
+            vae = AutoencoderKL.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+        except UNREADABLE as exc:
+            raise CheckpointError(
+                f"{folder} cannot be read as an autoencoder ({first_line(exc)}): train it again"
+            ) from exc
     else:
         raise CheckpointError(
             f"{folder} holds no autoencoder: train one first with python -m training.pretrain.vae, or name a "
@@ -240,6 +248,7 @@ def load_vae(folder: Path) -> AutoencoderKL:
     return vae.eval().requires_grad_(False)
 
 
+@command("the same command goes on from the last saved state")
 def main(arguments: list[str] | None = None) -> int:
     """Cache latents, train, sample and save; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m training.pretrain.diffusion", description=__doc__)
@@ -249,68 +258,75 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--vae", type=Path, help="autoencoder, or checkpoint whose autoencoder to use; default: OUT/vae"
     )
-    parser.add_argument("--config", default="odise-tiny")
-    parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--batch", type=int, default=24, help="whole windows a step; twice as many small close-ups")
-    parser.add_argument("--small-rounds", type=int, default=16, help="small close-ups of each noun in the cache")
-    parser.add_argument("--window-rounds", type=int, default=8, help="whole-window close-ups of each noun in the cache")
-    parser.add_argument("--windows", type=int, default=600, help="windows of scenes in the cache")
+    parser.add_argument("--config", choices=CONFIGS, default="odise-tiny")
+    parser.add_argument("--steps", type=whole_number(1), default=1600)
+    parser.add_argument(
+        "--batch", type=whole_number(1), default=24, help="whole windows a step; twice as many small close-ups"
+    )
+    parser.add_argument(
+        "--small-rounds", type=whole_number(1), default=16, help="small close-ups of each noun in the cache"
+    )
+    parser.add_argument(
+        "--window-rounds", type=whole_number(0), default=8, help="whole-window close-ups of each noun in the cache"
+    )
+    parser.add_argument("--windows", type=whole_number(1), default=600, help="windows of scenes in the cache")
     parser.add_argument(
         "--close-ups",
         choices=sorted(CLOSE_UPS),
         default="varied",
         help="varied: turned, cut and half hidden; calm: large, whole and upright, learnt in fewer steps",
     )
-    parser.add_argument("--small-share", type=float, default=0.55, help="share of the steps on small close-ups")
-    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument(
-        "--coarse-weight", type=float, default=0.0, help="1 draws noisy steps more often (P2 weighting); 0: all alike"
+        "--small-share", type=real_number(0, 1), default=0.55, help="share of the steps on small close-ups"
+    )
+    parser.add_argument("--rate", type=real_number(0, above=True), default=2e-3, help="peak learning rate")
+    parser.add_argument(
+        "--coarse-weight",
+        type=real_number(0),
+        default=0.0,
+        help="1 draws noisy steps more often (P2 weighting); 0: all alike",
     )
     parser.add_argument("--compile", action="store_true", help="train through torch.compile; needs a C++ compiler")
-    parser.add_argument("--sample-every", type=int, default=300)
-    parser.add_argument("--sampler-steps", type=int, default=30, help="DDIM steps of samples.png")
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--sample-every", type=whole_number(1), default=300, help="steps between samples")
+    parser.add_argument(
+        "--sampler-steps", type=whole_number(1, MAX_SAMPLER_STEPS), default=30, help="DDIM steps of samples.png"
+    )
+    parser.add_argument("--guidance", type=real_number(0), default=4.0, help="weight of the prompt")
     options = parse_options(parser, arguments)
-    try:
-        config = preset(options.config)
-        tokenizer = Tokenizer.from_str(read_tokenizer(options.tokenizer))
-        vae = load_vae(options.vae or options.out / "vae").to(options.device)
-        trainer = DiffusionTrainer(
-            config, tokenizer, options.device, options.seed, options.coarse_weight, options.compile
-        )
-        session = Session(
-            options.out / "session",
-            {"unet": trainer.unet, "text_encoder": trainer.text},
-            options.rate,
-            options.steps,
-            weight_decay=0.01,
-            average=0.99,
-            orthogonal=("block", "layers"),
-        )
-        session.resume()
-        prompts = sd_tokens(tokenizer, list(SAMPLE_PROMPTS), config)
-        if session.step < options.steps:
-            small, windows = _caches(options, config, tokenizer, vae)
-        for step in session.iterate("diffusion"):
-            rng = np.random.default_rng([options.seed, 5, step])
-            first = step < options.small_share * options.steps
-            batch = 2 * options.batch if first else options.batch
-            session.descend(trainer.loss(small if first else windows, batch, rng))
-            if (step + 1) % options.sample_every == 0 and step + 1 < options.steps:
-                pictures = trainer.sample(vae, prompts, 20, options.guidance, 0)
-                save_grid(pictures, options.out / "samples_latest.png", captions=SAMPLE_PROMPTS)
-        session.use_average()
-        trainer.unet.eval()
-        trainer.text.eval()
-        trainer.unet.save_pretrained(options.out / "unet")
-        trainer.text.save_pretrained(options.out / "text_encoder")
-        trainer.schedule.save_pretrained(options.out / "scheduler")
-        pictures = trainer.sample(vae, prompts, options.sampler_steps, options.guidance, 0)
-        save_grid(pictures, options.out / "samples.png", captions=SAMPLE_PROMPTS)
-        print(f"{options.out}: unet, text_encoder, scheduler and samples.png are written")
-    except OdiseError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
+    config = preset(options.config)
+    tokenizer = Tokenizer.from_str(read_tokenizer(options.tokenizer))
+    vae = load_vae(options.vae or options.out / "vae").to(options.device)
+    trainer = DiffusionTrainer(config, tokenizer, options.device, options.seed, options.coarse_weight, options.compile)
+    session = Session(
+        options.out / "session",
+        {"unet": trainer.unet, "text_encoder": trainer.text},
+        options.rate,
+        options.steps,
+        weight_decay=0.01,
+        average=0.99,
+        orthogonal=("block", "layers"),
+    )
+    session.resume()
+    prompts = sd_tokens(tokenizer, list(SAMPLE_PROMPTS), config)
+    if session.step < options.steps:
+        small, windows = _caches(options, config, tokenizer, vae)
+    for step in session.iterate("diffusion"):
+        rng = np.random.default_rng([options.seed, 5, step])
+        first = step < options.small_share * options.steps
+        batch = 2 * options.batch if first else options.batch
+        session.descend(trainer.loss(small if first else windows, batch, rng))
+        if (step + 1) % options.sample_every == 0 and step + 1 < options.steps:
+            pictures = trainer.sample(vae, prompts, 20, options.guidance, 0)
+            save_grid(pictures, options.out / "samples_latest.png", captions=SAMPLE_PROMPTS)
+    session.use_average()
+    trainer.unet.eval()
+    trainer.text.eval()
+    trainer.unet.save_pretrained(options.out / "unet")
+    trainer.text.save_pretrained(options.out / "text_encoder")
+    trainer.schedule.save_pretrained(options.out / "scheduler")
+    pictures = trainer.sample(vae, prompts, options.sampler_steps, options.guidance, 0)
+    save_grid(pictures, options.out / "samples.png", captions=SAMPLE_PROMPTS)
+    print(f"{options.out}: unet, text_encoder, scheduler and samples.png are written")
     return 0
 
 
@@ -325,7 +341,7 @@ def _caches(
     near = cache_close_ups(
         vae, sampler, tokenizer, config, config.window, options.window_rounds, rng, options.close_ups
     )
-    far = cache_scenes(vae, SceneBank(options.scenes), tokenizer, config, options.windows, rng)
+    far = cache_scenes(vae, SceneBank(options.scenes, config.window), tokenizer, config, options.windows, rng)
     tokens = torch.cat([near.tokens, far.tokens])
     return small, CaptionedLatents(torch.cat([near.latents, far.latents]), tokens)
 

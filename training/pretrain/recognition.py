@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,16 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPTextModel
 
-from odise_rt.errors import CheckpointError, OdiseError
+from odise_rt.errors import CheckpointError, first_line
 from training.checkpoints.own_format import LoadedCheckpoint, load_checkpoint
+from training.command_line import command, real_number, whole_number
 from training.config import OdiseConfig
 from training.data.sticker_world.nouns import all_nouns
 from training.pretrain.closeups import PHOTO_TEMPLATE, CloseUpSampler
-from training.pretrain.diffusion import CLOSE_UPS, DiffusionTrainer, sd_tokens, to_latents
+from training.pretrain.diffusion import CLOSE_UPS, MAX_SAMPLER_STEPS, DiffusionTrainer, sd_tokens, to_latents
 from training.pretrain.session import parse_options, write_atomically
 from training.pretrain.tokenizer import encode_texts
+from training.run_state import UNREADABLE
 
 TOP = 5
 
@@ -49,9 +50,9 @@ def load_diffusion(folder: Path, config: OdiseConfig, tokenizer: Tokenizer, devi
         try:
             saved = kinds[name].from_pretrained(folder / name, local_files_only=True, low_cpu_mem_usage=False)
             module.load_state_dict(saved.state_dict())
-        except (OSError, RuntimeError, ValueError) as exc:
+        except UNREADABLE as exc:
             raise CheckpointError(
-                f"{folder / name} cannot be read: {str(exc).splitlines()[0]}; train it with "
+                f"{folder / name} cannot be read: {first_line(exc)}; train it with "
                 "python -m training.pretrain.diffusion"
             ) from exc
         module.eval().requires_grad_(False)
@@ -130,6 +131,7 @@ def measure(
     }
 
 
+@command("nothing was written")
 def main(arguments: list[str] | None = None) -> int:
     """Draw, judge and write; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -141,25 +143,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="whose autoencoder decodes and whose CLIP judges"
     )
-    parser.add_argument("--sampler-steps", type=int, default=30, help="DDIM steps")
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--sampler-steps", type=whole_number(1, MAX_SAMPLER_STEPS), default=30, help="DDIM steps")
+    parser.add_argument("--guidance", type=real_number(0), default=4.0, help="weight of the prompt")
     options = parse_options(parser, arguments)
-    try:
-        checkpoint = load_checkpoint(options.checkpoint)
-        checkpoint.model.to(options.device).eval()
-        tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json)
-        trainer = load_diffusion(options.diffusion, checkpoint.config, tokenizer, options.device)
-        sampler = CloseUpSampler(options.seed, options.font, device=options.device)
-        found = measure(trainer, checkpoint, sampler, options.sampler_steps, options.guidance, options.seed)
-        settings = {"sampler_steps": options.sampler_steps, "guidance": options.guidance, "seed": options.seed}
-        path = options.diffusion / "recognition.json"
-        write_atomically(path, (json.dumps({"settings": settings, **found}, indent=2) + "\n").encode())
-        for name in ("drawn", "decoded", "true", "chance"):
-            print(f"{name:8s} top-1 {found[name]['top1']:.1%}, top-{TOP} {found[name][f'top{TOP}']:.1%}")
-        print(f"{path} is written")
-    except OdiseError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
+    checkpoint = load_checkpoint(options.checkpoint)
+    checkpoint.model.to(options.device).eval()
+    tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json)
+    trainer = load_diffusion(options.diffusion, checkpoint.config, tokenizer, options.device)
+    sampler = CloseUpSampler(options.seed, options.font, device=options.device)
+    found = measure(trainer, checkpoint, sampler, options.sampler_steps, options.guidance, options.seed)
+    settings = {"sampler_steps": options.sampler_steps, "guidance": options.guidance, "seed": options.seed}
+    path = options.diffusion / "recognition.json"
+    write_atomically(path, (json.dumps({"settings": settings, **found}, indent=2) + "\n").encode())
+    for name in ("drawn", "decoded", "true", "chance"):
+        print(f"{name:8s} top-1 {found[name]['top1']:.1%}, top-{TOP} {found[name][f'top{TOP}']:.1%}")
+    print(f"{path} is written")
     return 0
 
 

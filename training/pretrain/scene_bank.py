@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from odise_rt.errors import DatasetError
+from training.data.coco_panoptic import read_captions, read_images
+from training.data.picture_files import read_rgb
 
 
 class SceneBank:
@@ -16,6 +16,7 @@ class SceneBank:
 
     Args:
         root: Data set folder.
+        least: Pixels of the smallest side that pictures may have.
         split: Its split, "train" as a rule.
         limit: Use only so many pictures.
 
@@ -24,34 +25,27 @@ class SceneBank:
         captions: Captions of each picture.
 
     Raises:
-        DatasetError: No captions, a missing picture, or pictures of different sizes.
+        DatasetError: No captions, a missing picture, or pictures that are not square, too small, or of different sizes.
     """
 
-    def __init__(self, root: Path, split: str = "train", limit: int | None = None) -> None:
+    def __init__(self, root: Path, least: int = 1, split: str = "train", limit: int | None = None) -> None:
         path = root / "annotations" / f"captions_{split}.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            entries = content["images"][:limit]
-            by_image: dict[int, list[str]] = {}
-            for caption in content["annotations"]:
-                by_image.setdefault(caption["image_id"], []).append(caption["caption"])
-        except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise DatasetError(
-                f"{path} is not a COCO captions file ({exc!r}): draw one with python -m training.data.sticker_world"
-            ) from exc
+        captions = read_captions(path)
         pictures = []
-        for entry in entries:
-            file = root / split / entry["file_name"]
-            try:
-                pictures.append(np.asarray(Image.open(file).convert("RGB")))
-            except OSError as exc:
-                raise DatasetError(f"{file} (image id {entry['id']}): cannot be read: {exc}") from exc
-            if pictures[-1].shape != pictures[0].shape:
-                raise DatasetError(f"{file} (image id {entry['id']}): all pictures must have the size of the first")
-            if not by_image.get(entry["id"]):
-                raise DatasetError(f"{path}: image id {entry['id']} has no caption")
+        self.captions: list[tuple[str, ...]] = []
+        for image_id, name in read_images(path)[:limit]:
+            file = root / split / name
+            pictures.append(read_rgb(file, image_id))
+            height, width, _ = pictures[-1].shape
+            if height != width or width < least or pictures[-1].shape != pictures[0].shape:
+                raise DatasetError(
+                    f"{file} (image id {image_id}) has {width}x{height} pixels: expected square pictures of one size, "
+                    f"{least} or more"
+                )
+            if image_id not in captions:
+                raise DatasetError(f"{path}: image id {image_id} has no caption")
+            self.captions.append(captions[image_id])
         self.images = np.stack(pictures)
-        self.captions = [by_image[entry["id"]] for entry in entries]
 
     def __len__(self) -> int:
         return len(self.images)

@@ -13,11 +13,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from odise_rt.errors import CheckpointError
+from odise_rt.errors import CheckpointError, first_line
+from odise_rt.files import atomic_writer
+from training.command_line import parse_arguments, whole_number
+from training.config import PRESETS
 from training.muon import Muon
+from training.pretrain.closeups import LARGEST_SIDE
 from training.run_log import LOG_NAME, cut_log
+from training.run_state import UNREADABLE
 
 STATE_FILE = "state.pt"
+MAX_SEED = 2**63 - 1
+CONFIGS = [name for name, config in PRESETS.items() if config.window <= LARGEST_SIDE]
+"""Models of which these trainings can draw a window."""
 
 
 def cosine_rate(step: int, steps: int, peak: float, warmup: int) -> float:
@@ -30,21 +38,15 @@ def cosine_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 def parse_options(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """Parse a training's command line with the options that all of them have, and set the number of threads."""
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--font", type=Path)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    return options
+    parser.add_argument("--seed", type=whole_number(0, MAX_SEED), default=0)
+    parser.add_argument("--font", type=Path, help="Noto Color Emoji font file")
+    return parse_arguments(parser, arguments, device="cpu")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside ``path`` and rename, so that a kill leaves the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    with atomic_writer(path) as file:
+        file.write(content)
 
 
 class Session:
@@ -114,21 +116,28 @@ class Session:
             for name, value in state["averaged"].items():
                 self.averaged[name].copy_(value)
             self.step = int(state["step"])
-        except (RuntimeError, KeyError, ValueError, EOFError, OSError) as exc:
-            raise CheckpointError(f"cannot resume from {path}: {exc}; delete it to start again") from exc
+        except UNREADABLE as exc:
+            raise CheckpointError(f"cannot resume from {path} ({first_line(exc)}): delete it to start again") from exc
         return True
 
     def save(self) -> None:
-        """Write ``state.pt`` atomically."""
-        partial = self.folder / (STATE_FILE + ".partial")
+        """Write ``state.pt`` atomically.
+
+        Raises:
+            CheckpointError: the disk is full or not writable; the state before is kept.
+        """
         state = {
             "modules": self.modules.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "averaged": self.averaged,
             "step": self.step,
         }
-        torch.save(state, partial)
-        partial.replace(self.folder / STATE_FILE)
+        path = self.folder / STATE_FILE
+        try:
+            with atomic_writer(path) as file:
+                torch.save(state, file)
+        except (OSError, RuntimeError) as exc:
+            raise CheckpointError(f"cannot save {path} ({first_line(exc)}): free some space, then go on") from exc
 
     def iterate(self, name: str, save_every: float = 120.0) -> Iterator[int]:
         """Yield step numbers up to the end, saving now and then and at the end."""

@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from odise_rt.errors import CheckpointError, OdiseError
+from odise_rt.errors import CheckpointError
 from training.checkpoints.own_format import load_checkpoint, save_checkpoint
+from training.command_line import command, real_number, whole_number
 from training.pretrain.closeups import CloseUpSampler
 from training.pretrain.diffusion import (
+    MAX_SAMPLER_STEPS,
     SAMPLE_PROMPTS,
     CaptionedLatents,
     DiffusionTrainer,
@@ -71,6 +72,7 @@ def caption_losses(
     return found
 
 
+@command("the same command goes on from the last saved state")
 def main(arguments: list[str] | None = None) -> int:
     """Cache latents, train, measure, sample and save; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -81,22 +83,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder without a text encoder")
     parser.add_argument("--scenes", type=Path, required=True, help="Sticker World drawn with --classes all")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--batch", type=int, default=24, help="windows a step")
+    parser.add_argument("--steps", type=whole_number(1), default=1200)
+    parser.add_argument("--batch", type=whole_number(1), default=24, help="windows a step")
     parser.add_argument(
-        "--window-rounds", type=int, default=6, help="close-ups of each noun in the cache; needs the font"
+        "--window-rounds", type=whole_number(0), default=6, help="close-ups of each noun in the cache; needs the font"
     )
-    parser.add_argument("--windows", type=int, default=1200, help="windows of scenes in the cache")
-    parser.add_argument("--held-out", type=int, default=200, help="windows of other scenes, for metrics.json")
-    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
-    parser.add_argument("--sampler-steps", type=int, default=30, help="DDIM steps of samples.png")
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--windows", type=whole_number(1), default=1200, help="windows of scenes in the cache")
+    parser.add_argument(
+        "--held-out", type=whole_number(1), default=200, help="windows of other scenes, for metrics.json"
+    )
+    parser.add_argument("--rate", type=real_number(0, above=True), default=2e-3, help="peak learning rate")
+    parser.add_argument(
+        "--sampler-steps", type=whole_number(1, MAX_SAMPLER_STEPS), default=30, help="DDIM steps of samples.png"
+    )
+    parser.add_argument("--guidance", type=real_number(0), default=4.0, help="weight of the prompt")
     options = parse_options(parser, arguments)
-    try:
-        _train(options)
-    except OdiseError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
+    _train(options)
     return 0
 
 
@@ -104,7 +106,7 @@ def _train(options: argparse.Namespace) -> None:
     loaded = load_checkpoint(options.checkpoint)
     if loaded.model.sd_text is not None:
         raise CheckpointError(f"{options.checkpoint} has its diffusion text encoder: use it as it is")
-    scenes = SceneBank(options.scenes)
+    scenes = SceneBank(options.scenes, loaded.config.window)
     if len(scenes) < options.windows + options.held_out:
         raise CheckpointError(
             f"{options.scenes} has {len(scenes)} scenes: expected at least {options.windows} for training and "

@@ -11,14 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from odise_rt.errors import DatasetError, OdiseError
+from odise_rt.files import atomic_writer
+from training.command_line import command
+from training.data.coco_panoptic import read_captions
 from training.data.sticker_world.nouns import all_nouns
 
 VOCABULARY_SIZE = 4096
@@ -68,14 +69,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int = VOCABULARY_SIZE
     return Tokenizer.from_str(json.dumps(content))
 
 
-def caption_texts(path: Path) -> list[str]:
-    """The captions of a COCO captions file; :class:`DatasetError` if it is not one."""
-    try:
-        return [entry["caption"] for entry in json.loads(path.read_text(encoding="utf-8"))["annotations"]]
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise DatasetError(f"{path} is not a COCO captions file ({exc!r}): expected annotations[].caption") from exc
-
-
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], context_length: int, pad: int = 0) -> torch.Tensor:
     """Token ids with markers and padding.
 
@@ -96,22 +89,18 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], context_length: int
     return tokens
 
 
+@command("nothing was written")
 def main(arguments: list[str] | None = None) -> int:
     """Train and save; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m training.pretrain.tokenizer", description=__doc__)
     parser.add_argument("--captions", type=Path, required=True, help="COCO captions JSON")
     parser.add_argument("--out", type=Path, required=True, help="tokenizer.json to write")
     options = parser.parse_args(arguments)
-    try:
-        captions = caption_texts(options.captions)
-    except OdiseError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
-    tokenizer = train_tokenizer(captions + broad_nouns() * 20)
-    partial = options.out.with_name(options.out.name + ".partial")
+    captions = [text for texts in read_captions(options.captions).values() for text in texts]
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(partial))
-    partial.replace(options.out)
+    tokenizer = train_tokenizer(captions + broad_nouns() * 20)
+    with atomic_writer(options.out) as file:
+        file.write(tokenizer.to_str(pretty=True).encode())
     used = sum(not re.fullmatch(r"<\|reserved\d+\|>", piece) for piece in tokenizer.get_vocab())
     print(f"{options.out}: {used} pieces of {tokenizer.get_vocab_size()} in use, from {len(captions)} captions")
     return 0

@@ -10,7 +10,6 @@ the latent, so that ``scaling_factor * mean`` has mean 0 and deviation 1, as the
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +19,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from odise_rt.errors import OdiseError
+from odise_rt.errors import OptionsError
+from training.command_line import command, real_number, whole_number
 from training.config import preset
 from training.data.sticker_world.nouns import all_nouns
 from training.models.frozen import build_vae
 from training.pretrain.closeups import CloseUpSampler
 from training.pretrain.scene_bank import SceneBank
-from training.pretrain.session import Session, parse_options
+from training.pretrain.session import CONFIGS, Session, parse_options
 
 KL_WEIGHT = 1e-5
 EDGE_WEIGHT = 0.5
@@ -85,57 +85,57 @@ def save_reconstructions(vae: AutoencoderKL, images: Tensor, path: Path) -> floa
     return float(-10 * F.mse_loss(output, images).log10())
 
 
+@command("the same command goes on from the last saved state")
 def main(arguments: list[str] | None = None) -> int:
     """Train, normalise and save; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m training.pretrain.vae", description=__doc__)
     parser.add_argument("--scenes", type=Path, required=True, help="Sticker World drawn with --classes all")
     parser.add_argument("--out", type=Path, required=True, help="diffusers folder to write")
-    parser.add_argument("--config", default="odise-tiny")
-    parser.add_argument("--steps", type=int, default=1400)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--side", type=int, default=64, help="pixels of the small crops")
-    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--config", choices=CONFIGS, default="odise-tiny")
+    parser.add_argument("--steps", type=whole_number(1), default=1400)
+    parser.add_argument("--batch", type=whole_number(1), default=8, help="crops a step")
+    parser.add_argument("--side", type=whole_number(1), default=64, help="pixels of the small crops")
+    parser.add_argument("--rate", type=real_number(0, above=True), default=2e-3, help="peak learning rate")
     options = parse_options(parser, arguments)
-    try:
-        config = preset(options.config)
-        torch.manual_seed(options.seed)
-        scenes = SceneBank(options.scenes)
-        sampler = CloseUpSampler(options.seed, options.font, device=options.device)
-        vae = build_vae(config.vae).to(options.device).train().requires_grad_(True)
-        session = Session(
-            options.out,
-            {"vae": vae},
-            options.rate,
-            options.steps,
-            warmup=50,
-            weight_decay=0.01,
-            average=0.99,
-            orthogonal=("block",),
-        )
-        session.resume()
-        for step in session.iterate("vae"):
-            rng = np.random.default_rng([options.seed, 3, step])
-            torch.manual_seed(int(rng.integers(2**62)))
-            whole = step >= (1 - FULL_SIDE_SHARE) * options.steps
-            side, batch = (config.window, max(2, options.batch // 4)) if whole else (options.side, options.batch)
-            target = crops(scenes, sampler, batch, side, rng) * 2 - 1
-            posterior = vae.encode(target).latent_dist
-            output = vae.decode(posterior.sample()).sample
-            divergence = posterior.kl().mean() / target[0].numel()
-            loss = reconstruction_loss(output, target)
-            session.descend(loss + KL_WEIGHT * divergence, kl=divergence.item(), mse=F.mse_loss(output, target).item())
-        session.use_average()
-        vae.eval()
-        rng = np.random.default_rng([options.seed, 4])
-        normalise_latents(vae, crops(scenes, sampler, 64, config.window, rng))
-        quality = save_reconstructions(
-            vae, crops(scenes, sampler, 8, config.window, rng), options.out / "reconstructions.png"
-        )
-        vae.save_pretrained(options.out)
-        print(f"{options.out}: reconstruction PSNR {quality:.1f} dB")
-    except OdiseError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
+    config = preset(options.config)
+    torch.manual_seed(options.seed)
+    stride = config.window // config.latent_side
+    if options.side % stride or options.side > config.window:
+        raise OptionsError(f"--side is {options.side}: expected a multiple of {stride} and at most {config.window}")
+    scenes = SceneBank(options.scenes, config.window)
+    sampler = CloseUpSampler(options.seed, options.font, device=options.device)
+    vae = build_vae(config.vae).to(options.device).train().requires_grad_(True)
+    session = Session(
+        options.out,
+        {"vae": vae},
+        options.rate,
+        options.steps,
+        warmup=50,
+        weight_decay=0.01,
+        average=0.99,
+        orthogonal=("block",),
+    )
+    session.resume()
+    for step in session.iterate("vae"):
+        rng = np.random.default_rng([options.seed, 3, step])
+        torch.manual_seed(int(rng.integers(2**62)))
+        whole = step >= (1 - FULL_SIDE_SHARE) * options.steps
+        side, batch = (config.window, max(2, options.batch // 4)) if whole else (options.side, options.batch)
+        target = crops(scenes, sampler, batch, side, rng) * 2 - 1
+        posterior = vae.encode(target).latent_dist
+        output = vae.decode(posterior.sample()).sample
+        divergence = posterior.kl().mean() / target[0].numel()
+        loss = reconstruction_loss(output, target)
+        session.descend(loss + KL_WEIGHT * divergence, kl=divergence.item(), mse=F.mse_loss(output, target).item())
+    session.use_average()
+    vae.eval()
+    rng = np.random.default_rng([options.seed, 4])
+    normalise_latents(vae, crops(scenes, sampler, 64, config.window, rng))
+    quality = save_reconstructions(
+        vae, crops(scenes, sampler, 8, config.window, rng), options.out / "reconstructions.png"
+    )
+    vae.save_pretrained(options.out)
+    print(f"{options.out}: reconstruction PSNR {quality:.1f} dB")
     return 0
 
 

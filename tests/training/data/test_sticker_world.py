@@ -182,7 +182,7 @@ def test_an_existing_split_is_kept_unless_told(tmp_path: Path) -> None:
     arguments = [str(tmp_path), "--images", "1", "--size", "64", "--workers", "1", "--seed"]
     assert main([*arguments, "1"]) == 0
     before = digest(tmp_path)
-    assert main([*arguments, "2"]) == 2
+    assert main([*arguments, "2"]) == 1
     assert digest(tmp_path) == before
     assert main([*arguments, "2", "--overwrite"]) == 0
     assert digest(tmp_path) != before
@@ -190,7 +190,7 @@ def test_an_existing_split_is_kept_unless_told(tmp_path: Path) -> None:
 
 def test_a_missing_font_is_named_with_its_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     absent = tmp_path / "none.ttf"
-    assert main([str(tmp_path / "out"), "--images", "1", "--seed", "0", "--font", str(absent)]) == 2
+    assert main([str(tmp_path / "out"), "--images", "1", "--seed", "0", "--font", str(absent)]) == 1
     message = capsys.readouterr().err
     assert str(absent) in message
     assert "fonts-noto-color-emoji" in message

@@ -181,5 +181,5 @@ def test_the_diffusion_command_asks_for_the_autoencoder_first(
 ) -> None:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     arguments = ["--scenes", str(scenes_root), "--tokenizer", str(tmp_path / "tokenizer.json"), "--out", str(tmp_path)]
-    assert diffusion.main(arguments) == 2
+    assert diffusion.main(arguments) == 1
     assert "training.pretrain.vae" in capsys.readouterr().err

@@ -37,7 +37,7 @@ def test_only_the_text_encoder_is_new(scenes_root: Path, tmp_path: Path, capsys:
     losses = json.loads((tmp_path / "whole-session/metrics.json").read_text())
     assert losses.keys() == {"right", "empty", "other"}
     assert all(0.0 < loss < 3.0 for loss in losses.values())
-    assert text_encoder.main(arguments(out, scenes_root, tmp_path / "again")) == 2
+    assert text_encoder.main(arguments(out, scenes_root, tmp_path / "again")) == 1
     assert "has its diffusion text encoder" in capsys.readouterr().err
 
 
@@ -45,7 +45,7 @@ def test_too_few_scenes_are_refused_before_any_work(
     scenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = [*arguments(SHIPPED, scenes_root, tmp_path / "out"), "--windows", "600"]
-    assert text_encoder.main(few) == 2
+    assert text_encoder.main(few) == 1
     assert "has 4 scenes: expected at least 600 for training and 2" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from odise_rt.errors import DatasetError
 from training.data.sticker_world.nouns import all_nouns
-from training.pretrain.tokenizer import broad_nouns, caption_texts, encode_texts, main, train_tokenizer
+from training.pretrain.tokenizer import broad_nouns, encode_texts, main, train_tokenizer
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "sticker_world"
 TOKENIZER = train_tokenizer(["a photo of a dog on the grass", *broad_nouns()], 1024)
@@ -77,7 +76,5 @@ def test_the_command_writes_a_tokenizer(tmp_path: Path) -> None:
 def test_a_file_without_captions_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = tmp_path / "wrong.json"
     wrong.write_text(json.dumps({"images": []}))
-    with pytest.raises(DatasetError, match=r"wrong\.json is not a COCO captions file"):
-        caption_texts(wrong)
-    assert main(["--captions", str(wrong), "--out", str(tmp_path / "out.json")]) == 2
+    assert main(["--captions", str(wrong), "--out", str(tmp_path / "out.json")]) == 1
     assert "wrong.json" in capsys.readouterr().err

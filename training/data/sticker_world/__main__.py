@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
-from odise_rt.errors import OdiseError
+from training.command_line import command, whole_number
 from training.data.sticker_world.nouns import ClassSelection
 from training.data.sticker_world.writer import Recipe, write_dataset
 
 
+@command("nothing was written")
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and draw the data set; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -19,26 +19,24 @@ def main(arguments: list[str] | None = None) -> int:
         description="Draw Sticker World: scenes of emoji on textures as a COCO panoptic data set with captions.",
     )
     parser.add_argument("out", type=Path, help="folder of the data set; made if absent")
-    parser.add_argument("--images", type=int, required=True, help="number of scenes")
-    parser.add_argument("--seed", type=int, required=True, help="the same seed draws the same scenes")
+    parser.add_argument("--images", type=whole_number(1), required=True, help="number of scenes")
+    parser.add_argument("--seed", type=whole_number(0), required=True, help="the same seed draws the same scenes")
     parser.add_argument("--split", choices=("train", "val"), default="train")
-    parser.add_argument("--size", type=int, default=256, help="pixels of a side (default 256)")
+    parser.add_argument("--size", type=whole_number(64), default=256, help="pixels of a side (default 256)")
     parser.add_argument(
         "--classes",
         choices=("seen", "all"),
         help="seen: only nouns that masks may name (default for train); all: every noun (default for val)",
     )
     parser.add_argument("--font", type=Path, help="Noto Color Emoji font file; searched for in the usual places")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument(
+        "--workers", type=whole_number(1), default=os.cpu_count() or 1, help="processes (default: all cores)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the split if it exists")
     options = parser.parse_args(arguments)
     classes: ClassSelection = options.classes or ("seen" if options.split == "train" else "all")
     recipe = Recipe(options.seed, options.split, options.size, classes, options.font)
-    try:
-        write_dataset(options.out, options.images, recipe, options.workers, options.overwrite)
-    except OdiseError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
+    write_dataset(options.out, options.images, recipe, options.workers, options.overwrite)
     return 0
 
 

@@ -1,0 +1,106 @@
+"""Options that all commands check alike, and errors that are one line."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from odise_rt.errors import DatasetError
+from training.command_line import command
+
+REQUIRED = {
+    "training.train": ["mini", "--data", "D", "--frozen", "F", "--output", "O"],
+    "training.evaluate": ["M", "--data", "D", "--output", "O"],
+    "training.diagnose": ["M", "--data", "D"],
+    "training.ablation": ["--data", "D", "--frozen", "F", "--out", "O"],
+    "training.reproduce": [],
+    "training.pretrain": [],
+    "training.pretrain.clip": ["--scenes", "S", "--tokenizer", "T", "--out", "O"],
+    "training.pretrain.diffusion": ["--scenes", "S", "--tokenizer", "T", "--out", "O"],
+    "training.pretrain.vae": ["--scenes", "S", "--out", "O"],
+    "training.pretrain.recognition": ["--diffusion", "D", "--checkpoint", "C"],
+    "training.pretrain.text_encoder": ["--checkpoint", "C", "--scenes", "S", "--out", "O"],
+    "training.data.sticker_world": ["O", "--images", "1", "--seed", "1"],
+}
+WRONG = {
+    "--device": (["foo", "cuda:x", "cuda", "cuda:1", ""], sorted(REQUIRED.keys() - {"training.data.sticker_world"})),
+    "--threads": (
+        ["-1", "0", "2.5", "many", "100000"],
+        ["training.train", "training.evaluate", "training.pretrain.vae"],
+    ),
+    "--workers": (["-1"], ["training.train", "training.ablation", "training.data.sticker_world"]),
+    "--until": (["0", "-5"], ["training.train"]),
+    "--limit": (["0"], ["training.evaluate", "training.diagnose"]),
+    "--pictures": (["-1"], ["training.evaluate"]),
+    "--seeds": (["0"], ["training.ablation"]),
+    "--iterations": (["0"], ["training.ablation"]),
+    "--processes": (["0"], ["training.reproduce"]),
+    "--images": (["0"], ["training.data.sticker_world"]),
+    "--seed": (["-1"], ["training.data.sticker_world", "training.pretrain.vae"]),
+    "--rate": (["nan", "inf", "0", "-1"], ["training.pretrain.clip", "training.pretrain.vae"]),
+    "--steps": (["0"], ["training.pretrain.clip", "training.pretrain.diffusion"]),
+    "--batch": (["0"], ["training.pretrain.vae", "training.pretrain.text_encoder"]),
+    "--evaluate-every": (["0"], ["training.pretrain.clip"]),
+    "--small-share": (["1.5", "nan"], ["training.pretrain.diffusion"]),
+    "--sampler-steps": (["0", "1000"], ["training.pretrain.diffusion", "training.pretrain.recognition"]),
+    "--config": (["odise-sd1", "none"], ["training.pretrain.clip", "training.pretrain.vae"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "module"),
+    [(option, value, module) for option, (values, modules) in WRONG.items() for value in values for module in modules],
+)
+def test_a_wrong_option_is_refused_before_anything_else(
+    option: str,
+    value: str,
+    module: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = importlib.import_module(module)
+    if hasattr(found, "__path__"):
+        found = importlib.import_module(f"{module}.__main__")
+    with pytest.raises(SystemExit) as caught:
+        found.main([*REQUIRED[module], f"{option}={value}"])
+    assert caught.value.code == 2
+    assert f"argument {option}" in capsys.readouterr().err
+
+
+def fails(error: BaseException) -> Callable[[], int]:
+    @command("all is whole")
+    def main() -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (DatasetError("two lines\nof it"), 1, "error: two lines of it"),
+        (KeyboardInterrupt(), 130, "stopped: all is whole"),
+        (PermissionError(13, "Permission denied", "/a/b"), 1, "error: the system refused /a/b (Permission denied)"),
+        (OSError("odd"), 1, "error: the system refused (odd)"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"),
+            1,
+            "error: memory ran out (CUDA out of memory. Tried)",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "error: memory ran out"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(
+    error: BaseException, status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fails(error)() == status
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_our_own_mistakes_keep_their_traceback() -> None:
+    with pytest.raises(RuntimeError, match="a mistake"):
+        fails(RuntimeError("a mistake"))()
