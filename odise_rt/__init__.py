@@ -6,30 +6,35 @@
 ...     result.overlay("photo.jpg").save("overlay.png")
 
 Nothing here imports PyTorch. Engines are extras of the package: ``pip install 'odise_rt[cpu]'``.
+
+Names are imported when they are first used, so that the command line is there at once to obey Ctrl-C.
 """
 
 from __future__ import annotations
 
-from odise_rt.bundle import Bundle
-from odise_rt.errors import (
-    BackendError,
-    BundleError,
-    ImageError,
-    InputError,
-    MissingPackageError,
-    OdiseError,
-    OptionsError,
-    OutOfMemoryError,
-    VideoError,
-    VocabularyError,
-)
-from odise_rt.image_run import MaskProposals
-from odise_rt.options import SegmentOptions
-from odise_rt.pipelines import pipeline
-from odise_rt.results import Candidate, Instance, PanopticResult, RunFacts, Segment
-from odise_rt.segmenter import Segmenter
 from odise_rt.version import __version__
-from odise_rt.vocabulary import Vocabulary, VocabularyClass
+
+TYPE_CHECKING = False  # what checkers of types take for true; without the import of typing
+if TYPE_CHECKING:
+    from odise_rt.bundle import Bundle
+    from odise_rt.errors import (
+        BackendError,
+        BundleError,
+        ImageError,
+        InputError,
+        MissingPackageError,
+        OdiseError,
+        OptionsError,
+        OutOfMemoryError,
+        VideoError,
+        VocabularyError,
+    )
+    from odise_rt.image_run import MaskProposals
+    from odise_rt.options import SegmentOptions
+    from odise_rt.pipelines import pipeline
+    from odise_rt.results import Candidate, Instance, PanopticResult, RunFacts, Segment
+    from odise_rt.segmenter import Segmenter
+    from odise_rt.vocabulary import Vocabulary, VocabularyClass
 
 __all__ = [
     "BackendError",
@@ -56,3 +61,37 @@ __all__ = [
     "__version__",
     "pipeline",
 ]
+
+if not TYPE_CHECKING:
+    _HOMES = {
+        "bundle": ("Bundle",),
+        "errors": (
+            "BackendError",
+            "BundleError",
+            "ImageError",
+            "InputError",
+            "MissingPackageError",
+            "OdiseError",
+            "OptionsError",
+            "OutOfMemoryError",
+            "VideoError",
+            "VocabularyError",
+        ),
+        "image_run": ("MaskProposals",),
+        "options": ("SegmentOptions",),
+        "pipelines": ("pipeline",),
+        "results": ("Candidate", "Instance", "PanopticResult", "RunFacts", "Segment"),
+        "segmenter": ("Segmenter",),
+        "vocabulary": ("Vocabulary", "VocabularyClass"),
+    }
+
+    def __getattr__(name: str) -> object:
+        import importlib
+
+        for home, names in _HOMES.items():
+            if name in names:
+                return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return __all__

@@ -1,6 +1,26 @@
-"""``python -m odise_rt`` is the command line of :mod:`odise_rt.cli`."""
+"""``python -m odise_rt``, and the console script: the command line of :mod:`odise_rt.cli`, which obeys Ctrl-C."""
 
-from odise_rt.cli import run
+from __future__ import annotations
+
+import signal
+import sys
+
+from odise_rt.interruption import INTERRUPTED, after_imports
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else ignored, as nohup and "&" want it
+        signal.signal(signal.SIGINT, after_imports(signal.default_int_handler))
+    try:
+        from odise_rt.cli import main
+
+        code = main()
+    except KeyboardInterrupt:
+        print("odise-rt: stopped; the same command goes on where it was", file=sys.stderr)
+        code = INTERRUPTED
+    sys.exit(code)
+
 
 if __name__ == "__main__":
     run()

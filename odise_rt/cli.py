@@ -37,11 +37,6 @@ from odise_rt.model_arguments import BUNDLE_VARIABLE as BUNDLE_VARIABLE
 from odise_rt.version import __version__
 
 
-def run() -> None:
-    """Entry point of the console script."""
-    sys.exit(main())
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -69,9 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except OdiseError as exc:
         return _fail(str(exc), type(exc).__name__, args.json)
-    except KeyboardInterrupt:
-        print("odise-rt: stopped; the same command goes on where it was", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         # The reader of our output is gone (`odise-rt labels lvis | head`); keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from odise_rt.errors import OptionsError
+from odise_rt.interruption import after_imports
 from odise_rt.model_arguments import add_bundle_argument, add_engine_arguments, named_bundle
 from odise_rt.result_files import FORMATS, parse_formats
 
@@ -264,7 +265,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, after_imports(stop))
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odise_rt import Segmenter, cli
+from odise_rt import cli
 from odise_rt.doctor import REQUIRED
 from odise_rt.inputs import find_inputs, output_names, result_names
 from odise_rt.result_files import FORMATS
@@ -211,17 +211,6 @@ def test_output_that_cannot_be_written(
     (tmp_path / "file").write_text("")
     assert segment(label_bundle, photo, "--vocab", "red", "--out", tmp_path / "file" / "o") == 1
     assert "file system refused" in capsys.readouterr().err
-
-
-def test_ctrl_c_ends_with_130(
-    label_bundle: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(*args: Any, **kwargs: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Segmenter, "segment", interrupted)
-    assert segment(label_bundle, photo, "--vocab", "red", "--out", tmp_path / "o") == 130
-    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_usage_errors_end_with_2() -> None:

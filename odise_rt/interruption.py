@@ -1,0 +1,40 @@
+"""Signals that end a command, held back while a module is imported.
+
+What a handler raises inside an import may come out as another error, as compiled modules take it for a failure of their
+own: NumPy then says that it is badly installed, ONNX Runtime that it is missing.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+Handler = Callable[[int, FrameType | None], object]
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code of a command that Ctrl-C stopped."""
+_WAIT_SECONDS = 0.02
+
+
+def after_imports(handler: Handler) -> Handler:
+    """A handler that does what ``handler`` does, once no import is under way in the main thread."""
+
+    def waiting(number: int, frame: FrameType | None) -> None:
+        if not _is_importing(frame):
+            handler(number, frame)
+            return
+        again = threading.Timer(_WAIT_SECONDS, signal.raise_signal, (number,))
+        again.daemon = True
+        again.start()
+
+    return waiting
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
