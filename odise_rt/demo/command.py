@@ -9,25 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from odise_rt.errors import MissingPackageError, OptionsError
+from odise_rt.listening import add_listening_arguments, answered_hosts, listen
 from odise_rt.model_arguments import add_bundle_argument, add_engine_arguments, named_bundle
-
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 7860
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command to the command line."""
     parser = commands.add_parser("demo", parents=[common], help="Open a web page to try a bundle with your pictures.")
     add_bundle_argument(parser)
-    parser.add_argument(
-        "--host",
-        default=DEFAULT_HOST,
-        help=f"Address to listen on. Default: {DEFAULT_HOST}, this machine alone; 0.0.0.0 lets everybody in who can "
-        "reach it.",
-    )
-    parser.add_argument(
-        "--port", type=int, default=DEFAULT_PORT, help=f"Port; 0 takes a free one. Default: {DEFAULT_PORT}."
-    )
+    add_listening_arguments(parser, port=7860)
     parser.add_argument(
         "--examples",
         type=Path,
@@ -57,7 +47,7 @@ def run_demo(args: argparse.Namespace) -> int:
     """
     from odise_rt.demo.examples import find_examples
     from odise_rt.demo.pictures import PictureStore
-    from odise_rt.demo.server import listen, serve
+    from odise_rt.demo.server import serve
     from odise_rt.demo.session import DEFAULT_MAX_PIXELS, Workbench
     from odise_rt.segmenter import Segmenter
 
@@ -89,5 +79,5 @@ def run_demo(args: argparse.Namespace) -> int:
                 text = f"odise-rt demo: {segmenter.bundle.name} at {address} (Ctrl-C stops it)"
             print(text, flush=True)
 
-        serve(bench, listener, ready)
+        serve(bench, listener, answered_hosts(listener, args.host, args.allow_host), ready)
     return 0

@@ -15,11 +15,12 @@ import signal
 import socket
 import tempfile
 import urllib.parse
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from odise_rt.errors import ImageError, InputError, MissingPackageError, OdiseError, OptionsError
+from odise_rt.errors import ImageError, InputError, MissingPackageError, OdiseError
 from odise_rt.files import json_bytes
+from odise_rt.listening import WRONG_HOST, is_answered, server_url
 
 if TYPE_CHECKING:
     import fastapi
@@ -63,12 +64,13 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-def create_app(bench: Workbench, port: int) -> fastapi.FastAPI:
+def create_app(bench: Workbench, port: int, hosts: Collection[str] = ()) -> fastapi.FastAPI:
     """The web application: the page and the routes for its pictures.
 
     Args:
         bench: what it shows.
         port: where it will listen; Gradio wants to know.
+        hosts: from :func:`odise_rt.listening.answered_hosts`.
 
     Raises:
         MissingPackageError: Gradio is not installed.
@@ -86,7 +88,7 @@ def create_app(bench: Workbench, port: int) -> fastapi.FastAPI:
     async def build() -> fastapi.FastAPI:
         app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         _add_routes(app, bench)
-        app.add_middleware(_Guard)
+        app.add_middleware(_Guard, hosts=hosts)
         mounted: fastapi.FastAPI = gradio.mount_gradio_app(
             app,
             build_page(bench),
@@ -176,10 +178,12 @@ def attachment(name: str) -> str:
 
 
 class _Guard:
-    """Adds the headers of this module to every answer, and refuses the routes that the page must not have."""
+    """Adds the headers of this module to every answer, refuses the routes that the page must not have, and answers
+    nobody but the page."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], hosts: Collection[str]) -> None:
         self._app = app
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -191,27 +195,29 @@ class _Guard:
                 message["headers"] = [*message.get("headers", []), *_HEADERS]
             await send(message)
 
-        refusal = None
-        if _REFUSED.match(scope["path"]):
+        refusal, status = None, 403
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        if not is_answered(headers.get(b"host", ""), self._hosts):
+            refusal, status = WRONG_HOST, 421
+        elif _REFUSED.match(scope["path"]):
             refusal = "this server takes pictures in memory only"
-        elif _comes_from_elsewhere(scope["headers"]):
+        elif _comes_from_elsewhere(headers):
             refusal = "this server answers its own page only; a proxy before it must pass Host or X-Forwarded-Host"
         if refusal:
             body = json_bytes({"error": refusal})
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-            await send_with_headers({"type": "http.response.start", "status": 403, "headers": headers})
+            described = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+            await send_with_headers({"type": "http.response.start", "status": status, "headers": described})
             await send({"type": "http.response.body", "body": body})
             return
         await self._app(scope, receive, send_with_headers)
 
 
-def _comes_from_elsewhere(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+def _comes_from_elsewhere(headers: Mapping[bytes, str]) -> bool:
     """Whether the page of another site sent a request: browsers then name that site, and nothing else sets Origin."""
-    found = {name: value.decode("latin-1") for name, value in headers}
-    origin = found.get(b"origin")
+    origin = headers.get(b"origin")
     if origin is None:
         return False
-    hosts = {found.get(b"host"), found.get(b"x-forwarded-host")}
+    hosts = {headers.get(b"host"), headers.get(b"x-forwarded-host")}
     return urllib.parse.urlsplit(origin).netloc not in hosts - {None}
 
 
@@ -221,43 +227,19 @@ def _is_no_goodbye(record: logging.LogRecord) -> bool:
     return not cut and not str(record.msg).startswith("Cancel ")
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that the server will take connections from.
-
-    Raises:
-        OptionsError: the address is unknown, not this machine's, or taken.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, port))
-        except BaseException:
-            listener.close()
-            raise
-    except (OSError, OverflowError) as exc:
-        reason = getattr(exc, "strerror", None) or exc
-        raise OptionsError(
-            f"cannot listen on {host}, port {port} ({reason}): choose another with --host and --port; --port 0 takes a "
-            "free one"
-        ) from exc
-    return listener
-
-
-def serve(bench: Workbench, listener: socket.socket, ready: Callable[[str], None]) -> None:
+def serve(bench: Workbench, listener: socket.socket, hosts: Collection[str], ready: Callable[[str], None]) -> None:
     """Serve the page until Ctrl-C or SIGTERM.
 
     Args:
         bench: what it shows.
-        listener: from :func:`listen`; closed at the end.
+        listener: from :func:`odise_rt.listening.listen`; closed at the end.
+        hosts: from :func:`odise_rt.listening.answered_hosts`.
         ready: called with the page's address when it can be opened.
     """
-    host, port = listener.getsockname()[:2]
     # Nothing should ever be in it (uploads are refused); what a library puts there all the same goes with the server.
     with listener, tempfile.TemporaryDirectory(prefix="odise-rt-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        app = create_app(bench, port)
+        app = create_app(bench, listener.getsockname()[1], hosts)
         import uvicorn
 
         config = uvicorn.Config(
@@ -265,9 +247,10 @@ def serve(bench: Workbench, listener: socket.socket, ready: Callable[[str], None
             log_level="warning",
             access_log=False,
             server_header=False,
+            ws="none",
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        address = server_url(listener)
 
         class Announcing(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:

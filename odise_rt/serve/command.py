@@ -13,6 +13,7 @@ from typing import Any
 from odise_rt.cores import usable_cores
 from odise_rt.errors import OptionsError
 from odise_rt.kernels.native import kernels_are_here
+from odise_rt.listening import add_listening_arguments
 from odise_rt.model_arguments import add_bundle_argument, add_engine_arguments, named_bundle
 from odise_rt.serve.limits import Limits
 
@@ -26,19 +27,13 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> argparse.Argum
         "serve", parents=[common], help="Serve segmentation over HTTP, by default to this machine only."
     )
     add_bundle_argument(parser, positional=True)
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="Address to listen on. Default: 127.0.0.1, this machine only."
-    )
-    parser.add_argument("--port", type=int, default=8000, help="Default: 8000. 0 takes a free one.")
+    add_listening_arguments(parser, port=8000)
     parser.add_argument(
         "--vocabulary",
         action="append",
         default=[],
         metavar="[NAME=]SOURCE",
         help="A vocabulary that requests may name: coco, ade20k, lvis, NAME=FILE or NAME=WORDS. May be repeated.",
-    )
-    parser.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="Answer requests to this Host as well."
     )
     parser.add_argument(
         "--token-file",
@@ -174,7 +169,7 @@ def settings_from(args: argparse.Namespace) -> Any:
         host=args.host,
         port=args.port,
         token=_token(args.token_file),
-        allowed_hosts=tuple(name.lower() for name in args.allow_host),
+        allowed_hosts=tuple(args.allow_host),
         drain=args.drain_seconds,
     )
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from odise_rt.bundle import Bundle
 from odise_rt.errors import MissingPackageError
+from odise_rt.listening import WRONG_HOST, is_answered
 from odise_rt.serve import openapi
 from odise_rt.serve.dispatch import Dispatcher
 from odise_rt.serve.fields import parse_fields
@@ -55,8 +56,7 @@ class Context:
     token: str | None = None
     """If set, requests to /v1 must carry it as a bearer token."""
     hosts: tuple[str, ...] = ()
-    """Values of the Host header (without port) that are answered; empty: all. Keeps web pages that a browser on this
-    machine shows from reaching a loopback server by a name of their own."""
+    """From :func:`odise_rt.listening.answered_hosts`."""
     admission: Admission = field(init=False)
     metrics: Metrics = field(init=False)
 
@@ -335,8 +335,8 @@ class _Envelope:
 
     def _gate(self, path: str, headers: dict[bytes, str]) -> Problem | None:
         context = self._context
-        if context.hosts and _host(headers.get(b"host", "")) not in context.hosts:
-            return Problem("wrong_host", "this server does not answer to that Host; start it with --allow-host NAME")
+        if not is_answered(headers.get(b"host", ""), context.hosts):
+            return Problem("wrong_host", WRONG_HOST)
         if context.token is not None and path.startswith("/v1/"):
             scheme, _, value = headers.get(b"authorization", "").partition(" ")
             expected = context.token.encode()
@@ -345,13 +345,6 @@ class _Envelope:
                     "unauthorized", "expected the header 'Authorization: Bearer TOKEN' with this server's token"
                 )
         return None
-
-
-def _host(header: str) -> str:
-    """Name or address in a Host header, without the port."""
-    if header.startswith("["):
-        return header.partition("]")[0][1:]
-    return header.partition(":")[0].lower()
 
 
 def _docs_page() -> str:

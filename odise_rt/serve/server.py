@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import ipaddress
 import logging
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from odise_rt.bundle import Bundle
-from odise_rt.errors import BackendError, MissingPackageError, OdiseError, OptionsError
+from odise_rt.errors import BackendError, MissingPackageError, OdiseError
+from odise_rt.listening import DEFAULT_HOST, answered_hosts, is_loopback, listen, server_url
 from odise_rt.serve.application import RayDispatcher, ReplicaSettings
 from odise_rt.serve.connections import MAX_HEAD_BYTES, bounded_connections
 from odise_rt.serve.dispatch import Dispatcher, LocalDispatcher
@@ -23,7 +22,6 @@ from odise_rt.serve.worker import WorkerSettings
 
 logger = logging.getLogger(__name__)
 
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 _KEEP_ALIVE_SECONDS = 5
 _MAX_CONNECTIONS = 1024
 
@@ -36,7 +34,7 @@ class ServerSettings:
     replicas: ReplicaSettings = field(default_factory=ReplicaSettings)
     in_process: bool = False
     """Threads of this process instead of Ray Serve replicas."""
-    host: str = "127.0.0.1"
+    host: str = DEFAULT_HOST
     port: int = 8000
     """0: a free one."""
     token: str | None = None
@@ -70,8 +68,8 @@ def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
         dispatcher = LocalDispatcher(dataclasses.replace(worker, bundle=bundle))
     else:
         dispatcher = RayDispatcher(worker, settings.replicas)
-    loopback = is_loopback(settings.host)
-    hosts = (*LOOPBACK_HOSTS, settings.host, *settings.allowed_hosts) if loopback else settings.allowed_hosts
+    listener = listen(settings.host, settings.port)
+    hosts = answered_hosts(listener, settings.host, settings.allowed_hosts)
     context = Context(bundle, dispatcher, worker.limits, dict(worker.vocabularies), settings.token, hosts)
     failures: list[BaseException] = []
 
@@ -104,10 +102,8 @@ def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
             await loading
         await dispatcher.stop()
 
-    listener = listen(settings.host, settings.port)
     with listener:
-        address = listener.getsockname()
-        url = f"http://{f'[{address[0]}]' if ':' in address[0] else address[0]}:{address[1]}"
+        url = server_url(listener)
         config = uvicorn.Config(
             create_app(context, lifespan),
             log_config=None,
@@ -123,7 +119,7 @@ def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
             timeout_graceful_shutdown=int(settings.drain if settings.drain is not None else worker.limits.timeout) + 1,
         )
         server = Server(config)
-        if not loopback and settings.token is None:
+        if not is_loopback(listener) and settings.token is None:
             logger.warning("listening on %s without a token: everyone who reaches it can use it", url)
         say("listening", url)
         # uvicorn raises the signal again when it is done: by then it has been obeyed.
@@ -142,28 +138,3 @@ def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
         raise BackendError(
             f"the model was not loaded: an unexpected {type(failure).__name__} ({failure}); the log has the details"
         ) from failure
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        OptionsError: the address cannot be used.
-    """
-    if not 0 <= port <= 65_535:
-        raise OptionsError(f"port is {port}: expected 0 to 65535")
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=512)
-    except OSError as exc:
-        raise OptionsError(
-            f"cannot listen on {host}:{port} ({exc.strerror or exc}): choose another --port or --host"
-        ) from exc
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

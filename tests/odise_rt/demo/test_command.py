@@ -42,7 +42,7 @@ def test_without_gradio_it_names_the_command(
         (["--examples", "/no/such/folder"], "not a folder"),
         (["--max-pixels", "0"], "--max-pixels is 0"),
         (["--memory", "-1"], "--memory is -1"),
-        (["--port", "99999"], "cannot listen"),
+        (["--port", "99999"], "port is 99999"),
     ],
 )
 def test_wrong_options(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
-import socket
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ pytest.importorskip("gradio", reason="Requires: the extra demo")
 
 from starlette.testclient import TestClient
 
-from odise_rt import OptionsError, Segmenter
+from odise_rt import Segmenter
 from odise_rt.demo import page, server
 from odise_rt.demo.examples import find_examples
 from odise_rt.demo.pictures import PictureStore
@@ -27,6 +25,7 @@ from odise_rt.demo.session import Controls, Words, Workbench
 
 Encode = Callable[..., bytes]
 HOME = "http://127.0.0.1:7860"
+HOSTS = ("localhost", "127.0.0.1", "demo.example")
 SETTINGS = ("red; green; blue; stuff: white", [], False, "", [], "panoptic", 0.0, 0.8, 0.3, 0.7, 0.0, 0.3)
 
 
@@ -45,7 +44,7 @@ def served(label_bundle: Path, folder: Path) -> Iterator[tuple[TestClient, Workb
     """The application, which takes a second to make."""
     with Segmenter.load(label_bundle, device="cpu", threads=1, disk_cache=False) as segmenter:
         bench = Workbench(segmenter, examples=find_examples(None))
-        with TestClient(server.create_app(bench, 7860), base_url=HOME) as client:
+        with TestClient(server.create_app(bench, 7860, HOSTS), base_url=HOME) as client:
             yield client, bench
 
 
@@ -130,7 +129,7 @@ def test_leaving_in_the_middle_of_an_upload_is_no_error(client: TestClient, benc
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/odise/pictures", "query_string": b"", "root_path": "",
-             "headers": [(b"x-odise-picture", b"a.png"), (b"content-length", b"1000")]}  # fmt: skip
+             "headers": [(b"host", b"localhost"), (b"x-odise-picture", b"a.png"), (b"content-length", b"1000")]}  # fmt: skip
     asyncio.run(client.app(scope, receive, send))  # type: ignore[arg-type]
     assert [m["status"] for m in sent if m["type"] == "http.response.start"] == [400]
     assert messages == []
@@ -161,6 +160,18 @@ def test_other_sites_are_refused(client: TestClient, colours: np.ndarray, encode
             assert client.post(path, content=encode(colours), headers={"Origin": origin, **named}).status_code == 403
     forged = {"Origin": elsewhere, "X-Forwarded-Host": "another.example", **named}
     assert client.post("/odise/pictures", content=encode(colours), headers=forged).status_code == 403
+
+
+def test_other_names_of_the_host_are_not_answered(client: TestClient, colours: np.ndarray, encode: Encode) -> None:
+    """A page of elsewhere whose name leads here is of one origin with us: Origin and X-Forwarded-Host prove nothing."""
+    rebound = {"Host": "elsewhere.example:7860", "Origin": "http://elsewhere.example:7860"}
+    for headers in (rebound, rebound | {"X-Forwarded-Host": "127.0.0.1:7860"}):
+        for path in ("/", "/config", "/odise/pictures/x/shown.jpg"):
+            answer = client.get(path, headers=headers)
+            assert answer.status_code == 421
+            assert "--allow-host" in answer.json()["error"]
+        named = {"X-Odise-Picture": "a.png", **headers}
+        assert client.post("/odise/pictures", content=encode(colours), headers=named).status_code == 421
 
 
 def test_own_page_and_proxies_are_answered(client: TestClient, colours: np.ndarray, encode: Encode) -> None:
@@ -279,28 +290,3 @@ def test_same_answer_twice_still_differs(bench: Workbench, colours: np.ndarray, 
     first, second = (page._on_settings(bench)(token, "", *SETTINGS[1:]) for _ in range(2))
     assert first["error"] == second["error"]
     assert first != second, "Gradio passes on what changed, and the page waits for an answer"
-
-
-# ---- listening -------------------------------------------------------------------------------------------------------
-
-
-def test_listen_takes_a_free_port_or_says_why_not() -> None:
-    with server.listen("127.0.0.1", 0) as first:
-        host, port = first.getsockname()
-        assert host == "127.0.0.1"
-        first.listen()
-        with pytest.raises(OptionsError, match=f"port {port}"):
-            server.listen("127.0.0.1", port)
-    for host, port in (("127.0.0.1", 99_999), ("203.0.113.7", 0), ("no-such-host.invalid", 0)):
-        with pytest.raises(OptionsError, match="cannot listen"), contextlib.closing(server.listen(host, port)):
-            pass
-
-
-def test_listens_on_ipv6_where_there_is_one() -> None:
-    if not socket.has_ipv6:
-        pytest.skip("Requires: IPv6")
-    try:
-        with server.listen("::1", 0) as listener:
-            assert listener.getsockname()[0] == "::1"
-    except OptionsError:
-        pytest.skip("Requires: an IPv6 loopback address")

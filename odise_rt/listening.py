@@ -1,0 +1,81 @@
+"""Where a server listens, and to which names it answers.
+
+A web page from elsewhere may give its own name the address 127.0.0.1: to a browser on this machine it is then of one
+origin with a server there (DNS rebinding). Its requests carry that name in the header Host.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import re
+import socket
+from collections.abc import Collection, Iterable
+
+from odise_rt.errors import OptionsError
+
+DEFAULT_HOST = "127.0.0.1"
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+WRONG_HOST = "this server does not answer to that Host; start it with --allow-host NAME"
+_BACKLOG = 512
+_PORT = re.compile(r":[0-9]*$")
+
+
+def add_listening_arguments(parser: argparse._ActionsContainer, port: int) -> None:
+    """Add ``--host``, ``--port`` with its default, and ``--allow-host``."""
+    parser.add_argument(
+        "--host",
+        default=DEFAULT_HOST,
+        help=f"Address to listen on. Default: {DEFAULT_HOST}, this machine alone; 0.0.0.0 lets everybody in who can "
+        "reach it.",
+    )
+    parser.add_argument("--port", type=int, default=port, help=f"Port; 0 takes a free one. Default: {port}.")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="Answer requests to this Host as well."
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        OptionsError: the address is unknown, not this machine's, or taken.
+    """
+    if not 0 <= port <= 65_535:
+        raise OptionsError(f"port is {port}: expected 0 to 65535")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except (OSError, ValueError) as exc:  # ValueError: no name that could be looked up
+        raise OptionsError(
+            f"cannot listen on {host}, port {port} ({getattr(exc, 'strerror', None) or exc}): choose another with "
+            "--host and --port; --port 0 takes a free one"
+        ) from exc
+
+
+def server_url(listener: socket.socket) -> str:
+    """The address of a server for people and programs."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def is_loopback(listener: socket.socket) -> bool:
+    """Whether only this machine can reach a socket."""
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+
+
+def answered_hosts(listener: socket.socket, host: str, allowed: Iterable[str]) -> tuple[str, ...]:
+    """The names that a server answers to, in lower case; none: to all.
+
+    Args:
+        listener: its socket.
+        host: as it was told to listen on.
+        allowed: further names. On a loopback address the server's own are answered besides.
+    """
+    own = (*LOOPBACK_HOSTS, host) if is_loopback(listener) else ()
+    return tuple(dict.fromkeys(name.lower() for name in (*own, *allowed)))
+
+
+def is_answered(header: str, hosts: Collection[str]) -> bool:
+    """Whether the Host header of a request names one of :func:`answered_hosts`, on whatever port."""
+    return not hosts or _PORT.sub("", header).strip("[]").lower() in hosts
