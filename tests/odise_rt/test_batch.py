@@ -126,8 +126,9 @@ def test_broken_files_are_tried_again(label_bundle: Path, photos: Path, tmp_path
 
 
 SLOW_WRITES = """
-import sys, time
-from odise_rt import cli, files
+import time
+from odise_rt import files
+from odise_rt.__main__ import run
 # Half of each file is on disk for a moment, so that the signal meets files in the making.
 import odise_rt.result_files as result_files
 def slow(picture, path):
@@ -138,7 +139,7 @@ def slow(picture, path):
         file.seek(0)
         picture.save(file, format="PNG")
 result_files._save_png = slow
-sys.exit(cli.main(sys.argv[1:]))
+run()
 """
 
 
