@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +118,16 @@ class Instance:
         mask[top:bottom, left:right] = inside.astype(bool)
         return mask
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, without the mask."""
+        return {
+            "label": self.label,
+            "class_index": self.class_index,
+            "score": round(self.score, 6),
+            "area": self.area,
+            "box": list(self.box),
+        }
+
 
 @dataclass(frozen=True)
 class RunFacts:
@@ -194,39 +204,40 @@ class PanopticResult:
         return category_ids(self.vocabulary)[class_index]
 
     def to_dict(self, rle_masks: bool = False, explain: bool = False) -> dict[str, Any]:
-        """Plain JSON types: size, segments and facts; instances if there are any.
+        """Plain JSON types: size, segments and facts; if they were asked for, instances, and the classes of the
+        semantic map as ``semantic``.
 
         Args:
-            rle_masks: add the mask of each segment as COCO run-length encoding.
+            rle_masks: add the mask of each of these as COCO run-length encoding.
             explain: add the best names of each segment with both classifiers' scores.
         """
-        segments = []
-        for segment in self.segments:
-            entry = segment.to_dict(explain)
-            if rle_masks:
-                entry["rle"] = rle.encode(self.mask(segment))
-            segments.append(entry)
-        data: dict[str, Any] = {"height": self.size[0], "width": self.size[1], "segments": segments}
+        data: dict[str, Any] = {"height": self.size[0], "width": self.size[1]}
+        data["segments"] = [segment.to_dict(explain) for segment in self.segments]
+        if rle_masks:
+            _add_masks(data["segments"], self._segment_masks())
         if self.instances is not None:
-            data["instances"] = [
-                {
-                    "label": i.label,
-                    "class_index": i.class_index,
-                    "score": round(i.score, 6),
-                    "area": i.area,
-                    "box": list(i.box),
-                    "rle": rle.encode(i.mask),
-                }
-                for i in self.instances
+            data["instances"] = [instance.to_dict() for instance in self.instances]
+            if rle_masks:
+                _add_masks(data["instances"], (rle.encode(instance.mask) for instance in self.instances))
+        if self.semantic_map is not None:
+            classes, areas = np.unique(self.semantic_map, return_counts=True)
+            data["semantic"] = [
+                {"label": self.vocabulary[k].name, "class_index": k, "area": area}
+                for k, area in zip(classes.tolist(), areas.tolist(), strict=True)
             ]
+            if rle_masks:
+                _add_masks(data["semantic"], rle.encode_labels(self.semantic_map, classes))
         return data | {"facts": self.facts.to_dict()}
 
     def to_rle(self) -> list[dict[str, Any]]:
         """Each segment's mask as COCO run-length encoding, with ``segment_id``, ``label`` and ``score``."""
         return [
-            {"segment_id": s.id, "label": s.label, "score": s.score, "segmentation": rle.encode(self.mask(s))}
-            for s in self.segments
+            {"segment_id": s.id, "label": s.label, "score": s.score, "segmentation": mask}
+            for s, mask in zip(self.segments, self._segment_masks(), strict=True)
         ]
+
+    def _segment_masks(self) -> Iterator[dict[str, Any]]:
+        return rle.encode_labels(self.segment_map, (s.id for s in self.segments))
 
     def to_png(self) -> Image.Image:
         """The segment map in COCO's panoptic coding: RGB with id = R + 256 G + 65536 B."""
@@ -318,6 +329,11 @@ class PanopticResult:
         from odise_rt import visualize
 
         return visualize.overlay(image, self, legend=legend, colours=colours)
+
+
+def _add_masks(entries: list[dict[str, Any]], masks: Iterable[dict[str, Any]]) -> None:
+    for entry, mask in zip(entries, masks, strict=True):
+        entry["rle"] = mask
 
 
 def category_ids(vocabulary: Vocabulary) -> tuple[int, ...]:

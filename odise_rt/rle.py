@@ -6,6 +6,7 @@ one two before it, in groups of five bits of printable characters, least signifi
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,26 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
     """
     height, width = mask.shape
     return {"size": [height, width], "counts": _compress(run_lengths(mask))}
+
+
+def encode_labels(labels: np.ndarray, values: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Encode the masks of values of a map, in one pass over it.
+
+    Args:
+        labels: integers (h, w), at least one.
+        values: whose masks are wanted.
+
+    Yields:
+        For each value what :func:`encode` gives for its pixels.
+    """
+    height, width = labels.shape
+    flat = labels.ravel(order="F")
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    edges = np.stack([starts, np.append(starts[1:], flat.size)], axis=1)  # of the runs of one value
+    owners = flat[starts]
+    for value in values:
+        lengths = np.diff(edges[owners == value].ravel(), prepend=0, append=flat.size)
+        yield {"size": [height, width], "counts": _compress(lengths if lengths[-1] else lengths[:-1])}
 
 
 def decode(rle: dict[str, Any]) -> np.ndarray:

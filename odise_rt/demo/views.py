@@ -188,7 +188,7 @@ def download(result: PanopticResult, mode: Output, least_score: float, picture: 
         picture: name of the image file.
     """
     shown = shown_as(result, mode, least_score)
-    data = dataclasses.replace(shown, instances=None).to_dict(rle_masks=True, explain=True)
+    data = dataclasses.replace(shown, instances=None, semantic_map=None).to_dict(rle_masks=True, explain=True)
     if mode == "semantic":  # areas of a class have neither a probability nor candidates
         for segment in data["segments"]:
             del segment["score"], segment["candidates"]

@@ -29,6 +29,8 @@ class Field:
     description: str
     option: bool = False
     """Whether it is a field of :class:`odise_rt.SegmentOptions`."""
+    formats: tuple[str, ...] = FORMATS
+    """In which it shows."""
 
 
 def _choice(names: Iterable[str]) -> Callable[[str], str]:
@@ -86,13 +88,16 @@ FIELDS: dict[str, Field] = {
     "masks": Field(
         _choice(MASKS),
         {"type": "string", "enum": list(MASKS), "default": "rle"},
-        "Format json: whether segments carry their masks as COCO run-length encoding.",
+        "Format json: whether results carry their masks as COCO run-length encoding.",
+        formats=("json",),
     ),
     "outputs": Field(
         _names,
         {"type": "string", "example": "panoptic,instance"},
-        f"Results to compute, separated by commas, of {', '.join(OUTPUTS)}. Format json gives instances with masks.",
+        f"Format json: results to compute, separated by commas, of {', '.join(OUTPUTS)}. Instances, and the classes of "
+        "the semantic map, come beside the panoptic segments, which are always there.",
         option=True,
+        formats=("json",),
     ),
     "object_mask_threshold": _share("Masks must score above this."),
     "overlap_threshold": _share("A segment must keep at least this share of its mask."),
@@ -102,14 +107,16 @@ FIELDS: dict[str, Field] = {
     "explain": Field(
         _whole,
         {"type": "integer", "minimum": 0, "maximum": MAX_EXPLAIN},
-        "Give each segment so many of its best names with both classifiers' scores.",
+        "Formats json and png: give each segment so many of its best names with both classifiers' scores.",
         option=True,
+        formats=("json", "png"),
     ),
     "instances_per_image": Field(
         _whole,
         {"type": "integer", "minimum": 1},
-        "Instances that are kept, best first; the model's own number is the upper bound.",
+        "With outputs=instance: those that are kept, best first; the model's own number is the upper bound.",
         option=True,
+        formats=("json",),
     ),
     "short_edge": _pixels("Pixels of the image's shorter edge inside the network; the server has an upper bound."),
     "long_edge": _pixels("Bound on the longer edge; the server has an upper bound."),
@@ -122,7 +129,8 @@ def parse_fields(given: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """Values of the fields of a request.
 
     Raises:
-        RequestRefused: a field is unknown, repeated or malformed, or there is not exactly one vocabulary.
+        RequestRefused: a field is unknown, repeated or malformed, or would change nothing, or there is not exactly one
+            vocabulary.
     """
     values: dict[str, Any] = {}
     for name, text in given:
@@ -137,6 +145,13 @@ def parse_fields(given: Iterable[tuple[str, str]]) -> dict[str, Any]:
         except ValueError as exc:
             shown = text[:40].encode("ascii", "backslashreplace").decode()
             raise RequestRefused("bad_options", f"{name} is {shown!r}: {exc}") from exc
+    form = values.get("format", FORMATS[0])
+    for name in values:
+        if form not in FIELDS[name].formats:
+            shown = ", ".join(FIELDS[name].formats)
+            raise RequestRefused("bad_options", f"{name} shows in format {shown} alone, not in {form}: leave it out")
+    if "instances_per_image" in values and "instance" not in values.get("outputs", ()):
+        raise RequestRefused("bad_options", "instances_per_image needs outputs=instance: add it, or leave this out")
     if ("vocabulary" in values) == ("vocabulary_name" in values):
         raise RequestRefused(
             "bad_vocabulary",

@@ -46,6 +46,11 @@ def test_rle_and_back(mask: np.ndarray) -> None:
     assert np.array_equal(rle.decode({"size": mask.shape, "counts": runs.tolist()}), mask)
 
 
+@given(hnp.arrays(np.int32, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.integers(0, 3)))
+def test_rle_of_labels_is_that_of_their_masks(labels: np.ndarray) -> None:
+    assert list(rle.encode_labels(labels, range(5))) == [rle.encode(labels == value) for value in range(5)]
+
+
 def test_rle_of_large_runs_is_that_of_pycocotools() -> None:
     coco = pytest.importorskip("pycocotools.mask")
     mask = np.zeros((3000, 2000), bool)
@@ -72,11 +77,19 @@ def test_dict_is_json_and_complete(result: PanopticResult) -> None:
     assert result.instances is not None
     for instance, entry in zip(result.instances, data["instances"], strict=True):
         assert np.array_equal(rle.decode(entry["rle"]), instance.mask)
+    assert result.semantic_map is not None
+    assert sum(entry["area"] for entry in data["semantic"]) == result.semantic_map.size
+    for entry in data["semantic"]:
+        assert np.array_equal(rle.decode(entry["rle"]), result.semantic_map == entry["class_index"])
+        assert entry["label"] == result.vocabulary[entry["class_index"]].name
     assert data["facts"]["device"] == "cpu"
-    assert (
-        "instances"
-        not in PanopticResult(result.segment_map, result.segments, result.vocabulary, result.facts).to_dict()
-    )
+    plain = PanopticResult(result.segment_map, result.segments, result.vocabulary, result.facts).to_dict()
+    assert set(plain) == {"height", "width", "segments", "facts"}
+
+
+def test_dict_without_masks_has_none(result: PanopticResult) -> None:
+    data = result.to_dict()
+    assert all("rle" not in entry for key in ("segments", "instances", "semantic") for entry in data[key])
 
 
 def test_png_holds_the_ids(result: PanopticResult, tmp_path: Path) -> None:

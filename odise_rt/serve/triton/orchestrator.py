@@ -87,9 +87,11 @@ class TritonPythonModel:
         assert source is not None, "one of them was given"
         vocabulary = read_words(_text(words), self._limits.max_words)
         result = self._segmenter.segment(source, vocabulary, options)
+        masks = options.outputs != ("panoptic",)  # SEGMENT_MAP has those of segments alone
+        document = json_bytes(result.to_dict(rle_masks=masks, explain=explain))
         outputs = [
             utils.Tensor("SEGMENT_MAP", np.ascontiguousarray(result.segment_map, np.int32)),
-            utils.Tensor("RESULT", np.array([json_bytes(result.to_dict(explain=explain))], dtype=np.object_)),
+            utils.Tensor("RESULT", np.array([document], dtype=np.object_)),
         ]
         return utils.InferenceResponse(output_tensors=outputs)
 

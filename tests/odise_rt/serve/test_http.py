@@ -115,7 +115,29 @@ def test_options_reach_the_segmenter(client: Any) -> None:
     assert data["facts"]["options"]["overlap_threshold"] == 0.25
     assert data["facts"]["network_size"] == [32, 48]
     assert {i["label"] for i in data["instances"]} == {"red", "green", "blue", "white"}
-    assert "rle" not in data["segments"][0]
+
+
+@pytest.mark.parametrize("masks", ["rle", "none"])
+def test_every_output_is_in_the_answer_with_or_without_masks(client: Any, masks: str) -> None:
+    data = post(client, outputs="instance,semantic", masks=masks, **COLOURS).json()
+    for key in ("segments", "instances", "semantic"):
+        assert {entry["label"] for entry in data[key]} == {"red", "green", "blue", "white"}
+        assert all(("rle" in entry) == (masks == "rle") for entry in data[key])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"format": "png", "masks": "none"},
+        {"format": "coco", "outputs": "instance"},
+        {"format": "overlay", "explain": "5"},
+        {"instances_per_image": "5"},
+        {"outputs": "semantic", "instances_per_image": "5"},
+    ],
+)
+def test_fields_that_would_change_nothing(client: Any, fields: dict[str, str]) -> None:
+    error = problem(post(client, **COLOURS, **fields), 422, "bad_options")
+    assert "leave" in error["message"]
 
 
 def test_candidates_and_unknown_on_request(client: Any) -> None:
@@ -190,7 +212,7 @@ def test_too_many_bytes_by_declaration_and_in_fact(client: Any) -> None:
         (COLOURS | {"short_edge": "65"}, "bad_options", "at most 64"),
         (COLOURS | {"long_edge": "9999999999999"}, "bad_options", "whole number"),
         (COLOURS | {"long_edge": "161"}, "bad_options", "at most 160"),
-        (COLOURS | {"instances_per_image": "99999999999"}, "bad_options", "at most 100"),
+        (COLOURS | {"outputs": "instance", "instances_per_image": "99999999999"}, "bad_options", "at most 100"),
         (COLOURS | {"explain": "101"}, "bad_options", "from 0 to 100"),
         (COLOURS | {"unknown": "1.5"}, "bad_options", "in [0, 1]"),
         (COLOURS | {"format": "gif"}, "bad_options", "json, png"),
