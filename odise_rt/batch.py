@@ -46,7 +46,11 @@ _SKIPPED = (ImageError, VideoError, OutOfMemoryError)
 
 @dataclass(frozen=True)
 class Job:
-    """What to do with every image and video of a run."""
+    """What to do with every image and video of a run.
+
+    Raises:
+        VocabularyError: with the option ``unknown``, a class has that name.
+    """
 
     vocabulary: Vocabulary
     options: SegmentOptions
@@ -58,6 +62,9 @@ class Job:
     """How far in pixels polygons may leave the masks' outlines."""
     every: int = 1
     """Of a video, each n-th frame."""
+
+    def __post_init__(self) -> None:
+        _ = self.classes  # an error of theirs is better told before the first image
 
     @property
     def classes(self) -> Vocabulary:

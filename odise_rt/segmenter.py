@@ -196,6 +196,7 @@ class Segmenter:
 
     def _segment(self, image: ImageLike, words: Vocabulary, options: SegmentOptions | None) -> PanopticResult:
         settings = _options(options).resolve(self.facts)
+        _classes(words, settings)  # fails for words that do not go with the options, which costs no run of the network
         if self._pipeline is None or settings.outputs != ("panoptic",):  # whatever else there is needs the masks here
             return self.name_masks(self.find_masks(image, options), words, options)
         return self._segment_on_gpu(self._pipeline, image, words, settings)

@@ -275,7 +275,15 @@ class Vocabulary:
 
         The class is a thing, as nobody knows that two unknown regions are of one kind, and so they stay apart. Its id
         follows the largest one where every class has its own.
+
+        Raises:
+            VocabularyError: a class has that name already.
         """
+        if UNKNOWN in map(_key, self.names):
+            raise VocabularyError(
+                f"the vocabulary has a class {UNKNOWN!r}, and that is what the option {UNKNOWN!r} calls what no word "
+                "fits: give the class another name, or leave the option out"
+            )
         ids = [c.id for c in self.classes if c.id is not None]
         identifier = max(ids) + 1 if len(ids) == len(self.classes) else None
         return Vocabulary((*self.classes, VocabularyClass((UNKNOWN,), isthing=True, id=identifier)))

@@ -10,8 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odise_rt import OptionsError, PanopticResult, Segmenter, SegmentOptions, Vocabulary, classification, cli
+from odise_rt import (
+    OptionsError,
+    PanopticResult,
+    Segmenter,
+    SegmentOptions,
+    Vocabulary,
+    VocabularyError,
+    classification,
+    cli,
+)
 from odise_rt import segmenter as segmenter_module
+from odise_rt.batch import Job
 from odise_rt.classification import MaskEmbeddings, classify, name_queries
 from odise_rt.results import Candidate, category_ids
 from odise_rt.text_embeddings import EmbeddedVocabulary, normalise
@@ -185,6 +195,19 @@ def test_unknown_in_the_formats_of_others(segmenter: Segmenter, colours: np.ndar
     assert all(s["unknown"] for s in result.to_dict()["segments"])
     legend = np.asarray(result.overlay(colours))
     assert legend.shape[1] > 640
+
+
+@pytest.mark.parametrize("words", ["cat; unknown", "Unknown , mystery; cat"])
+def test_class_of_that_name_goes_without_the_option_alone(
+    segmenter: Segmenter, colours: np.ndarray, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter.segment(colours, words)
+    segmenter.segment(colours, "mystery, unknown", SegmentOptions(unknown=0.5))
+    monkeypatch.setattr(segmenter, "find_masks", lambda *_: pytest.fail("the network was run"))
+    with pytest.raises(VocabularyError, match="give the class another name"):
+        segmenter.segment(colours, words, SegmentOptions(unknown=0.5))
+    with pytest.raises(VocabularyError, match="give the class another name"):
+        Job(Vocabulary.parse(words), SegmentOptions(unknown=0.5), ("json",), Path())
 
 
 def test_ids_of_a_data_set_are_kept() -> None:
