@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from odise_rt.errors import OptionsError
-from odise_rt.specs import ModelFacts
+from odise_rt.specs import MAX_EDGE, ModelFacts
 
 Output = Literal["panoptic", "semantic", "instance"]
 OUTPUTS: tuple[Output, ...] = ("panoptic", "semantic", "instance")
@@ -85,8 +85,8 @@ class SegmentOptions:
             raise OptionsError(f"long_edge {self.long_edge} is below short_edge {self.short_edge}: swap them")
         for name in ("short_edge", "long_edge"):
             value = getattr(self, name)
-            if value is not None and value > 16_384:
-                raise OptionsError(f"{name} is {value}: expected at most 16384")
+            if value is not None and value > MAX_EDGE:
+                raise OptionsError(f"{name} is {value}: expected at most {MAX_EDGE}")
 
     def resolve(self, facts: ModelFacts) -> ResolvedOptions:
         """Fill in the model's own values."""

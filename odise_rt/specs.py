@@ -20,10 +20,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from odise_rt.errors import BackendError, BundleError
-from odise_rt.typed_fields import FieldError, read_fields
+from odise_rt.typed_fields import FieldError, Range, check_fields, read_fields
 
 Variant = Literal["label", "caption"]
 DType = Literal["float32", "float16", "int64"]
@@ -37,8 +37,16 @@ IMAGE_STAGES = tuple(stage for stage in STAGES if stage != "clip_text")
 LATENT_STRIDE = 8
 """Pixels to a latent of Stable Diffusion's first stage."""
 LATENT_CHANNELS = 4
+MAX_EDGE = 16_384
+"""Most pixels of an image's edge inside the network."""
 LEVELS: tuple[str, ...] = ("s2", "s3", "s4", "s5")
 """Feature pyramid levels; the digit is the log2 of the stride."""
+
+_Size = Annotated[int, Range(1, 2**31 - 1)]
+_Edge = Annotated[int, Range(1, MAX_EDGE)]
+_Token = Annotated[int, Range(0, 2**31 - 1)]
+_Scale = Annotated[float, Range(0, 100)]
+_Share = Annotated[float, Range(0, 1)]
 
 
 @dataclass(frozen=True)
@@ -47,87 +55,82 @@ class ModelFacts:
 
     variant: Variant
     """Supervision in training; ``label`` has a learned "no object" embedding, ``caption`` object logits."""
-    window: int
+    window: _Size
     """Largest side in pixels of the square windows that the diffusion network sees."""
-    size_divisor: int
+    size_divisor: _Size
     """Images are zero-padded right and below to a multiple of this."""
-    clip_image_size: int
+    clip_image_size: _Size
     """Side in pixels of the square input of CLIP's image tower (resizing happens inside the graphs)."""
-    clip_embed_dim: int
+    clip_embed_dim: _Size
     """Channels D of CLIP's joint space."""
-    context_length: int
+    context_length: _Size
     """Tokens T of a prompt for CLIP's text tower."""
-    start_token: int
-    end_token: int
-    pad_token: int
+    start_token: _Token
+    end_token: _Token
+    pad_token: _Token
     """Fills a prompt after its end token: 0 for open_clip's tokenizer."""
-    null_text_length: int
+    null_text_length: _Size
     """Tokens of the diffusion model's embedding of "" (77 for Stable Diffusion 1.x)."""
-    null_text_dim: int
+    null_text_dim: _Size
     """Channels of that embedding (768 for Stable Diffusion 1.x)."""
-    queries: int
+    queries: _Size
     """Mask proposals Q for an image."""
-    pyramid_channels: int
+    pyramid_channels: _Size
     """Channels of the levels s2..s5."""
-    hidden_dim: int
+    hidden_dim: _Size
     """Channels of the mask features."""
-    classification_dim: int
+    classification_dim: _Size
     """Channels P in which mask and word embeddings are compared."""
-    test_short_edge: int
+    test_short_edge: _Edge
     """Pixels of the shortest image edge after the test-time resize."""
-    test_long_edge: int
+    test_long_edge: _Edge
     """Upper bound in pixels on the longest edge after it."""
-    mask_logit_scale: float
+    mask_logit_scale: _Scale
     """Factor on cosines of mask and word embeddings, already exponentiated and clamped at 100."""
-    clip_logit_scale: float
+    clip_logit_scale: _Scale
     """The same for CLIP's mask embeddings."""
-    clip_weight_seen: float
+    clip_weight_seen: _Share
     """Weight w of CLIP in p^(1-w) * p_clip^w for classes of the training vocabulary."""
-    clip_weight_unseen: float
+    clip_weight_unseen: _Share
     """The same for other classes."""
     mask_prompt: str
     """Prompt template around a word for the mask classifier; "{}" is the word."""
     clip_prompt: str
     """Prompt template for CLIP's mask classifier."""
-    object_mask_threshold: float = 0.0
+    object_mask_threshold: _Share = 0.0
     """Panoptic merge keeps masks with a score strictly above this."""
-    overlap_threshold: float = 0.8
+    overlap_threshold: _Share = 0.8
     """Panoptic merge drops a segment that keeps less than this share of its mask."""
-    clip_visible_threshold: float = 0.5
+    clip_visible_threshold: _Share = 0.5
     """A patch is visible to a mask token when some mask probability inside reaches this (inside ``clip_mask``)."""
-    instances_per_image: int = 100
+    instances_per_image: _Size = 100
     level_strides: tuple[int, ...] = (4, 8, 16, 32)
     """Pixels to a cell of s2..s5."""
 
     def __post_init__(self) -> None:
+        try:
+            check_fields(self)
+        except FieldError as exc:
+            raise BundleError(f"model facts: {exc}; export the bundle again") from exc
         checks = [
-            (self.variant in ("label", "caption"), f"variant is {self.variant!r}, expected 'label' or 'caption'"),
             (
                 self.level_strides == (4, 8, 16, 32),
                 f"level_strides is {self.level_strides}, this version knows (4, 8, 16, 32)",
             ),
-            (self.size_divisor % 32 == 0 and self.size_divisor > 0, f"size_divisor {self.size_divisor} is not 32·k"),
+            (self.size_divisor % 32 == 0, f"size_divisor {self.size_divisor} is not 32·k"),
             (
-                self.window > 0 and self.size_divisor > 0 and self.window % self.size_divisor == 0,
+                self.window % self.size_divisor == 0,
                 f"window {self.window} is not a multiple of size_divisor {self.size_divisor}",
             ),
             (
-                0 < self.test_short_edge <= self.test_long_edge,
-                f"test edges {self.test_short_edge} and {self.test_long_edge} must be 0 < short <= long",
+                self.test_short_edge <= self.test_long_edge,
+                f"test_short_edge {self.test_short_edge} is above test_long_edge {self.test_long_edge}",
             ),
             (
                 all("{}" in p and p.count("{") == 1 for p in (self.mask_prompt, self.clip_prompt)),
                 "mask_prompt and clip_prompt must each hold one '{}' for the word",
             ),
-            (
-                all(0 <= w <= 1 for w in (self.clip_weight_seen, self.clip_weight_unseen)),
-                "clip_weight_seen and clip_weight_unseen must lie in [0, 1]",
-            ),
             (self.context_length >= 3, f"context_length {self.context_length} has no room for start, word and end"),
-            (
-                min(self.queries, self.clip_embed_dim, self.classification_dim, self.clip_image_size) > 0,
-                "queries and dimensions must be positive",
-            ),
         ]
         for ok, message in checks:
             if not ok:

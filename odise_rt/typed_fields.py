@@ -7,8 +7,8 @@ Numbers are finite, and stay inside the :class:`Range` that an ``Annotated`` hin
 from __future__ import annotations
 
 import dataclasses
-import math
 import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -93,7 +93,8 @@ def _fits(hint: Any, value: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if kind is float:
-        sound = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        # Not isfinite, which does not take whole numbers beyond those of a float.
+        sound = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     else:
         # bool is an int to Python, and none to a person.
         sound = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

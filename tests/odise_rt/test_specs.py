@@ -69,15 +69,30 @@ def test_one_symbol_has_one_value() -> None:
         ({"variant": "both"}, "variant"),
         ({"window": 50}, "multiple of size_divisor"),
         ({"size_divisor": 20}, "size_divisor"),
-        ({"test_short_edge": 900}, "short <= long"),
+        ({"test_short_edge": 900}, "above test_long_edge"),
         ({"mask_prompt": "a photo"}, "one '{}'"),
-        ({"clip_weight_seen": 1.5}, "lie in"),
         ({"level_strides": (2, 4, 8, 16)}, "level_strides"),
-        ({"queries": 0}, "positive"),
     ],
 )
 def test_facts_that_contradict_themselves_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(BundleError, match=message):
+        make_facts(**change)
+
+
+@pytest.mark.parametrize("name", [n for n, v in make_facts().to_dict().items() if isinstance(v, int | float)])
+def test_numbers_outside_their_range_are_named(name: str) -> None:
+    for value in (-1, -0.5, 10**12, 10**400, float("nan"), float("inf"), "0.5", None, True):
+        with pytest.raises(BundleError, match=f"facts.*: {name} is") as caught:
+            ModelFacts.from_dict(make_facts().to_dict() | {name: value})
+        assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"queries": 0}, {"instances_per_image": 0}, {"overlap_threshold": 1.1}, {"clip_weight_seen": float("nan")}],
+)
+def test_facts_made_here_are_in_their_range_as_well(change: dict[str, object]) -> None:
+    with pytest.raises(BundleError, match=f"facts.*: {next(iter(change))} is"):
         make_facts(**change)
 
 
