@@ -1,14 +1,20 @@
 """The form of a graph for ONNX Runtime on CUDA: same inputs, outputs and weights, operators of its CUDA provider.
 
 ======================  ============================================================================================
+NhwcConv                a convolution with channels last, as tensor cores want them. ONNX Runtime would turn them by
+                        itself (``prefer_nhwc``), but keeps every weight twice then, and does the arithmetic of sizes on
+                        the GPU, from which each size has to be copied back before the next node can be launched
 MultiHeadAttention      attention without a mask: flash or memory-efficient kernels, no scores in memory
-GroupNorm               one pass instead of seven, with SiLU inside; its kernel wants channels last, so it stands
-                        between two transposes, which ONNX Runtime cancels against those of neighbours
+GroupNorm               one pass instead of seven, with SiLU inside; channels last, too: both stand between two
+                        transposes, which ONNX Runtime cancels against those of neighbours
 SkipLayerNormalization  a residual sum and the norm behind it
 QuickGelu               x * sigmoid(a * x): CLIP's activation, and SiLU with a = 1
 BiasGelu                GELU of a layer's output and its bias
 BiasSplitGelu           the gated GELU of Stable Diffusion's transformers, for the widths that have a kernel
 ======================  ============================================================================================
+
+ArgMax of whole numbers has no CUDA kernel, so it gets floats. ONNX Runtime computes sizes on the CPU; where the GPU
+divides by one, the divisor is made there, or it would be copied over, and no CUDA graph could be captured.
 
 None of these kernels runs without a GPU. :func:`export.fused_operators.write_out_fusions` says in standard operators
 what each means, so that the rest (which nodes were matched, how they are wired, in which precision) is compared on the
@@ -27,10 +33,12 @@ from export.fused_operators import MS, TO_NCHW, TO_NHWC
 from export.fusion import fuse_attention
 from export.graph_editing import (
     NodeEmitter,
+    add_constant,
     only_reader,
     producer_of,
     remove_unread,
     replace_node,
+    unused_name,
 )
 
 MAX_HEAD_WIDTH = 256
@@ -39,10 +47,16 @@ SPLIT_GELU_WIDTHS = frozenset({2560, 5120, 10240, 6144, 12288})
 """Widths before the split for which BiasSplitGelu has a kernel; the first three are Stable Diffusion's."""
 
 
+CHANNELS_OF_TENSOR_CORES = 8
+"""Convolutions whose channels this does not divide stay as they are."""
+
+
 @dataclass(frozen=True)
 class CudaFusionCounts:
     """How often each operator was put in."""
 
+    convolution: int
+    """With channels last."""
     attention: int
     group_norm: int
     group_norm_silu: int
@@ -54,7 +68,8 @@ class CudaFusionCounts:
 
     def __str__(self) -> str:
         return (
-            f"{self.attention} attentions, {self.group_norm} group norms ({self.group_norm_silu} with SiLU), "
+            f"{self.convolution} convolutions, {self.attention} attentions, "
+            f"{self.group_norm} group norms ({self.group_norm_silu} with SiLU), "
             f"{self.skip_layer_norm} residual layer norms, {self.quick_gelu} quick GELUs, {self.bias_gelu} bias GELUs "
             f"and {self.bias_split_gelu} split GELUs fused"
         )
@@ -70,7 +85,10 @@ def fuse_for_ort_cuda(model: ir.Model) -> CudaFusionCounts:
     graph = model.graph
     attention = fuse_attention(model, MAX_HEAD_WIDTH)
     norms = _at_each(graph, "InstanceNormalization", _fuse_group_norm)
+    _at_each(graph, "ArgMax", _floats_for_argmax)
+    _at_each(graph, "Range", _divisor_on_gpu)
     counts = CudaFusionCounts(
+        convolution=sum(map(bool, _at_each(graph, "Conv", _turn_convolution))),
         attention=attention,
         group_norm=sum(found is not None for found in norms),
         group_norm_silu=sum(bool(found) for found in norms),
@@ -115,7 +133,7 @@ def _fuse_group_norm(graph: ir.Graph, norm: ir.Node) -> bool | None:
         return None  # the kernel works on pairs of channels of one group
     last, silu = _silu_behind(shifted)
     emit = NodeEmitter(graph, f"{norm.name}/fused")
-    turned = emit("Transpose", source, perm=list(TO_NHWC))
+    turned = _channels_last(emit, source)
     normed = emit(
         "GroupNorm",
         turned,
@@ -127,12 +145,54 @@ def _fuse_group_norm(graph: ir.Graph, norm: ir.Node) -> bool | None:
         activation=int(silu),
         channels_last=1,
     )
-    result = emit("Transpose", normed, perm=list(TO_NCHW))
-    dims = list(source.shape)
-    for value in (turned, normed):
-        value.shape, value.type = ir.Shape([dims[axis] for axis in TO_NHWC]), source.type
-    replace_node(graph, last, emit.nodes, result)
+    normed.shape, normed.type = turned.shape, source.type
+    replace_node(graph, last, emit.nodes, emit("Transpose", normed, perm=list(TO_NCHW)))
     return silu
+
+
+def _channels_last(emit: NodeEmitter, value: ir.Value) -> ir.Value:
+    """A map (N, C, H, W) as (N, H, W, C)."""
+    turned = emit("Transpose", value, perm=list(TO_NHWC))
+    assert value.shape is not None
+    dims = list(value.shape)
+    turned.shape, turned.type = ir.Shape([dims[axis] for axis in TO_NHWC]), value.type
+    return turned
+
+
+def _turn_convolution(graph: ir.Graph, convolution: ir.Node) -> bool:
+    """A convolution of two axes whose weights are constant."""
+    source, kernel, *others = convolution.inputs
+    output, weight = convolution.outputs[0], _constant(kernel)
+    if source is None or kernel is None or weight is None or weight.ndim != 4 or source.shape is None:
+        return False
+    if convolution.attributes.get_int("group", 1) != 1 or output.shape is None:
+        return False
+    if any(channels % CHANNELS_OF_TENSOR_CORES for channels in weight.shape[:2]):
+        return False
+    emit = NodeEmitter(graph, f"{output.name}/turned")
+    # Of the same block as before (export.precision.node_blocks).
+    name = unused_name(graph, f"{kernel.name}_ohwi")
+    last = add_constant(graph, name, ir.tensor(np.ascontiguousarray(weight.transpose(TO_NHWC)), name=name))
+    attributes = {key: value for key, value in convolution.attributes.items() if key != "group"}
+    inputs = [_channels_last(emit, source), last, *(value for value in others if value is not None)]
+    convolved = emit("NhwcConv", *inputs, domain=MS, **attributes)
+    dims = list(output.shape)
+    convolved.shape, convolved.type = ir.Shape([dims[axis] for axis in TO_NHWC]), output.type
+    replace_node(graph, convolution, emit.nodes, emit("Transpose", convolved, perm=list(TO_NCHW)))
+    return True
+
+
+def _floats_for_argmax(graph: ir.Graph, node: ir.Node) -> bool:
+    """float32 holds the whole numbers that vocabularies count to."""
+    source = node.inputs[0]
+    if source is None or source.dtype not in (ir.DataType.INT32, ir.DataType.INT64):
+        return False
+    emit = NodeEmitter(graph, f"{source.name}/floats")
+    floats = emit("Cast", source, to=int(ir.DataType.FLOAT))
+    floats.shape, floats.type = source.shape, ir.TensorType(ir.DataType.FLOAT)
+    graph.insert_before(node, emit.nodes)
+    node.replace_input_with(0, floats)
+    return True
 
 
 def _silu_behind(node: ir.Node) -> tuple[ir.Node, bool]:
@@ -252,6 +312,33 @@ def _fuse_quick_gelu(graph: ir.Graph, sigmoid: ir.Node) -> bool:
     emit = NodeEmitter(graph, f"{sigmoid.name}/fused")
     result = emit("QuickGelu", source, domain=MS, alpha=alpha)
     replace_node(graph, product, emit.nodes, result)
+    return True
+
+
+def _divisor_on_gpu(graph: ir.Graph, count: ir.Node) -> bool:
+    """Where 0, 1, ..., n - 1 is divided by n: take the last of them and add one."""
+    start, limit, step = count.inputs
+    numbers = count.outputs[0]
+    if limit is None or limit.const_value is not None or limit.dtype != ir.DataType.FLOAT:
+        return False
+    if [None if (value := _constant(bound)) is None else float(value) for bound in (start, step)] != [0.0, 1.0]:
+        return False
+    divisions = [
+        use.node
+        for use in limit.uses()
+        if use.node.op_type == "Div" and use.idx == 1 and use.node.outputs[0].shape and use.node.inputs[0] is not limit
+    ]
+    if not divisions:
+        return False
+    emit = NodeEmitter(graph, f"{numbers.name}/size")
+    bounds = [emit.constant(np.array([bound], np.int64)) for bound in (-1, np.iinfo(np.int64).max, 0)]
+    size = emit("Add", emit("Slice", numbers, *bounds), emit.constant(np.ones(1, np.float32)))
+    for node in emit.nodes:
+        node.outputs[0].shape, node.outputs[0].type = ir.Shape([1]), ir.TensorType(ir.DataType.FLOAT)
+    graph.insert_after(count, emit.nodes)
+    for division in divisions:
+        division.replace_input_with(1, size)
+    graph.sort()
     return True
 
 

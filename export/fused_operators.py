@@ -13,6 +13,7 @@ MS = "com.microsoft"
 """Domain of ONNX Runtime's own operators."""
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 FUSED_OPERATORS = (
+    "NhwcConv",
     "MultiHeadAttention",
     "GroupNorm",
     "SkipLayerNormalization",
@@ -45,7 +46,9 @@ def _write_out(graph: ir.Graph, node: ir.Node, number: int) -> None:
 
     inputs = [single(value) for value in node.inputs if value is not None]
     results: Sequence[ir.Value]
-    if node.op_type == "GroupNorm":
+    if node.op_type == "NhwcConv":
+        results = [_convolution(emit, node, *inputs)]
+    elif node.op_type == "GroupNorm":
         results = [_group_norm(emit, node, *inputs)]
     elif node.op_type == "BiasSplitGelu":
         results = [_bias_split_gelu(emit, *inputs)]
@@ -74,6 +77,12 @@ def _write_out(graph: ir.Graph, node: ir.Node, number: int) -> None:
     graph.remove(node, safe=True)
     for new, name in names:
         new.name = name
+
+
+def _convolution(emit: NodeEmitter, node: ir.Node, source: ir.Value, weight: ir.Value, *bias: ir.Value) -> ir.Value:
+    """Maps are (N, H, W, C) and weights (out, h, w, in)."""
+    turned = [emit("Transpose", value, perm=list(TO_NCHW)) for value in (source, weight)]
+    return emit("Transpose", emit("Conv", *turned, *bias, **node.attributes), perm=list(TO_NHWC))
 
 
 def _group_norm(emit: NodeEmitter, node: ir.Node, source: ir.Value, weight: ir.Value, bias: ir.Value) -> ir.Value:

@@ -46,7 +46,7 @@ def check_bundle_precision(bundle: str, engine: EnginePrecision) -> None:
 HALF_TYPES: dict[HalfPrecision, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 FLOATS = frozenset({ir.DataType.FLOAT, *HALF_TYPES.values()})
 
-HEAVY = frozenset({"MatMul", "Gemm", "Conv", "MultiHeadAttention"})
+HEAVY = frozenset({"MatMul", "Gemm", "Conv", "NhwcConv", "MultiHeadAttention"})
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Min", "Max", "Clip", "Where"})
 LAYOUT = frozenset(
     {"Reshape", "Transpose", "Concat", "Split", "Slice", "Gather", "Expand", "Unsqueeze", "Squeeze", "Identity", "Pad"}

@@ -37,7 +37,7 @@ def open_engine_stage(
         from odise_rt.backends.ort import OrtBackend
 
         backend = OrtBackend("cuda", threads, gpu_session=session)
-        return backend.open_graph(engine.path, spec, file, engine.facts.precision)
+        return backend.open_graph(engine.path, spec, file, engine.facts.precision, channels_last=True)
     opened = CudaSession() if session is None else session
     try:
         with opened.use(f"loading stage {spec.name}"):  # it may wait for the whole device

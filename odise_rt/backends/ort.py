@@ -35,7 +35,8 @@ engines (:mod:`odise_rt.engines`)."""
 
 CUDA_OPTIONS: dict[str, str] = {
     "device_id": "0",
-    # Convolutions want channels last in fp16; the norms of graphs for CUDA do, too.
+    # Portable graphs have channels first, which is slow in fp16. The price: sizes of a graph that is not for one size
+    # alone are computed on the GPU, and copied back.
     "prefer_nhwc": "1",
     "cudnn_conv_algo_search": "HEURISTIC",
     "cudnn_conv_use_max_workspace": "1",
@@ -109,8 +110,9 @@ class OrtBackend:
         Args:
             device: ``"cpu"`` or ``"cuda"``.
             threads: threads inside an operator. ``None``: the cores that this process may use.
-            cuda_graph: on CUDA, capture a graph for each of the first few shapes. ONNX Runtime refuses graphs of which
-                a part runs on the CPU.
+            cuda_graph: on CUDA, capture a graph for each of the first few shapes, and anew for each thread that runs a
+                stage. ONNX Runtime refuses that for the portable graphs of a bundle, in which sizes are copied between
+                CPU and GPU; graphs of ``ort-cuda`` engines have no such copies.
             gpu_session: on CUDA, stages run on its stream, can be bound to arrays on the GPU, and hold it until they
                 are closed; ``None``: on a stream of ONNX Runtime's own.
 
@@ -146,7 +148,15 @@ class OrtBackend:
         large = self._is_large(bundle)
         return self.open_graph(file.path, bundle.stages[stage].spec, relative, bundle.precision, large)
 
-    def open_graph(self, path: Path, spec: StageSpec, file: str, precision: str = "", large: bool = False) -> OrtStage:
+    def open_graph(
+        self,
+        path: Path,
+        spec: StageSpec,
+        file: str,
+        precision: str = "",
+        large: bool = False,
+        channels_last: bool = False,
+    ) -> OrtStage:
         """Load a graph file.
 
         Args:
@@ -156,6 +166,7 @@ class OrtBackend:
             precision: inside the graph, for results.
             large: read matrices where they lie in the file, and give working memory back after each run; see
                 :data:`~odise_rt.backends.base.LARGE_BUNDLE_BYTES`.
+            channels_last: the graph's convolutions have them, so that ONNX Runtime need not turn anything.
 
         Raises:
             BackendError: ONNX Runtime refuses the graph, runs it elsewhere, or it has other inputs or outputs.
@@ -163,7 +174,8 @@ class OrtBackend:
         started = time.perf_counter()
         wanted = PROVIDERS[self.device]
         try:
-            session = self._ort.InferenceSession(str(path), self._session_options(large), providers=self._providers())
+            providers = self._providers(channels_last)
+            session = self._ort.InferenceSession(str(path), self._session_options(large), providers=providers)
         except Exception as exc:
             raise translate(exc, f"ONNX Runtime cannot load stage {spec.name} from {path}") from exc
         provider = session.get_providers()[0]
@@ -190,11 +202,13 @@ class OrtBackend:
         bound = BoundRuns(self._ort, session, spec, _ARRAYS_ON_GPU, self.cuda_graph) if on_gpu else None
         return OrtStage(session, spec, facts, run_options, bound, self._gpu_session)
 
-    def _providers(self) -> list[Any]:
+    def _providers(self, channels_last: bool) -> list[Any]:
         if self.device == "cpu":
             return [PROVIDERS["cpu"]]
-        # Shape arithmetic stays on the CPU; whether the provider itself started is checked on the session.
+        # The CPU is there for the arithmetic of sizes; whether CUDA itself started is checked on the session.
         options = dict(CUDA_OPTIONS, enable_cuda_graph=str(int(self.cuda_graph)))
+        if channels_last:
+            options["prefer_nhwc"] = "0"
         if self._gpu_session is not None:
             options["user_compute_stream"] = str(self._gpu_session.handle)
         return [(PROVIDERS["cuda"], options), PROVIDERS["cpu"]]

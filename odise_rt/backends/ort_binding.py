@@ -21,6 +21,8 @@ from odise_rt.specs import StageSpec
 
 MAX_SHAPES = 4
 """Shapes whose buffers are kept."""
+RUNS_TO_A_WAIT = 256
+"""ONNX Runtime keeps the pinned buffers of a run until one waits for the GPU: a mask decoder leaves 22 kB each time."""
 _NO_GRAPH = -1
 """Graph id that tells ONNX Runtime not to capture."""
 
@@ -53,9 +55,10 @@ class BoundSession:
         self._inputs = {name: tuple(array.shape) for name, array in inputs.items()}
         self.outputs = {tensor.name: tensor.resolve(dims) for tensor in spec.outputs}
         self._types = {tensor.name: np.dtype(tensor.dtype).type for tensor in (*spec.inputs, *spec.outputs)}
-        self._options = ort.RunOptions()
         # The caller waits once, for everything that it puts on the stream.
-        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._without_wait = ort.RunOptions()
+        self._without_wait.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._runs = 0
 
     def use_scratch(self, scratch: Any) -> None:
         """Nothing: the session has its own."""
@@ -68,8 +71,10 @@ class BoundSession:
 
     def enqueue(self) -> None:
         """See :class:`odise_rt.backends.base.BoundStage`."""
+        self._runs += 1
+        options = self._without_wait if self._runs % RUNS_TO_A_WAIT else None
         try:
-            self._session.run_with_iobinding(self._binding, self._options)
+            self._session.run_with_iobinding(self._binding, options)
         except Exception as exc:  # the bindings raise many unrelated types
             raise translate(exc, f"stage {self._stage} failed on {self._inputs}") from exc
 

@@ -14,7 +14,7 @@ import pytest
 
 from export.cuda_fusion import SPLIT_GELU_WIDTHS, fuse_for_ort_cuda
 from export.fused_operators import write_out_fusions
-from export.precision import to_mixed_precision
+from export.precision import node_blocks, to_mixed_precision
 from tests.export.conftest import graph_from_text, operators, run
 from tests.export.test_fusion import _attention, _inputs
 
@@ -103,6 +103,88 @@ def test_group_norm_stays_in_fp16_with_weights_in_float32() -> None:
     assert dtypes == [ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.FLOAT, ir.DataType.FLOAT16]
     found = run(written_out(model), x0=x)[0]
     assert np.abs(found - expected).max() < 1e-2 * np.abs(expected).max()
+
+
+def _convolution(channels: int, out: int, attributes: str = "pads = [1, 1, 1, 1], strides = [2, 1]") -> ir.Model:
+    text = f"""g (float[N, {channels}, 9, 10] x) => (float[N, {out}, oh, ow] y)
+        {{ y = Conv <{attributes}> (x, layer.block.weight, bias) }}"""
+    text = text.replace("layer.block.weight", "weight")
+    model = graph_from_text(text, {"weight": _normal(out, channels, 3, 3), "bias": _normal(out)})
+    model.graph.initializers["weight"].name = "layer.block.weight"
+    return model
+
+
+def test_convolution() -> None:
+    model = _convolution(16, 24)
+    x = _normal(2, 16, 9, 10)
+    expected = run(model.clone(), x=x)[0]
+    blocks = set(node_blocks(model.graph).values())
+    assert fuse_for_ort_cuda(model).convolution == 1
+    assert operators(model) == ["Transpose", "NhwcConv", "Transpose"]
+    node = next(node for node in model.graph if node.op_type == "NhwcConv")
+    assert node.inputs[1] is not None
+    assert node.inputs[1].shape == (24, 3, 3, 16)
+    assert node.attributes.get_ints("pads") == (1, 1, 1, 1)
+    assert node_blocks(model.graph)[id(node)] in blocks
+    np.testing.assert_allclose(run(written_out(model), x=x)[0], expected, atol=1e-4)
+
+
+def test_convolution_stays_in_fp16_between_its_transposes() -> None:
+    text = """g (float[N, 16, 9, 10] x) => (float[N, 16, 9, 10] y) {
+        a = Conv <pads = [1, 1, 1, 1]> (x, weight)  y = Conv <pads = [1, 1, 1, 1]> (a, weight)
+    }"""
+    model = graph_from_text(text, {"weight": _normal(16, 16, 3, 3) / 12})
+    x = _normal(2, 16, 9, 10)
+    expected = run(model.clone(), x=x)[0]
+    fuse_for_ort_cuda(model)
+    assert to_mixed_precision(model).half["NhwcConv"] == 1  # of two: what leaves the graph is in float32
+    found = run(written_out(model), x=x)[0]
+    assert np.abs(found - expected).max() < 1e-2 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("channels", "out", "attributes"),
+    [(4, 24, "pads = [1, 1, 1, 1]"), (16, 20, "pads = [1, 1, 1, 1]")],
+)
+def test_leaves_convolutions_that_tensor_cores_do_not_take(channels: int, out: int, attributes: str) -> None:
+    model = _convolution(channels, out, attributes)
+    assert fuse_for_ort_cuda(model).convolution == 0
+    assert operators(model) == ["Conv"]
+
+
+def test_leaves_convolutions_of_groups_and_of_computed_weights() -> None:
+    text = "g (float[N, 16, 9, 10] x, float[16, 16, 3, 3] w) => (float[N, 16, oh, ow] y) "
+    grouped = graph_from_text(
+        text + "{ a = Conv <group = 2> (x, v)  b = Conv (x, w)  y = Add(a, b) }", {"v": _normal(16, 8, 3, 3)}
+    )
+    assert fuse_for_ort_cuda(grouped).convolution == 0
+
+
+def test_argmax_gets_floats() -> None:
+    model = graph_from_text("g (int64[L, 7] t) => (int64[L] y) { y = ArgMax <axis = 1, keepdims = 0> (t) }")
+    tokens = RANDOM.integers(0, 49408, (5, 7))
+    tokens[:, 3] = 49407
+    fuse_for_ort_cuda(model)
+    assert operators(model) == ["Cast", "ArgMax"]
+    assert run(model, t=tokens)[0].tolist() == [3] * 5
+
+
+def test_a_size_to_divide_by_is_made_where_it_is_wanted() -> None:
+    """The one that Range counts to stays on the CPU; no other operator may read it."""
+    text = """g (float[N, 3] x) => (float[N] y) {
+        shape = Shape <start = 0, end = 1> (x)  count = Squeeze(shape)  limit = Cast <to = 1> (count)
+        early = Range(zero, one, one)  other = Div(early, limit)
+        numbers = Range(zero, limit, one)  shifted = Add(numbers, half)  share = Div(shifted, limit)
+        y = Add(share, other)
+    }"""
+    constants = {"zero": np.float32(0), "one": np.float32(1), "half": np.float32(0.5)}
+    model = graph_from_text(text, {name: np.array(value) for name, value in constants.items()})
+    x = _normal(9, 3)
+    expected = run(model.clone(), x=x)[0]
+    fuse_for_ort_cuda(model)
+    limit = next(node for node in model.graph if node.op_type == "Cast").outputs[0]
+    assert [use.node.op_type for use in limit.uses()] == ["Range"]
+    np.testing.assert_array_equal(run(model, x=x)[0], expected)
 
 
 @pytest.mark.parametrize("change", [{"groups": 16}, {"scale": "twos"}])

@@ -14,7 +14,7 @@ import pytest
 from odise_rt import Bundle
 from odise_rt.backends import ort
 from odise_rt.backends.ort import OrtBackend
-from odise_rt.backends.ort_binding import BoundRuns
+from odise_rt.backends.ort_binding import RUNS_TO_A_WAIT, BoundRuns, BoundSession
 from odise_rt.specs import STAGES, StageSpec
 from tests.odise_rt.engine_bundle import example
 
@@ -133,6 +133,33 @@ def test_cuda_sessions_are_bound_and_ask_for_what_they_need(
     assert (name, fallback) == ("CUDAExecutionProvider", "CPUExecutionProvider")
     assert options["enable_cuda_graph"] == "1"
     assert options["use_tf32"] == "0"
+    assert options["prefer_nhwc"] == "1"
     assert stage._bound is not None
     assert stage.facts.provider == "CUDAExecutionProvider"
     assert stage.facts.precision == "fp32"
+    turned = backend.open_graph(
+        Bundle.open(label_bundle).stages["clip_image"].file.path, stage._spec, "", "", False, True
+    )
+    assert asked[1][0][1] == options | {"prefer_nhwc": "0"}
+    turned.close()
+
+
+def test_a_run_waits_for_the_gpu_now_and_then(label_bundle: Path) -> None:
+    """ONNX Runtime frees what a run pinned when one waits."""
+    bundle = Bundle.open(label_bundle)
+    spec = bundle.stages["clip_text"].spec
+
+    class Session:
+        waits: list[bool] = []  # noqa: RUF012
+
+        def io_binding(self) -> None:
+            """Nothing is bound."""
+
+        def run_with_iobinding(self, binding: object, options: Any) -> None:
+            key = "disable_synchronize_execution_providers"
+            self.waits.append(options is None or options.get_run_config_entry(key) != "1")
+
+    session = BoundSession(onnxruntime, Session(), spec, example(spec), "cpu")
+    for _ in range(2 * RUNS_TO_A_WAIT):
+        session.enqueue()
+    assert [number for number, waits in enumerate(Session.waits, 1) if waits] == [RUNS_TO_A_WAIT, 2 * RUNS_TO_A_WAIT]
