@@ -235,7 +235,12 @@ class BundleWriter:
             return
         if not (out / MANIFEST_NAME).is_file():
             raise ExportError(f"{out} holds something that is no bundle: refused to replace it; choose another --out")
-        others = sorted(entry.name for entry in out.iterdir() if entry.name not in _OURS and entry.name[0] != ".")
+        # Hidden files are those of file managers; a hidden folder may be a repository.
+        others = sorted(
+            entry.name
+            for entry in out.iterdir()
+            if entry.name not in _OURS and (entry.name[0] != "." or entry.is_dir())
+        )
         if others:
             raise ExportError(
                 f"{out} holds {', '.join(others[:3])} beside a bundle: refused to replace it; choose another --out"

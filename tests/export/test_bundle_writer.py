@@ -261,3 +261,9 @@ def test_force_replaces_bundles_only(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"holds thesis.tex beside a bundle"):
         BundleWriter(folder, force=True)
     assert (folder / "thesis.tex").is_file()
+    (folder / "thesis.tex").rename(folder / ".thesis.tex")
+    (folder / ".git").mkdir()
+    with pytest.raises(ExportError, match=r"holds .git beside a bundle"):
+        BundleWriter(folder, force=True)
+    (folder / ".git").rmdir()
+    BundleWriter(folder, force=True)
