@@ -17,6 +17,7 @@ from odise_rt.backends.pool import StagePool
 from odise_rt.bundle import Bundle
 from odise_rt.check_picture import landscape
 from odise_rt.engine_check import Case
+from odise_rt.errors import ExportError
 from odise_rt.options import SegmentOptions
 from odise_rt.segmenter import Segmenter
 from odise_rt.specs import STAGES, ModelFacts
@@ -41,6 +42,19 @@ class References:
     cases: dict[str, list[Case]]
 
 
+def check_sound(source: str, arrays: Arrays) -> None:
+    """Refuse what nothing can be compared with: NaN, infinities, and nothing but zeros, which damaged weights give.
+
+    Raises:
+        ExportError: naming the source and the array.
+    """
+    for name, array in arrays.items():
+        finite = np.isfinite(array).all()
+        if not (finite and array.any()):
+            what = "nothing but zeros" if finite else "NaN or infinite values"
+            raise ExportError(f"{source}: {name} holds {what}: the model's weights are damaged, get them again")
+
+
 class RecordedStage:
     """A stage that keeps its first inputs and outputs."""
 
@@ -53,9 +67,14 @@ class RecordedStage:
         return self._stage.facts
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """Run the stage inside; keep a copy of the first call."""
+        """Run the stage inside; keep a copy of the first call.
+
+        Raises:
+            ExportError: nothing can be compared with what it gives.
+        """
         outputs = self._stage.run(inputs)
         if self._name not in self._inputs:
+            check_sound(f"stage {self._name} in {self.facts.engine}", outputs)
             self._inputs[self._name] = {name: array.copy() for name, array in inputs.items()}
             self._outputs[self._name] = {name: array.copy() for name, array in outputs.items()}
         return outputs

@@ -17,6 +17,7 @@ from export.engine_reference import (
     ENGINE_WORDS,
     RecordingBackend,
     References,
+    check_sound,
     engine_pictures,
     reference_options,
 )
@@ -32,7 +33,7 @@ from odise_rt.segmenter import Segmenter
 from odise_rt.specs import STAGES, ModelFacts, StageSpec
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints import LoadedCheckpoint
-from training.torch_stages import TorchBackend, model_facts, torch_segmenter
+from training.torch_stages import TorchBackend, model_constants, model_facts, torch_segmenter
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -116,7 +117,11 @@ def run_example(loaded: LoadedCheckpoint, pixels: np.ndarray, words: str) -> Exa
         loaded: the model.
         pixels: uint8 ``(h, w, 3)``; the network sees it at its own size if it is smaller than the model's test size.
         words: in the syntax of :meth:`Vocabulary.parse`.
+
+    Raises:
+        ExportError: PyTorch itself gives NaN, infinities or only zeros, with which nothing can be compared.
     """
+    check_sound("the model's constants", model_constants(loaded.model))
     facts = model_facts(loaded.model)
     edge = min(pixels.shape[:2])
     # Without an overlap threshold most pixels get a segment even from a model that was never trained.

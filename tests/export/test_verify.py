@@ -26,7 +26,7 @@ from odise_rt.check_picture import landscape
 from odise_rt.errors import ExportError
 from odise_rt.results import PanopticResult, Segment
 from odise_rt.specs import STAGES, StageSpec, TensorSpec, stage_specs
-from tests.export.conftest import graph_from_text
+from tests.export.conftest import graph_from_text, small_checkpoint
 from training.checkpoints import LoadedCheckpoint
 from training.torch_stages import model_facts
 
@@ -86,6 +86,25 @@ def test_agreement_counts_pixels_of_other_segments_and_classes(example) -> None:
     # Merging two things into one is an error for the smaller of them.
     assert panoptic_agreement(expected, _result(example, [[1, 1, 1, 1]], {1: 3})) == 0.5
     assert panoptic_agreement(expected, _result(example, [[0, 0, 0, 0]], {})) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            "mask_classifier.no_object_embedding",
+            r"the model's constants: no_object_embedding holds NaN or infinite values",
+        ),
+        ("clip.token_embedding.weight", r"stage clip_text in torch .*: text_embedding holds NaN or infinite values"),
+        ("clip.visual.proj", r"stage clip_image in torch .*: image_embedding holds nothing but zeros"),
+    ],
+)
+def test_a_model_that_computes_nothing_sound_is_refused(damage: str, message: str) -> None:
+    loaded = small_checkpoint()
+    value = 0.0 if "proj" in damage else float("nan")
+    loaded.model.get_parameter(damage).data.fill_(value)
+    with pytest.raises(ExportError, match=message):
+        run_example(loaded, example_pictures(model_facts(loaded.model))[1], VOCABULARIES[1])
 
 
 def test_end_to_end_compares_a_picture_with_segments(example) -> None:  # type: ignore[no-untyped-def]
