@@ -29,7 +29,7 @@ from typing import get_args
 from rich.console import Console
 
 from export.bundle_writer import BundleWriter
-from export.engine_builds import add_engines
+from export.engine_builds import EngineReport, add_engines
 from export.engine_options import RTX_TARGETS, EngineOptions, check_engine_options
 from export.engine_profiles import WINDOW_COUNTS
 from export.engine_reference import References
@@ -80,13 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, console: Console, placed: list[str]) -> None:
-    """Do what was asked for; what is in place after an error is said in ``placed``."""
+    """Do what was asked for, and say in ``placed`` what an error that follows does not take back."""
     _check_arguments(args)
     engines = _engine_options(args)
     if args.bundle is not None:
         assert engines is not None
-        placed.append("engines that were reported as finished stay in the bundle")
-        _add_engines(Bundle.open(args.bundle), engines, console)
+        _add_engines(Bundle.open(args.bundle), engines, console, placed)
         return
     options = ExportOptions(
         precision=args.precision or "fp32",
@@ -108,14 +107,22 @@ def _run(args: argparse.Namespace, console: Console, placed: list[str]) -> None:
     report.show(console)
     console.print(f"bundle: {args.out}")
     if engines is not None:
-        placed.append("engines that were reported as finished are in it")
-        _add_engines(Bundle.open(args.out), engines, console, engine_references(source.loaded))
+        _add_engines(Bundle.open(args.out), engines, console, placed, engine_references(source.loaded))
 
 
 def _add_engines(
-    bundle: Bundle, options: EngineOptions, console: Console, references: References | None = None
+    bundle: Bundle,
+    options: EngineOptions,
+    console: Console,
+    placed: list[str],
+    references: References | None = None,
 ) -> None:
-    report = add_engines(bundle, options, console, references)
+    report = EngineReport()
+    try:
+        add_engines(bundle, options, console, references, report=report)
+    except BaseException:
+        placed += [f"the engine {engine.folder.name} is in place" for engine in report.built]
+        raise
     folder = bundle.root / ENGINES_FOLDER
     console.print(f"{len(report.built)} engines built, {len(report.kept)} were there already: {folder}")
 

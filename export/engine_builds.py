@@ -52,6 +52,7 @@ def add_engines(
     console: Console,
     references: References | None = None,
     machine: Machine | None = None,
+    report: EngineReport | None = None,
 ) -> EngineReport:
     """Build engines and put them into a bundle.
 
@@ -61,6 +62,7 @@ def add_engines(
         console: shows progress.
         references: of PyTorch, during an export; ``None``: the bundle's own graphs on the CPU are the reference.
         machine: ``None``: this one.
+        report: filled as engines are finished, for who wants to know after an error as well; ``None``: a new one.
 
     Raises:
         MissingPackageError: the package of an engine is not installed.
@@ -69,7 +71,7 @@ def add_engines(
     machine = this_machine() if machine is None else machine
     check_engine_options(options, machine)
     precision = options.precision or _precision_of(bundle)
-    report = EngineReport()
+    report = EngineReport() if report is None else report
     steps = len(options.kinds) * len(options.stages) + (references is None)
     with ExportProgress(steps, console) as progress:
         if references is None:

@@ -36,9 +36,9 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (ExportError("no GPU"), 1, "error: no GPU; the bundle is whole and in place: OUT; engines that"),
+        (ExportError("no GPU"), 1, "error: no GPU; the bundle is whole and in place: OUT\n"),
         (OSError(28, "No space left"), 1, "No space left: free space or choose another folder; the bundle is whole"),
-        (KeyboardInterrupt(), 130, "stopped: the bundle is whole and in place: OUT; engines that were reported"),
+        (KeyboardInterrupt(), 130, "stopped: the bundle is whole and in place: OUT\n"),
     ],
 )
 def test_an_error_after_the_bundle_is_in_place_says_so(
