@@ -114,6 +114,8 @@ def save_checkpoint(
         (folder / CONFIG_NAME).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", "utf-8")
         (folder / TOKENIZER_NAME).write_text(tokenizer_json, "utf-8")
         (folder / CARD_NAME).write_text(card or _default_card(description), "utf-8")
+        # safetensors makes a file that only its owner may read.
+        shutil.copymode(folder / CARD_NAME, folder / WEIGHTS_NAME)
     return path
 
 

@@ -37,6 +37,7 @@ def test_fp32_round_trip_is_exact(published: Published, saved: Path, byte_tokeni
         "model.safetensors",
         "tokenizer.json",
     ]
+    assert len({path.stat().st_mode for path in saved.iterdir()}) == 1, "who may read one may read all"
     expected = published.model.state_dict()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in loaded.model.state_dict().items())
     assert loaded.config == published.config
