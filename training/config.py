@@ -191,6 +191,10 @@ class OdiseConfig:
             ("head.pyramid_channels", head.pyramid_channels, "4 * head.norm_groups =", 4 * head.norm_groups),
         ]
         checks = [
+            (
+                self.name.strip() and self.name.isprintable(),
+                "a name needs a letter, and no character that is not printed",
+            ),
             *((a % b == 0, f"{name} {a} must be a multiple of {divisor} {b}") for name, a, divisor, b in multiples),
             (
                 unet.context_dim == sd_text.width,

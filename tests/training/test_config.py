@@ -40,6 +40,8 @@ def test_comes_back_from_json(name: str) -> None:
         ("timestep", 1000, r"timestep is 1000: expected a whole number from 0 to 999"),
         ("clip.quick_gelu", 1, r"clip.quick_gelu is 1: expected true or false"),
         ("name", 3, r"name is 3: expected text"),
+        ("name", " ", r"config ' ': a name needs a letter"),
+        ("name", "a\nb\x1b[31m", r"config 'a\\nb.*': a name needs a letter, and no character that is not printed"),
         ("variant", "both", r"variant is 'both': expected 'label' or 'caption'"),
         ("conditioning", [], r"conditioning is \[\]: expected 'implicit'"),
         ("vae.channels", [16, 32, 64], r"vae.channels is \[16, 32, 64\]: expected a list of 4"),
