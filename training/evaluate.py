@@ -217,9 +217,9 @@ def main(argv: Sequence[str]) -> int:
             words = chosen_words(arguments)
             report = evaluate(segmenter, data, indices, metrics, options, kept, progress_bar("evaluate"), words)
     lines = summary(report)
-    save_text(table, json.dumps(report.to_dict(), indent=1) + "\n")
     where = arguments.split if arguments.format == "coco" else f"{arguments.format}, {arguments.split}"
     save_text(page, kept.page(f"{arguments.model.name} on {where}", lines))
+    save_text(table, json.dumps(report.to_dict(), indent=1) + "\n")  # last: where it is, all is there
     for name, value in lines:
         logger.info("%-22s %s", name, value)
     return 0

@@ -38,7 +38,7 @@ from training.pretrain.closeups import PHOTO_TEMPLATE, CloseUpSampler, caption
 from training.pretrain.regions import draw_collages, draw_mosaics
 from training.pretrain.scene_bank import SceneBank
 from training.pretrain.session import CONFIGS, Session, parse_options, write_atomically
-from training.pretrain.tokenizer import encode_texts
+from training.pretrain.tokenizer import encode_texts, with_markers
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -194,10 +194,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--evaluate-rounds", type=whole_number(1), default=4, help="pictures of each noun in the last evaluation"
     )
     options = parse_options(parser, arguments)
-    config = preset(options.config).clip
+    model_config = preset(options.config)
+    config = model_config.clip
     trainer = ClipTrainer(
         config,
-        Tokenizer.from_str(read_tokenizer(options.tokenizer)),
+        with_markers(read_tokenizer(options.tokenizer), model_config, options.tokenizer),
         SceneBank(options.scenes, config.image_size),
         CloseUpSampler(options.seed, options.font, device=options.device),
         options.seed,

@@ -35,7 +35,7 @@ from training.models.frozen import build_sd_text, build_unet
 from training.pretrain.closeups import CloseUpSampler, caption
 from training.pretrain.scene_bank import SceneBank
 from training.pretrain.session import CONFIGS, Session, parse_options
-from training.pretrain.tokenizer import encode_texts
+from training.pretrain.tokenizer import encode_texts, with_markers
 from training.run_state import UNREADABLE
 
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -282,7 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rate", type=real_number(0, above=True), default=2e-3, help="peak learning rate")
     parser.add_argument(
         "--coarse-weight",
-        type=real_number(0),
+        type=real_number(0, 100),
         default=0.0,
         help="1 draws noisy steps more often (P2 weighting); 0: all alike",
     )
@@ -294,7 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--guidance", type=real_number(0), default=4.0, help="weight of the prompt")
     options = parse_options(parser, arguments)
     config = preset(options.config)
-    tokenizer = Tokenizer.from_str(read_tokenizer(options.tokenizer))
+    tokenizer = with_markers(read_tokenizer(options.tokenizer), config, options.tokenizer)
     vae = load_vae(options.vae or options.out / "vae").to(options.device)
     trainer = DiffusionTrainer(config, tokenizer, options.device, options.seed, options.coarse_weight, options.compile)
     session = Session(

@@ -32,7 +32,7 @@ from training.data.sticker_world.nouns import all_nouns
 from training.pretrain.closeups import PHOTO_TEMPLATE, CloseUpSampler
 from training.pretrain.diffusion import CLOSE_UPS, MAX_SAMPLER_STEPS, DiffusionTrainer, sd_tokens, to_latents
 from training.pretrain.session import parse_options, write_atomically
-from training.pretrain.tokenizer import encode_texts
+from training.pretrain.tokenizer import encode_texts, with_markers
 from training.run_state import UNREADABLE
 
 TOP = 5
@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_options(parser, arguments)
     checkpoint = load_checkpoint(options.checkpoint)
     checkpoint.model.to(options.device).eval()
-    tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json)
+    tokenizer = with_markers(checkpoint.tokenizer_json, checkpoint.config, options.checkpoint)
     trainer = load_diffusion(options.diffusion, checkpoint.config, tokenizer, options.device)
     sampler = CloseUpSampler(options.seed, options.font, device=options.device)
     found = measure(trainer, checkpoint, sampler, options.sampler_steps, options.guidance, options.seed)

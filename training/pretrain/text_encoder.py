@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from odise_rt.errors import CheckpointError
 from training.checkpoints.own_format import load_checkpoint, save_checkpoint
@@ -36,6 +35,7 @@ from training.pretrain.diffusion import (
 )
 from training.pretrain.scene_bank import SceneBank
 from training.pretrain.session import Session, parse_options, write_atomically
+from training.pretrain.tokenizer import with_markers
 
 
 @torch.no_grad()
@@ -113,7 +113,7 @@ def _train(options: argparse.Namespace) -> None:
             f"{options.held_out} to measure on; draw more, or lower --windows"
         )
     config, model = loaded.config, loaded.model.to(options.device)
-    tokenizer = Tokenizer.from_str(loaded.tokenizer_json)
+    tokenizer = with_markers(loaded.tokenizer_json, config, options.checkpoint)
     trainer = DiffusionTrainer(config, tokenizer, options.device, options.seed)
     trainer.unet = model.unet.eval().requires_grad_(False)
     folder = options.out.with_name(options.out.name + "-session")

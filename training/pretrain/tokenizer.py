@@ -17,8 +17,10 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from odise_rt.errors import CheckpointError
 from odise_rt.files import atomic_writer
 from training.command_line import command
+from training.config import OdiseConfig
 from training.data.coco_panoptic import read_captions
 from training.data.sticker_world.nouns import all_nouns
 
@@ -67,6 +69,23 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int = VOCABULARY_SIZE
     vocabulary[START_PIECE] = vocabulary_size - 2
     vocabulary[END_PIECE] = vocabulary_size - 1
     return Tokenizer.from_str(json.dumps(content))
+
+
+def with_markers(tokenizer_json: str, config: OdiseConfig, source: Path) -> Tokenizer:
+    """The tokenizer of a file, whose markers must have the ids that a model's text towers know.
+
+    Raises:
+        CheckpointError: it has others, or none; names ``source``.
+    """
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    found = tokenizer.token_to_id(START_PIECE), tokenizer.token_to_id(END_PIECE)
+    wanted = config.clip.start_token, config.clip.end_token
+    if found != wanted:
+        raise CheckpointError(
+            f"{source} has the ids {found} for {START_PIECE} and {END_PIECE}, {config.name} needs {wanted}: make one "
+            "with python -m training.pretrain.tokenizer"
+        )
+    return tokenizer
 
 
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], context_length: int, pad: int = 0) -> torch.Tensor:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +191,26 @@ def test_an_existing_split_is_kept_unless_told(tmp_path: Path) -> None:
     assert digest(tmp_path) == before
     assert main([*arguments, "2", "--overwrite"]) == 0
     assert digest(tmp_path) != before
+
+
+@needs_font
+@pytest.mark.font
+def test_ctrl_c_is_one_line_of_all_processes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "training.data.sticker_world", str(tmp_path), "--images", "5000", "--seed", "1"]
+    process = subprocess.Popen(
+        [*command, "--size", "64", "--workers", "2"],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while not list(tmp_path.glob(".train.partial/images/*")) and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    message = process.communicate()[1].decode()
+    assert process.returncode == 130
+    assert message.rstrip().endswith("stopped: nothing was written")
+    assert "Traceback" not in message
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_missing_font_is_named_with_its_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from odise_rt.errors import CheckpointError
+from training.config import ODISE_TINY
 from training.data.sticker_world.nouns import all_nouns
-from training.pretrain.tokenizer import broad_nouns, encode_texts, main, train_tokenizer
+from training.pretrain.tokenizer import broad_nouns, encode_texts, main, train_tokenizer, with_markers
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "sticker_world"
 TOKENIZER = train_tokenizer(["a photo of a dog on the grass", *broad_nouns()], 1024)
@@ -71,6 +73,13 @@ def test_the_command_writes_a_tokenizer(tmp_path: Path) -> None:
     assert loaded.get_vocab_size() == 4096
     assert loaded.token_to_id("<|startoftext|>") == 4094
     assert len(loaded.encode("dog", add_special_tokens=False).ids) == 1
+
+
+def test_a_tokenizer_without_the_models_markers_is_refused(byte_tokenizer_json: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"source has the ids \(None, None\) .* odise-tiny needs \(4094, 4095\)"):
+        with_markers(byte_tokenizer_json, ODISE_TINY, Path("source"))
+    text = train_tokenizer(["a dog"]).to_str()
+    assert with_markers(text, ODISE_TINY, Path("source")).to_str() == text
 
 
 def test_a_file_without_captions_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

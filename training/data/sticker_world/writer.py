@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import shutil
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -136,18 +137,21 @@ def write_dataset(root: Path, count: int, recipe: Recipe, workers: int = 1, over
             records = list(progress(map(draw, range(count))))
         else:
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            # Ctrl-C goes to all processes of a terminal: this one alone says so, and ends the others.
+            deaf = (signal.SIGINT, signal.SIG_IGN)
+            with ProcessPoolExecutor(workers, context, signal.signal, deaf) as pool:
                 records = list(progress(pool.map(draw, range(count), chunksize=16)))
         panoptic_file.unlink(missing_ok=True)
         for folder, name in ((folders["images"], recipe.split), (folders["masks"], f"panoptic_{recipe.split}")):
             shutil.rmtree(root / name, ignore_errors=True)
             folder.replace(root / name)
-        draft.rmdir()
         _write_annotations(root, recipe, records)
     except OSError as exc:
         raise DatasetError(
             f"cannot write Sticker World to {root}: {exc}; free some space or choose another folder"
         ) from exc
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _write_annotations(root: Path, recipe: Recipe, records: list[dict[str, Any]]) -> None:
