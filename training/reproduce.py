@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.chain import Stage, run_chain
-from training.command_line import add_device_argument, command, whole_number
+from training.command_line import add_device_argument, command
 
 PRESET = "odise-tiny"
+PROCESSES = (1, 2, 4)
+"""Numbers that share a batch of four scenes evenly."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +106,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of everything made (default runs)")
     add_device_argument(parser, "cpu")
     parser.add_argument(
-        "--processes", type=whole_number(1), help="of the heads' training (default: cores on a CPU, 1 on a GPU)"
+        "--processes",
+        type=int,
+        choices=PROCESSES,
+        help="of the heads' training (default: as many as cores on a CPU, 1 on a GPU)",
     )
     parser.add_argument("--font", type=Path, help="Noto Color Emoji font file")
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
     options = parser.parse_args(arguments)
-    # The batch of four scenes must split evenly.
-    processes = options.processes or (
-        min(4, 1 << (os.cpu_count() or 1).bit_length() - 1) if options.device == "cpu" else 1
-    )
+    cores = os.cpu_count() or 1
+    fitting = max(count for count in PROCESSES if count <= cores) if options.device == "cpu" else 1
+    processes = options.processes or fitting
     stages = plan(options.runs, processes, options.device, options.font)
     return run_chain(stages, ModuleStage.run, options.dry_run)
 

@@ -37,7 +37,7 @@ WRONG = {
     "--pictures": (["-1"], ["training.evaluate"]),
     "--seeds": (["0"], ["training.ablation"]),
     "--iterations": (["0"], ["training.ablation"]),
-    "--processes": (["0"], ["training.reproduce"]),
+    "--processes": (["0", "3"], ["training.reproduce"]),
     "--images": (["0"], ["training.data.sticker_world"]),
     "--seed": (["-1"], ["training.data.sticker_world", "training.pretrain.vae"]),
     "--rate": (["nan", "inf", "0", "-1"], ["training.pretrain.clip", "training.pretrain.vae"]),

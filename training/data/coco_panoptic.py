@@ -155,6 +155,7 @@ class CocoPanoptic:
         images: Folder of the pictures.
         masks: Folder of the panoptic PNGs.
         captions: Captions JSON, or None to go without.
+        all_captioned: Refuse pictures of which the captions file says nothing.
         covered: Accept segments of the JSON of which the PNG has no pixel, as in ADE20K's, where things are pasted over
             stuff. They are kept, so that they count as missed in panoptic quality, as in COCO's evaluation.
 
@@ -168,7 +169,13 @@ class CocoPanoptic:
     """
 
     def __init__(
-        self, annotations: Path, images: Path, masks: Path, captions: Path | None = None, covered: bool = False
+        self,
+        annotations: Path,
+        images: Path,
+        masks: Path,
+        captions: Path | None = None,
+        all_captioned: bool = True,
+        covered: bool = False,
     ) -> None:
         self.annotations_path, self.images_path, self.masks_path = Path(annotations), Path(images), Path(masks)
         self.captions_path = captions
@@ -189,7 +196,7 @@ class CocoPanoptic:
         for image_id, file_name in self._images:
             if image_id not in self._truth:
                 raise DatasetError(f"{self.annotations_path}: image id {image_id} ({file_name}) has no annotation")
-            if self._captions is not None and image_id not in self._captions:
+            if all_captioned and self._captions is not None and image_id not in self._captions:
                 raise DatasetError(f"{captions}: image id {image_id} ({file_name}) has no caption")
         self.image_ids = [image_id for image_id, _ in self._images]
 
@@ -199,19 +206,19 @@ class CocoPanoptic:
 
         ``root/annotations/panoptic_{split}.json``, ``root/annotations/captions_{split}.json``, the PNGs in
         ``root/annotations/panoptic_{split}`` (COCO) or ``root/panoptic_{split}``, the pictures in ``root/{split}``.
-        ``with_captions`` None: where there is a file of them.
+        ``with_captions`` None: those that are there.
         """
         root = Path(root)
         folder = root / "annotations"
         beside = folder / f"panoptic_{split}"
         captions = folder / f"captions_{split}.json"
-        if with_captions is None:
-            with_captions = captions.exists()
+        wanted = captions.exists() if with_captions is None else with_captions
         return cls(
             folder / f"panoptic_{split}.json",
             root / split,
             beside if beside.is_dir() else root / f"panoptic_{split}",
-            captions if with_captions else None,
+            captions if wanted else None,
+            all_captioned=with_captions is not None,
         )
 
     @classmethod
@@ -263,7 +270,7 @@ class CocoPanoptic:
                 f"{mask_path} (image id {image_id}) and {self.annotations_path.name} disagree: ids only in the PNG "
                 f"{unknown}, ids only in the JSON {absent}"
             )
-        captions = () if self._captions is None else self._captions[image_id]
+        captions = () if self._captions is None else self._captions.get(image_id, ())
         return PanopticExample(image_id, file_name, image, segment_map, segments, captions)
 
     def first_captions(self) -> dict[ImageId, str]:

@@ -94,6 +94,14 @@ def test_captions_are_optional() -> None:
     assert data[0].captions == ()
 
 
+def test_captions_that_nothing_needs_may_be_incomplete(root: Path) -> None:
+    edit(root, CAPTIONS, lambda content: content.update(annotations=content["annotations"][5:]))
+    data = CocoPanoptic.from_root(root, "train", with_captions=None)
+    assert [len(example.captions) for example in data] == [0, 5, 5, 5]
+    (root / CAPTIONS).unlink()
+    assert CocoPanoptic.from_root(root, "train", with_captions=None)[1].captions == ()
+
+
 def test_reads_the_layout_of_the_real_coco(root: Path) -> None:
     (root / "panoptic_train").rename(root / "annotations" / "panoptic_train")
     edit(root, PANOPTIC, lambda content: [category.pop("synonyms") for category in content["categories"]])
