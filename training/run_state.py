@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from odise_rt.errors import CheckpointError, first_line
+from odise_rt.files import PARTIAL_SUFFIX
 from training.experiment import Experiment
 from training.feature_cache import weights_fingerprint
 from training.models.odise import Odise
@@ -114,7 +115,8 @@ def save_state(
         CheckpointError: the disk is full or not writable; earlier states are untouched.
     """
     final = run / "states" / f"{step:06d}"
-    beside = final.with_name(f".{final.name}.{os.getpid()}")
+    # Of one name, whoever writes: what a kill leaves is replaced when the resumed run comes here again.
+    beside = final.with_name(f".{final.name}{PARTIAL_SUFFIX}")
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)

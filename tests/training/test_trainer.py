@@ -81,12 +81,16 @@ def test_kill_and_resume_equal_an_unbroken_run(
     assert killed.returncode == -signal.SIGKILL
     assert [path.name for path in saved_states(broken)] == ["000002"]
     assert sorted(log(broken)) == [0, 1, 2], "a line more than the state"
+    left = broken / "states" / ".000004.partial"  # by a kill while it saved
+    left.mkdir()
+    (left / "trained.safetensors").write_bytes(b"half")
     with (broken / "log.jsonl").open("a") as file:
         file.write('{"step": 3, "lo')  # cut off by a kill
     assert training.train.main(arguments(mini_data, mini_frozen, broken)) == 1, "a run is not overwritten by mistake"
     assert training.train.main(arguments(mini_data, mini_frozen, broken, "--resume")) == 0
     assert log(broken) == log(unbroken)
     assert list((unbroken / "tensorboard").glob("events.*"))
+    assert not left.exists()
     assert sorted(log(unbroken)) == list(range(mini.iterations))
     first, second = (load_checkpoint(run / "checkpoint") for run in (unbroken, broken))
     assert first.training_vocabulary == ("sky", "grass", "lawn", "ball"), "a category without a segment stays unseen"

@@ -104,8 +104,8 @@ def keep_setup(out: Path, setup: dict[str, Any]) -> None:
             write_json(path, setup)
         return
     try:
-        known = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as exc:
+        known = dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as exc:
         raise CheckpointError(f"{path} cannot be read ({exc}): name a new --out") from exc
     differing = [key for key in setup if known.get(key) != setup[key]]
     if differing:

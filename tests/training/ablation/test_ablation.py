@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from odise_rt.errors import CheckpointError
 from training.ablation import __main__ as command
 from training.run_log import StepReport
 from training.trainer import Trainer
@@ -104,6 +105,13 @@ def test_what_cannot_run_is_in_the_table_with_its_reason(
     assert "without the diffusion model's text encoder" in gap["reason"]
     assert row(out, "features/clip")["results"], "the other rows are measured all the same"
     assert "- the true caption, seed 42: the frozen checkpoint" in (out / "ablation.md").read_text()
+
+
+@pytest.mark.parametrize("content", ["{", "[3]", "null"])
+def test_a_damaged_setup_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "setup.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"setup.json cannot be read .*: name a new --out"):
+        command.keep_setup(tmp_path, {"scenes": 1})
 
 
 def test_two_at_a_time_in_one_folder_are_refused(
