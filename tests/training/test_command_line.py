@@ -50,6 +50,22 @@ WRONG = {
 }
 
 
+def main_of(module: str) -> Callable[[list[str]], int]:
+    found = importlib.import_module(module)
+    if hasattr(found, "__path__"):
+        found = importlib.import_module(f"{module}.__main__")
+    main: Callable[[list[str]], int] = found.main
+    return main
+
+
+@pytest.mark.parametrize("module", REQUIRED)
+def test_every_command_has_help(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main_of(module)(["--help"])
+    assert caught.value.code == 0
+    assert f"python -m {module}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("option", "value", "module"),
     [(option, value, module) for option, (values, modules) in WRONG.items() for value in values for module in modules],
@@ -62,11 +78,8 @@ def test_a_wrong_option_is_refused_before_anything_else(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = importlib.import_module(module)
-    if hasattr(found, "__path__"):
-        found = importlib.import_module(f"{module}.__main__")
     with pytest.raises(SystemExit) as caught:
-        found.main([*REQUIRED[module], f"{option}={value}"])
+        main_of(module)([*REQUIRED[module], f"{option}={value}"])
     assert caught.value.code == 2
     assert f"argument {option}" in capsys.readouterr().err
 
