@@ -30,6 +30,7 @@ import numpy as np
 
 from odise_rt.cores import usable_cores
 from odise_rt.errors import BundleError
+from odise_rt.files import given_path
 from odise_rt.specs import LATENT_CHANNELS, STAGES, ModelFacts, StageSpec, stage_specs
 
 logger = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ class Bundle:
         Raises:
             BundleError: the folder is no bundle, is incomplete, altered, unsafe, or of another schema version.
         """
-        root = Path(path)
+        root = given_path(path, "the bundle", BundleError)
         manifest, digest = _read_manifest(root)
         try:
             bundle = cls._from_manifest(root, manifest, digest, verify, graphs)
@@ -240,7 +241,7 @@ class Bundle:
 
 def _read_manifest(root: Path) -> tuple[dict[str, Any], str]:
     path = root / MANIFEST_NAME
-    if not root.is_dir():
+    if not os.path.isdir(root):  # noqa: PTH112  (of a name that is too long, is_dir raises)
         raise BundleError(f"no bundle at {root}: expected a folder with {MANIFEST_NAME}; check the path, or {_REBUILD}")
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:

@@ -1,4 +1,4 @@
-"""JSON as bytes, and writing results so that no reader ever sees half a file or half a folder."""
+"""Paths as they are given, JSON as bytes, and writing so that no reader ever sees half a file or half a folder."""
 
 from __future__ import annotations
 
@@ -12,8 +12,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from odise_rt.errors import OdiseError
+
 PARTIAL_SUFFIX = ".partial"
 """Of folders that are being written or replaced."""
+
+
+def given_path(path: object, what: str, error: type[OdiseError]) -> Path:
+    """A path as a caller gave it, perhaps for nothing.
+
+    Args:
+        path: text or a path object.
+        what: it should be; for the error.
+        error: its kind.
+
+    Raises:
+        OdiseError: of that kind: it is no path at all.
+    """
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(text, str) or "\0" in text:
+        raise error(f"{what} came as {path!r:.60}: expected a path")
+    return Path(text)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import numbers
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -60,6 +59,8 @@ class SegmentOptions:
     def __post_init__(self) -> None:
         if isinstance(self.outputs, str):
             object.__setattr__(self, "outputs", (self.outputs,))
+        if not isinstance(self.outputs, tuple | list | set | frozenset):
+            raise OptionsError(f"outputs is {self.outputs!r:.60}: expected some of {list(OUTPUTS)}")
         unknown = [o for o in self.outputs if o not in OUTPUTS]
         if unknown:
             raise OptionsError(f"outputs has {unknown}: expected some of {list(OUTPUTS)}")
@@ -121,6 +122,19 @@ class SegmentOptions:
         )
 
 
+def given_options(options: SegmentOptions | None) -> SegmentOptions:
+    """Options as a caller gave them; ``None``: the model's own.
+
+    Raises:
+        OptionsError: they are something else.
+    """
+    if options is None:
+        return SegmentOptions()
+    if not isinstance(options, SegmentOptions):
+        raise OptionsError(f"options came as {type(options).__name__}: expected SegmentOptions or None")
+    return options
+
+
 @dataclass(frozen=True)
 class ResolvedOptions:
     """:class:`SegmentOptions` with every value filled in; recorded in the result."""
@@ -144,4 +158,4 @@ class ResolvedOptions:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

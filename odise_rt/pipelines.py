@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from odise_rt.errors import OptionsError
-from odise_rt.options import OUTPUTS, Output, SegmentOptions
+from odise_rt.options import OUTPUTS, Output, SegmentOptions, given_options
 
 if TYPE_CHECKING:
     from odise_rt.backends.select import DeviceRequest
@@ -157,7 +157,7 @@ def _options(
     changes: dict[str, Any] = {"outputs": (subtask,), "explain": 0}
     given = {"object_mask_threshold": threshold, "overlap_threshold": overlap, "unknown": unknown}
     changes |= {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(options or SegmentOptions(), **changes)
+    return dataclasses.replace(given_options(options), **changes)
 
 
 def _annotations(result: PanopticResult, subtask: Output) -> list[Annotation]:

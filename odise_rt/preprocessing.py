@@ -106,7 +106,7 @@ def load_image(image: ImageLike, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
         except (OSError, ValueError) as exc:
             if isinstance(exc, OdiseError):
                 raise
-            if path.is_dir():
+            if isinstance(exc, IsADirectoryError):
                 raise ImageError(f"{path} is a folder, expected one image: pass its files one by one") from exc
             reason = getattr(exc, "strerror", None) or exc
             raise ImageError(f"cannot read the image {path} ({reason}): check the path") from exc

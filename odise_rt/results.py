@@ -13,7 +13,7 @@ import numpy as np
 from odise_rt import rle
 from odise_rt.backends.base import StageFacts
 from odise_rt.errors import OptionsError
-from odise_rt.files import atomic_writer
+from odise_rt.files import atomic_writer, given_path
 from odise_rt.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class PanopticResult:
     def mask(self, segment: Segment | int) -> np.ndarray:
         """bool (h, w) of one segment, given as such or by its id."""
         identifier = segment.id if isinstance(segment, Segment) else segment
-        if not 1 <= identifier <= len(self.segments):
+        if identifier not in range(1, len(self.segments) + 1):
             raise OptionsError(f"there is no segment {identifier}: expected 1 to {len(self.segments)}")
         mask: np.ndarray = self.segment_map == identifier
         return mask
@@ -248,7 +248,15 @@ class PanopticResult:
         return Image.fromarray(coded)
 
     def save_png(self, path: str | os.PathLike[str]) -> None:
-        """Write :meth:`to_png`, atomically."""
+        """Write :meth:`to_png`, atomically.
+
+        Raises:
+            OptionsError: the path names what is no file, or its folder does not exist.
+            OSError: the file system refused.
+        """
+        place = given_path(path, "the file to write", OptionsError)
+        if (place.exists() and not place.is_file()) or not place.parent.is_dir():
+            raise OptionsError(f"cannot write {place}: expected the name of a file in a folder that exists")
         with atomic_writer(path) as file:
             self.to_png().save(file, format="PNG")
 

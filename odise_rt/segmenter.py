@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, overload
 
@@ -32,10 +31,11 @@ from odise_rt.backends.window_batching import BatchingBackend, Observer, WindowB
 from odise_rt.bundle import Bundle
 from odise_rt.classification import Classification, MaskEmbeddings, MaskNames, classify
 from odise_rt.embedding_cache import EmbeddingCache, default_cache_dir
-from odise_rt.errors import ImageError, ImageTooLargeError, OptionsError, VocabularyError
+from odise_rt.errors import ImageError, ImageTooLargeError, InputError, OptionsError, VocabularyError
+from odise_rt.files import given_path
 from odise_rt.image_run import BatchPlan, ImageRun, MaskProposals, PlacedImage, Stopwatch
 from odise_rt.naming import HostMasks, Named, NamingRequest
-from odise_rt.options import ResolvedOptions, SegmentOptions
+from odise_rt.options import ResolvedOptions, SegmentOptions, given_options
 from odise_rt.postprocessing import MaskResizer, find_instances, semantic_map
 from odise_rt.preprocessing import ImageLike, load_image, network_size, padded_size, prepare
 from odise_rt.results import Candidate, Instance, PanopticResult, RunFacts, Segment
@@ -117,7 +117,7 @@ class Segmenter:
             MissingPackageError: no engine is installed.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
-        folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+        folder = default_cache_dir() if cache_dir is None else given_path(cache_dir, "cache_dir", OptionsError)
         backend = open_backend(device, threads, opened, cpu_engine, folder)
         key = _cache_key(opened, backend)
         if window_batching is not None:
@@ -195,7 +195,7 @@ class Segmenter:
             yield self._segment(image, words, options)
 
     def _segment(self, image: ImageLike, words: Vocabulary, options: SegmentOptions | None) -> PanopticResult:
-        settings = _options(options).resolve(self.facts)
+        settings = given_options(options).resolve(self.facts)
         _classes(words, settings)  # fails for words that do not go with the options, which costs no run of the network
         if self._pipeline is None or settings.outputs != ("panoptic",):  # whatever else there is needs the masks here
             return self.name_masks(self.find_masks(image, options), words, options)
@@ -219,7 +219,7 @@ class Segmenter:
             image: as for :meth:`segment`.
             options: of these, sizes and windows per batch matter here.
         """
-        settings = _options(options).resolve(self.facts)
+        settings = given_options(options).resolve(self.facts)
         if self._pipeline is not None:
             return self._find_masks_on_gpu(self._pipeline, image, settings)
         if is_on_device(image):
@@ -360,12 +360,12 @@ class Segmenter:
             options: of these, thresholds, ensemble weights, ``unknown``, ``explain`` and outputs matter here.
         """
         words = _vocabulary(vocabulary)
-        settings = _options(options).resolve(self.facts)
+        settings = given_options(options).resolve(self.facts)
         watch = Stopwatch()
         seen = words.seen(self.bundle.training_vocabulary)
         request = self._request(words, seen, settings)
         watch.lap("words")
-        masks = proposals.masks
+        masks = _proposals(proposals).masks
         resizer = MaskResizer((masks.shape[1], masks.shape[2]), proposals.network_size, proposals.original_size)
         named = masks.name(proposals.embeddings, request, resizer, watch.lap)
         segments = _segments(named, words, settings)
@@ -410,9 +410,9 @@ class Segmenter:
             options: of these, the ensemble weights matter here.
         """
         words = _vocabulary(vocabulary)
-        settings = _options(options).resolve(self.facts)
+        settings = given_options(options).resolve(self.facts)
         return classify(
-            proposals.embeddings,
+            _proposals(proposals).embeddings,
             self._embedder.embed(words),
             words.first_word,
             words.seen(self.bundle.training_vocabulary),
@@ -489,6 +489,12 @@ def _cache_key(bundle: Bundle, backend: Backend) -> str:
     return model_key(bundle) if precision == bundle.precision else f"{model_key(bundle)}-{precision}"
 
 
+def _proposals(proposals: MaskProposals) -> MaskProposals:
+    if isinstance(proposals, MaskProposals):
+        return proposals
+    raise InputError(f"the proposals came as {type(proposals).__name__}: expected what find_masks gives")
+
+
 def _vocabulary(words: Vocabulary | str) -> Vocabulary:
     if isinstance(words, Vocabulary):
         return words
@@ -529,11 +535,3 @@ def _candidates(names: MaskNames, query: int, words: Vocabulary) -> tuple[Candid
             names.classes[query], names.scores[query], names.mask_scores[query], names.clip_scores[query], strict=True
         )
     )
-
-
-def _options(options: SegmentOptions | None) -> SegmentOptions:
-    if options is None:
-        return SegmentOptions()
-    if not isinstance(options, SegmentOptions):
-        raise OptionsError(f"options came as {type(options).__name__}: expected SegmentOptions or None")
-    return options

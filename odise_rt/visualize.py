@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import contextlib
 import functools
 import logging
 import math
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from odise_rt.errors import ImageError
+from odise_rt.errors import ImageError, OptionsError
 from odise_rt.preprocessing import load_image
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def overlay(
 
     Raises:
         ImageError: the image has another size than the result.
+        OptionsError: there is not one colour for each segment.
     """
     from PIL import Image
 
@@ -96,11 +98,21 @@ def overlay(
     if factor > 1:
         size = (segment_map.shape[1], segment_map.shape[0])
         pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-    colours = segment_colours(result) if colours is None else list(colours)
+    colours = segment_colours(result) if colours is None else _given_colours(colours, len(result.segments))
     picture = Image.fromarray(_blend(pixels, segment_map, colours))
     font_size = max(12, round(max(picture.size) / 62))
     _draw_labels(picture, result, factor, font_size)
     return _with_legend(picture, result, colours, font_size) if legend else picture
+
+
+def _given_colours(colours: Sequence[Colour], count: int) -> list[Colour]:
+    with contextlib.suppress(TypeError, ValueError):
+        found = [(int(red), int(green), int(blue)) for red, green, blue in colours]
+        if len(found) == count and all(0 <= value <= 255 for colour in found for value in colour):
+            return found
+    raise OptionsError(
+        f"the colours came as {colours!r:.60}: expected three numbers from 0 to 255 for each of {count} segments"
+    )
 
 
 def _blend(pixels: np.ndarray, segment_map: np.ndarray, colours: list[Colour]) -> np.ndarray:

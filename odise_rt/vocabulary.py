@@ -26,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 
 from odise_rt.errors import VocabularyError
+from odise_rt.files import given_path
 from odise_rt.tokenizer import clean_text
 
 logger = logging.getLogger(__name__)
@@ -77,8 +78,12 @@ class VocabularyClass:
     """Identifier in a data set, e.g. COCO's category id."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.words, str) or not all(isinstance(word, str) for word in self.words):
-            raise VocabularyError(f"the words of a class came as {self.words!r}: expected strings, ('name', 'synonym')")
+        if not isinstance(self.words, tuple | list) or not all(isinstance(word, str) for word in self.words):
+            raise VocabularyError(
+                f"the words of a class came as {self.words!r:.60}: expected strings, ('name', 'synonym')"
+            )
+        if self.id is not None and (not isinstance(self.id, int) or isinstance(self.id, bool)):
+            raise VocabularyError(f"the class {self.words!r:.60} has id {self.id!r:.60}: expected a whole number")
 
     @property
     def name(self) -> str:
@@ -106,6 +111,8 @@ class Vocabulary:
     classes: tuple[VocabularyClass, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.classes, tuple | list):
+            raise VocabularyError(f"the classes came as {_shape_of(self.classes)}: see Vocabulary.parse and from_lists")
         if not self.classes:
             raise VocabularyError(
                 "the vocabulary is empty: expected at least one word, e.g. 'black pickup truck, pickup truck; sky'"
@@ -165,8 +172,8 @@ class Vocabulary:
         groups: list[tuple[Iterable[str | Sequence[str]], Kind | None]]
         groups = [(classes, None), (things, "thing"), (stuff, "stuff")]
         for group, kind in groups:
-            if isinstance(group, str):
-                raise VocabularyError(f"expected a list of words, got the text {group[:40]!r}: see Vocabulary.parse")
+            if isinstance(group, str) or not isinstance(group, Iterable):
+                raise VocabularyError(f"expected a list of words, got {_shape_of(group)}: see Vocabulary.parse")
             entries += [Draft(_words(item), kind) for item in group]
         return cls(_merge_names(entries))
 
@@ -208,7 +215,7 @@ class Vocabulary:
             from odise_rt.lexicon import builtin_lexicon
 
             return builtin_lexicon()
-        if name not in BUILTIN:
+        if not isinstance(name, str) or name not in BUILTIN:
             raise VocabularyError(f"no built-in vocabulary {name!r}: expected one of {', '.join(BUILTIN)}")
         return _builtin(name)
 
@@ -353,7 +360,7 @@ def read_drafts(path: str | os.PathLike[str]) -> tuple[list[Draft], bool]:
     Returns:
         The classes, and whether those of one name are told apart, as in OpenSeg's files.
     """
-    if Path(path).suffix.lower() == ".json":
+    if given_path(path, "the vocabulary", VocabularyError).suffix.lower() == ".json":
         return _json_drafts(_read_json(path)), False
     text = _read_text(path)
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
@@ -453,8 +460,6 @@ def _class_from_json(item: Any, kind: Kind | None = None) -> Draft:
         given = "thing" if item["isthing"] else "stuff"
     if given not in (None, "thing", "stuff"):
         raise VocabularyError(f"the class {name!r} has kind {given!r}: expected 'thing' or 'stuff'")
-    if identifier is not None and (not isinstance(identifier, int) or isinstance(identifier, bool)):
-        raise VocabularyError(f"the class {name!r} has id {identifier!r}: expected a whole number")
     return Draft(_words([name, *synonyms]), given or kind, identifier)
 
 
@@ -485,7 +490,7 @@ def _read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def _read_text(path: str | os.PathLike[str]) -> str:
-    path = Path(path)
+    path = given_path(path, "the vocabulary", VocabularyError)
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise VocabularyError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB: not a vocabulary")

@@ -67,6 +67,10 @@ def test_resolved_options_are_json() -> None:
         {"windows_per_batch": -1},
         {"instances_per_image": 0},
         {"outputs": ("depth",)},
+        {"outputs": None},
+        {"outputs": 3},
+        {"outputs": b""},
+        {"unknown": 10**400},
     ],
 )
 def test_values_outside_their_range_are_refused(change: dict[str, Any]) -> None:

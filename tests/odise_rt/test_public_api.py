@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
 
 import odise_rt
 import odise_rt.errors
@@ -93,6 +97,22 @@ except odise_rt.MissingPackageError as exc:
     print(exc)
 """
     assert "pip install 'odise_rt[cpu]'" in python(MINIMAL + code)
+
+
+NO_PATHS: list[Any] = [None, 3, 1.5, b"bytes", [], {}, np.zeros(3), "nul\0l", "x" * 5000, "/no/such/place"]
+
+
+@pytest.mark.parametrize("given", NO_PATHS, ids=lambda value: repr(value)[:12])
+def test_what_is_no_path_is_a_typed_error(given: Any) -> None:
+    for call in (odise_rt.Bundle.open, odise_rt.Segmenter.load):
+        with pytest.raises(odise_rt.BundleError, match=r"the bundle came as|no bundle at"):
+            call(given)
+    for call in (odise_rt.Vocabulary.from_json, odise_rt.Vocabulary.from_openseg):
+        with pytest.raises(odise_rt.VocabularyError, match="the vocabulary"):
+            call(given)
+    if not isinstance(given, str):
+        with pytest.raises(odise_rt.VocabularyError, match="the vocabulary"):
+            odise_rt.Vocabulary.load(given)
 
 
 def test_import_is_light() -> None:

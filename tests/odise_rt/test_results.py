@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,12 @@ def test_rle_list(result: PanopticResult) -> None:
         assert np.array_equal(rle.decode(entry["segmentation"]), result.mask(segment))
 
 
+@pytest.mark.parametrize("segment", [None, "1", 1.5, -1])
+def test_what_is_no_segment_is_refused(result: PanopticResult, segment: Any) -> None:
+    with pytest.raises(OptionsError, match="there is no segment"):
+        result.mask(segment)
+
+
 def test_unknown_segment_is_refused(result: PanopticResult) -> None:
     for identifier in (0, len(result.segments) + 1):
         with pytest.raises(OptionsError, match="there is no segment"):
@@ -159,6 +166,30 @@ def test_overlay_wants_the_image_of_the_result(result: PanopticResult, colours: 
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["", "none/a.png", None, 3, "nul\0l"])
+def test_png_needs_a_place(result: PanopticResult, place: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OptionsError, match=r"cannot write|expected a path"):
+        result.save_png(place)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OptionsError, match="cannot write"):
+        result.save_png("pipe")
+    assert (tmp_path / "pipe").is_fifo(), "not replaced by a file"
+
+
+def test_colours_that_do_not_fit(result: PanopticResult, colours: np.ndarray) -> None:
+    count = len(result.segments)
+    white: Any = np.full((count, 3), 255)
+    assert result.overlay(colours, colours=white) == result.overlay(colours, colours=[(255, 255, 255)] * count)
+    dark: list[Any] = [(1, 2, 3)] * count
+    for wrong in ([], dark[1:], [*dark, (1, 2, 3)], [(1, 2), *dark[1:]], [None, *dark[1:]], "red", 3):
+        with pytest.raises(OptionsError, match=f"{count} segments"):
+            result.overlay(colours, colours=wrong)
+    for value in (-1, 256, float("nan"), "red", None):
+        with pytest.raises(OptionsError, match="from 0 to 255"):
+            result.overlay(colours, colours=[(value, 0, 0), *dark[1:]])
 
 
 def test_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from PIL import Image
 
 from odise_rt import (
     BackendError,
+    ImageError,
+    InputError,
     OptionsError,
     PanopticResult,
     Segmenter,
@@ -220,6 +222,14 @@ def test_wrong_arguments_are_named(segmenter: Segmenter, label_bundle: Path, col
         segmenter.segment(colours, ["red", "blue"])  # type: ignore[call-overload]
     with pytest.raises(OptionsError, match="SegmentOptions"):
         segmenter.segment(colours, WORDS, {"overlap_threshold": 0.5})  # type: ignore[call-overload]
+    with pytest.raises(InputError, match="find_masks"):
+        segmenter.name_masks(None, WORDS)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="find_masks"):
+        segmenter.classify_masks(colours, WORDS)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="cannot read the image"):
+        segmenter.find_masks("x" * 5000)
+    with pytest.raises(OptionsError, match="cache_dir"):
+        Segmenter.load(label_bundle, cache_dir=3)  # type: ignore[arg-type]
     with pytest.raises(OptionsError, match="auto, cpu, cuda"):
         Segmenter.load(label_bundle, device="tpu")  # type: ignore[arg-type]
     with pytest.raises(OptionsError, match="threads"):

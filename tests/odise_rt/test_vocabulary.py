@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -338,3 +339,15 @@ def test_classes_of_other_types_are_refused() -> None:
         VocabularyClass("coconut")  # type: ignore[arg-type]
     with pytest.raises(VocabularyError, match="class 0 came as str"):
         Vocabulary(("cat",))  # type: ignore[arg-type]
+    for nothing in (None, 3):
+        with pytest.raises(VocabularyError, match="came as"):
+            VocabularyClass(nothing)  # type: ignore[arg-type]
+        with pytest.raises(VocabularyError, match="came as"):
+            Vocabulary(nothing)  # type: ignore[arg-type]
+        with pytest.raises(VocabularyError, match="expected a list of words"):
+            Vocabulary.from_lists(stuff=nothing)  # type: ignore[arg-type]
+    with pytest.raises(VocabularyError, match="no built-in"):
+        Vocabulary.builtin(["coco"])  # type: ignore[arg-type]
+    for identifier in ("1", 1.5, True, np.int64(1)):
+        with pytest.raises(VocabularyError, match="expected a whole number"):
+            VocabularyClass(("cat",), id=identifier)  # type: ignore[arg-type]
