@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as exc:
-        name = f" {exc.filename}" if exc.filename else ""
+        place = exc.filename2 or exc.filename  # of two the one that something was to be renamed to
+        name = f" {place}" if place else ""
         message = f"the file system refused{name}: {exc.strerror or exc}; free space or choose another folder"
         return _fail(message, type(exc).__name__, args.json)
 

@@ -83,7 +83,9 @@ class VocabularyClass:
                 f"the words of a class came as {self.words!r:.60}: expected strings, ('name', 'synonym')"
             )
         if self.id is not None and (not isinstance(self.id, int) or isinstance(self.id, bool)):
-            raise VocabularyError(f"the class {self.words!r:.60} has id {self.id!r:.60}: expected a whole number")
+            raise VocabularyError(
+                f"the class {', '.join(self.words)[:60]!r} has id {self.id!r:.60}: expected a whole number"
+            )
 
     @property
     def name(self) -> str:

@@ -52,6 +52,8 @@ def _whole(text: str) -> int:
 
 def _number(text: str) -> float:
     try:
+        if not text.isascii() or "_" in text:  # Python reads 0_5 as 5, and digits of every script
+            raise ValueError
         return float(text)
     except ValueError:
         raise ValueError("expected a number") from None

@@ -203,6 +203,8 @@ def test_folder_without_images(label_bundle: Path, tmp_path: Path, capsys: pytes
     assert "holds no image" in capsys.readouterr().err
     assert segment(label_bundle, tmp_path / "*.jpg", "--vocab", "red") == 1
     assert "nothing matches" in capsys.readouterr().err
+    assert segment(label_bundle, "", "--vocab", "red") == 1
+    assert "empty name" in capsys.readouterr().err
 
 
 def test_output_that_cannot_be_written(
@@ -211,6 +213,9 @@ def test_output_that_cannot_be_written(
     (tmp_path / "file").write_text("")
     assert segment(label_bundle, photo, "--vocab", "red", "--out", tmp_path / "file" / "o") == 1
     assert "file system refused" in capsys.readouterr().err
+    (tmp_path / "o" / "photo.json").mkdir(parents=True)
+    assert segment(label_bundle, photo, "--vocab", "red", "--out", tmp_path / "o", "--format", "json") == 1
+    assert f"refused {tmp_path / 'o' / 'photo.json'}: Is a directory" in capsys.readouterr().err, "not a temporary file"
 
 
 def test_usage_errors_end_with_2() -> None:

@@ -206,6 +206,8 @@ def test_too_many_bytes_by_declaration_and_in_fact(client: Any) -> None:
         (COLOURS | {"overlap_threshold": "2"}, "bad_options", "in [0, 1]"),
         (COLOURS | {"overlap_threshold": "nan"}, "bad_options", "in [0, 1]"),
         (COLOURS | {"overlap_threshold": "high"}, "bad_options", "expected a number"),
+        (COLOURS | {"overlap_threshold": "0_1"}, "bad_options", "expected a number"),
+        (COLOURS | {"overlap_threshold": "\u0661"}, "bad_options", "expected a number"),
         (COLOURS | {"short_edge": "1e9"}, "bad_options", "whole number"),
         (COLOURS | {"short_edge": "-5"}, "bad_options", "at least 1"),
         (COLOURS | {"short_edge": "--5"}, "bad_options", "expected a whole number"),
