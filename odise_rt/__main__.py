@@ -17,6 +17,7 @@ def run() -> None:
 
         code = main()
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # from here on another one ends us at once, without a traceback
         print("odise-rt: stopped; the same command goes on where it was", file=sys.stderr)
         code = INTERRUPTED
     sys.exit(code)

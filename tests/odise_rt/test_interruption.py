@@ -55,6 +55,7 @@ def test_one_line_and_exit_code(
     with pytest.raises(SystemExit) as stopped:
         entry.run()
     assert stopped.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL, "a second one leaves no traceback"
     assert capsys.readouterr().err == "odise-rt: stopped; the same command goes on where it was\n"
 
 
