@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -82,7 +83,8 @@ def _write_out(graph: ir.Graph, node: ir.Node, number: int) -> None:
 def _convolution(emit: NodeEmitter, node: ir.Node, source: ir.Value, weight: ir.Value, *bias: ir.Value) -> ir.Value:
     """Maps are (N, H, W, C) and weights (out, h, w, in)."""
     turned = [emit("Transpose", value, perm=list(TO_NCHW)) for value in (source, weight)]
-    return emit("Transpose", emit("Conv", *turned, *bias, **node.attributes), perm=list(TO_NHWC))
+    attributes: dict[str, Any] = dict(node.attributes)
+    return emit("Transpose", emit("Conv", *turned, *bias, **attributes), perm=list(TO_NHWC))
 
 
 def _group_norm(emit: NodeEmitter, node: ir.Node, source: ir.Value, weight: ir.Value, bias: ir.Value) -> ir.Value:

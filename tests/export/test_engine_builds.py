@@ -200,7 +200,8 @@ def test_finished_engines_stay_when_a_later_one_fails(
 
 @pytest.fixture
 def _signals_as_before() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # Under nohup SIGHUP would be ignored, as it should.
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
