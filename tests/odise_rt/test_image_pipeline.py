@@ -470,7 +470,7 @@ def ort_on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """ONNX Runtime's CPU provider in the place of CUDA's, with its arrays where the stand-in's GPU has them."""
     monkeypatch.setitem(ort.PROVIDERS, "cuda", "CPUExecutionProvider")
     monkeypatch.setattr(ort, "_ARRAYS_ON_GPU", "cpu")
-    monkeypatch.setattr(ort.OrtBackend, "_providers", lambda self: ["CPUExecutionProvider"])
+    monkeypatch.setattr(ort.OrtBackend, "_providers", lambda self, channels_last: ["CPUExecutionProvider"])
     ort.working_provider.cache_clear()
     yield
     ort.working_provider.cache_clear()

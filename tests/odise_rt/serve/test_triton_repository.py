@@ -232,7 +232,7 @@ def test_parameters_come_back_as_triton_gives_them(label_bundle: Path, tmp_path:
 @pytest.mark.parametrize(
     ("text", "words"),
     [(b"{", "not JSON"), (b"[1]", "no object"), (b'{"max_pixels": 1}', "max_pixels"),
-     (b'{"short_edge": "x"}', "short_edge"), (b'{"outputs": 3}', "wrong type"),
+     (b'{"short_edge": "x"}', "short_edge"), (b'{"outputs": 3}', "outputs is 3"),
      (b"\xff", "UTF-8"), (b"[" * 100_000, "OPTIONS")],
 )  # fmt: skip
 def test_options_of_requests(text: bytes, words: str) -> None:
