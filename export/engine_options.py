@@ -69,7 +69,7 @@ def check_engine_options(options: EngineOptions, machine: Machine, bundle_precis
             raise ExportError(f"TensorRT builds engines only on the GPU that will run them: {machine.no_gpu}")
         if not options.unverified:
             raise ExportError(
-                f"a {TITLES[kind]} engine cannot be compared with its reference here: {machine.no_gpu}; build it where "
-                "it will run, or pass --unverified: then the runtime compares it at its first load, and refuses it if "
-                "it is wrong"
+                f"engines of {TITLES[kind]} cannot be compared with their reference here: {machine.no_gpu}; build them "
+                "where they will run, or pass --unverified: then the runtime compares them at their first load, and "
+                "refuses those that are wrong"
             )
