@@ -40,7 +40,14 @@ def arguments(data: Path, frozen: Path, run: Path, *extra: str) -> list[str]:
 
 
 def start(variant: str, kill_after: int, flags: list[str], **environment: str) -> subprocess.Popen[bytes]:
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    # Of a process that crashes, its log then says where each of its threads was.
+    variables = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONFAULTHANDLER": "1",
+        **environment,
+    }
     command = [sys.executable, str(SCRIPT), variant, str(kill_after), *flags]
     return subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
