@@ -25,7 +25,8 @@ def after_imports(handler: Handler) -> Handler:
         if not _is_importing(frame):
             handler(number, frame)
             return
-        again = threading.Timer(_WAIT_SECONDS, signal.raise_signal, (number,))
+        # To the main thread, which a signal to another one would not wake.
+        again = threading.Timer(_WAIT_SECONDS, signal.pthread_kill, (threading.main_thread().ident, number))
         again.daemon = True
         again.start()
 
