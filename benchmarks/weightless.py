@@ -17,9 +17,7 @@ import argparse
 import contextlib
 import json
 import math
-import shutil
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -30,6 +28,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from export.bundle_writer import partial_folder
 from odise_rt.bundle import CONSTANTS_NAME, MANIFEST_NAME, TOKENIZER_NAME, Bundle, StageFile, file_sha256
 from odise_rt.errors import BundleError, OdiseError
 from odise_rt.files import atomic_writer, write_json
@@ -200,18 +199,14 @@ def fill(archive: Path, out: Path, seed: int = SEED) -> Bundle:
     if out.exists():
         raise BundleError(f"{out} is there already: remove it, or choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with partial_folder(out) as partial:
         try:
             with zipfile.ZipFile(archive) as zipped:
                 _fill_folder(zipped, partial, seed)
         except (zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, RecursionError) as exc:
             raise BundleError(f"{archive} is no archive of a bundle ({exc!r}): pack the bundle again") from exc
         Bundle.open(partial, verify=False)
-        partial.chmod(0o755)
         partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Bundle.open(out, verify=False)
 
 
