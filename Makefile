@@ -30,7 +30,7 @@ demo: $(BUNDLE)/bundle.json  ## install, export odise-tiny, segment the example 
 	$(BIN)/odise-rt segment $(EXAMPLE) --bundle $(BUNDLE) --vocab $(DEMO_WORDS) --out out/demo
 
 test: $(STAMP)  ## the fast tests
-	$(BIN)/python -m pytest -q -m 'not slow and not gpu and not tensorrt and not tensorrt_rtx and not browser and not triton'
+	$(BIN)/python -m pytest -q -m 'not slow and not gpu and not tensorrt and not tensorrt_rtx and not browser and not triton and not onnxruntime_gpu'
 
 test-slow: $(STAMP)  ## every test that this machine can run
 	$(BIN)/python -m pytest -q

@@ -25,7 +25,9 @@ from export.engine_builds import add_engines
 from export.engine_options import EngineOptions
 from export.exporter import ExportOptions, build_bundle
 from export.sources import from_checkpoint
+from odise_rt.backends.machine import engine_platform
 from odise_rt.bundle import Bundle
+from odise_rt.engine_facts import Machine
 from odise_rt.specs import STAGES
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +119,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_graphs_are_placed_without_copies(bundle: Bundle, precision: str, stand_in: Path) -> None:
     options = EngineOptions(("ort-cuda",), precision, unverified=True, rebuild=True, threads=2)  # type: ignore[arg-type]
-    built = add_engines(bundle, options, Console(quiet=True)).built
+    # Said, not looked up: earlier tests may have put a GPU into this process (tests/odise_rt/fake_driver.py).
+    nothing = Machine(engine_platform(), None, None, "none is needed", {}, {})
+    built = add_engines(bundle, options, Console(quiet=True), machine=nothing).built
     assert [engine.facts.stage for engine in built] == list(STAGES)
     found = _placed({engine.path: False for engine in built}, stand_in)
     assert found == {engine.path: "CUDAExecutionProvider" for engine in built}
