@@ -192,7 +192,6 @@ class _StageBuild:
     def _facts(self, graph: PreparedGraph) -> EngineFacts:
         bound = self.kind == "tensorrt"  # to the device that it is built on
         any_version = self.kind == "ort-cuda"
-        flags = () if any_version else build_flags(self.kind, self.options.optimization_level)
         return EngineFacts(
             stage=self.stage,
             engine=self.kind,
@@ -206,7 +205,7 @@ class _StageBuild:
             built_graph=graph.digest,
             precision=self.precision,
             profiles=self._profiles(),
-            flags=flags,
+            flags=build_flags(self.kind, self.options.optimization_level),
         )
 
     def _build(self, graph: PreparedGraph, folder: Path, searched_from: str | None = None) -> Engine:

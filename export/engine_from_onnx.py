@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from odise_rt.backends.trt_package import import_package, make_logger
-from odise_rt.engine_facts import EngineFacts, EngineKind, Profile
+from odise_rt.engine_facts import CHANNELS_LAST, EngineFacts, EngineKind, Profile
 from odise_rt.errors import ExportError, OdiseError
 
 RESULT_NAME = "result.json"
@@ -81,6 +81,8 @@ class BuildResult:
 
 def build_flags(engine: EngineKind, optimization_level: int) -> tuple[str, ...]:
     """The options of a build that decide what the engine is; part of its facts."""
+    if engine == "ort-cuda":
+        return (CHANNELS_LAST,)
     flags = ("strongly-typed", "no-tf32", f"optimization-level={optimization_level}")
     return (*flags, "user-allocation") if engine == "tensorrt-rtx" else flags
 

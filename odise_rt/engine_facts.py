@@ -20,6 +20,9 @@ TITLES: dict[EngineKind, str] = {
     "ort-cuda": "ONNX Runtime CUDA",
 }
 
+CHANNELS_LAST = "channels-last"
+"""Flag of ``ort-cuda`` engines whose convolutions have channels last in the graph."""
+
 Shape = tuple[int, ...]
 
 
@@ -68,6 +71,7 @@ class EngineFacts:
     profiles: tuple[Profile, ...]
     """Empty for engines that take any shape."""
     flags: tuple[str, ...]
+    """Other options of its build that decide what it is."""
 
     @property
     def digest(self) -> str:

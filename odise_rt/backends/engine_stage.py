@@ -9,7 +9,7 @@ from odise_rt.backends.base import Stage, StageFacts
 from odise_rt.backends.device import CudaSession
 from odise_rt.backends.trt import TrtEngine, TrtStage
 from odise_rt.engine_check import check_stage
-from odise_rt.engine_facts import TITLES
+from odise_rt.engine_facts import CHANNELS_LAST, TITLES
 from odise_rt.engines import Engine
 from odise_rt.errors import BackendError
 from odise_rt.specs import StageSpec
@@ -37,7 +37,8 @@ def open_engine_stage(
         from odise_rt.backends.ort import OrtBackend
 
         backend = OrtBackend("cuda", threads, gpu_session=session)
-        return backend.open_graph(engine.path, spec, file, engine.facts.precision, channels_last=True)
+        channels_last = CHANNELS_LAST in engine.facts.flags
+        return backend.open_graph(engine.path, spec, file, engine.facts.precision, channels_last=channels_last)
     opened = CudaSession() if session is None else session
     try:
         with opened.use(f"loading stage {spec.name}"):  # it may wait for the whole device

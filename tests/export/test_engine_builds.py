@@ -30,7 +30,7 @@ from export.engine_process import build_in_process
 from export.weight_store import WeightStore, save_graph
 from odise_rt.backends import device, machine
 from odise_rt.bundle import Bundle
-from odise_rt.engine_facts import ShapeRange
+from odise_rt.engine_facts import CHANNELS_LAST, ShapeRange
 from odise_rt.engines import find_engines
 from odise_rt.errors import ExportError, MissingPackageError, OptionsError
 from odise_rt.segmenter import Segmenter
@@ -367,6 +367,7 @@ def test_graphs_for_onnxruntime_on_cuda_without_a_gpu(bundle: Bundle, monkeypatc
     for engine in report.built:
         assert engine.verified == ()
         assert engine.facts.engine_version == engine.facts.platform == "any"
+        assert engine.facts.flags == (CHANNELS_LAST,)
         model = ir.load(engine.path)
         assert [value.name for value in model.graph.outputs]
         load_single_precision(engine.path)

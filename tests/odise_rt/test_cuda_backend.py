@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 
 from odise_rt import BackendError, Bundle, BundleError, Segmenter, SegmentOptions
-from odise_rt.backends import cuda, machine, select
+from odise_rt.backends import cuda, machine, ort, select
 from odise_rt.backends.base import Stage
 from odise_rt.backends.device import CudaSession
 from odise_rt.backends.engine_stage import open_engine_stage
 from odise_rt.backends.select import open_backend
 from odise_rt.cli import main
+from odise_rt.engine_facts import CHANNELS_LAST
 from odise_rt.engine_listing import list_engines
 from odise_rt.engines import Engine, find_engines
 from odise_rt.specs import STAGES
@@ -266,6 +267,18 @@ def test_order_of_preference(bundle: Bundle, gpu: Calls, monkeypatch: pytest.Mon
     chosen = cuda.CudaBackend(bundle, 1)._chosen["clip_image"]
     assert chosen is not None
     assert chosen.facts.engine == "tensorrt"
+
+
+@pytest.mark.parametrize(("flags", "turned"), [((CHANNELS_LAST,), True), ((), False)])
+def test_onnxruntime_turns_what_an_engine_has_not(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], turned: bool
+) -> None:
+    asked: list[bool] = []
+    engine = write_engine(bundle, "clip_image", "ort-cuda", flags=flags)
+    monkeypatch.setattr(ort, "working_provider", lambda device: None)
+    monkeypatch.setattr(ort.OrtBackend, "open_graph", lambda *args, channels_last: asked.append(channels_last))
+    open_engine_stage(engine, bundle.stages["clip_image"].spec)
+    assert asked == [turned]
 
 
 def test_fewer_windows_at_a_time_when_the_gpu_is_full(bundle: Bundle, gpu: Calls) -> None:
