@@ -153,10 +153,15 @@ def _fuse_group_norm(graph: ir.Graph, norm: ir.Node) -> bool | None:
 def _channels_last(emit: NodeEmitter, value: ir.Value) -> ir.Value:
     """A map (N, C, H, W) as (N, H, W, C)."""
     turned = emit("Transpose", value, perm=list(TO_NHWC))
+    turned.shape, turned.type = _last_shape(value), value.type
+    return turned
+
+
+def _last_shape(value: ir.Value) -> ir.Shape:
+    """The shape of a map (N, C, H, W) with its channels last."""
     assert value.shape is not None
     dims = list(value.shape)
-    turned.shape, turned.type = ir.Shape([dims[axis] for axis in TO_NHWC]), value.type
-    return turned
+    return ir.Shape([dims[axis] for axis in TO_NHWC])
 
 
 def _turn_convolution(graph: ir.Graph, convolution: ir.Node) -> bool:
@@ -176,8 +181,7 @@ def _turn_convolution(graph: ir.Graph, convolution: ir.Node) -> bool:
     attributes = {key: value for key, value in convolution.attributes.items() if key != "group"}
     inputs = [_channels_last(emit, source), last, *(value for value in others if value is not None)]
     convolved = emit("NhwcConv", *inputs, domain=MS, **attributes)
-    dims = list(output.shape)
-    convolved.shape, convolved.type = ir.Shape([dims[axis] for axis in TO_NHWC]), output.type
+    convolved.shape, convolved.type = _last_shape(output), output.type
     replace_node(graph, convolution, emit.nodes, emit("Transpose", convolved, perm=list(TO_NCHW)))
     return True
 
