@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import time
 from types import TracebackType
 
 from export.bundle_writer import partial_folder, remove_abandoned
@@ -15,8 +16,9 @@ from odise_rt.engines import FOLDER, Engine, open_engine
 from odise_rt.errors import BundleError, ExportError
 from odise_rt.files import flush_folder, replace_folder
 
-_TRIES = 10
+_TRIES = 50
 """To make a folder in ``engines/``, which another build may just remove because it was empty."""
+_PAUSE_SECONDS = 0.01
 
 
 class EngineFolder:
@@ -40,6 +42,7 @@ class EngineFolder:
             except OSError as exc:
                 tries -= 1
                 if tries and isinstance(exc, FileNotFoundError | FileExistsError):
+                    time.sleep(_PAUSE_SECONDS)
                     continue
                 raise ExportError(
                     f"cannot write into {self._root} ({exc.strerror}): free space, make the bundle writable, or copy it"
