@@ -40,7 +40,7 @@ from odise_rt.specs import STAGES
 from tests.odise_rt.engine_bundle import write_engines
 from tests.odise_rt.fake_bundle import write_bundle
 from tests.odise_rt.fake_gpu import GPU, Calls
-from tests.odise_rt.kernels.emulated import Emulation, build, compiler
+from tests.odise_rt.kernels.emulated import Emulation
 
 PART = Part("kernels", 5, "kernels against float64")
 
@@ -266,13 +266,15 @@ class OnGpu:
         }  # fmt: skip
 
 
-@pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler: c++, g++ or clang++ (or $CXX)")
 @pytest.mark.parametrize("broken", [None, "odise_image_stitch", "odise_merge_f32"])
 def test_images_that_stay_on_the_gpu_are_compared(
-    install_gpu: Callable[..., Calls], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str | None
+    install_gpu: Callable[..., Calls],
+    emulation: Emulation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: str | None,
 ) -> None:
     """On a GPU made of host memory: right kernels pass, one that writes nothing fails."""
-    emulation = Emulation(build(REPOSITORY / "build" / "emulation"))
     gpu = install_gpu(emulation, tmp_path)
     opened = Bundle.open(write_bundle(tmp_path / "bundle"))
     write_engines(opened, verified_on=GPU)

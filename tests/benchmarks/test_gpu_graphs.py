@@ -11,20 +11,12 @@ import pytest
 
 from benchmarks import gpu_graphs
 from benchmarks.gpu_rows import Row
-from benchmarks.machine import REPOSITORY
 from odise_rt.backends.image_plan import ImagePlan
 from odise_rt.backends.naming_plan import NamingPlan
 from tests.benchmarks.test_gpu_check import OnGpu
 from tests.odise_rt.fake_bundle import write_bundle
 from tests.odise_rt.fake_gpu import Calls
-from tests.odise_rt.kernels.emulated import Emulation, build, compiler
-
-pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler: c++, g++ or clang++ (or $CXX)")
-
-
-@pytest.fixture
-def emulation() -> Emulation:
-    return Emulation(build(REPOSITORY / "build" / "emulation"))
+from tests.odise_rt.kernels.emulated import Emulation
 
 
 @pytest.fixture

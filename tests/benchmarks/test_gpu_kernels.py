@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,9 @@ from benchmarks.harness import Summary
 from odise_rt.backends.device import DeviceArray
 from odise_rt.kernels.launch_plans import Launch
 from odise_rt.kernels.reference import deformable_attention
-from tests.odise_rt.kernels.emulated import Emulation, build, compiler
+from tests.odise_rt.kernels.emulated import Emulation
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler: c++, g++ or clang++ (or $CXX)")
 
 
 class Cpu(Gpu):
@@ -91,8 +89,8 @@ class EmulatedKernels:
 
 
 @pytest.fixture(scope="module")
-def kernels() -> EmulatedKernels:
-    return EmulatedKernels(Emulation(build(Path(__file__).resolve().parents[2] / "build" / "emulation")))
+def kernels(emulation: Emulation) -> EmulatedKernels:
+    return EmulatedKernels(emulation)
 
 
 @pytest.fixture

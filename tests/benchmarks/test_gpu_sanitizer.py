@@ -98,14 +98,17 @@ def test_it_runs_only_when_it_is_asked_for() -> None:
 
 
 @pytest.mark.skipif(fake_driver.why_not() is not None, reason=f"{fake_driver.why_not()}")
+@pytest.mark.parametrize("compiled", [False, True])
 def test_every_kernel_is_launched(
+    request: pytest.FixtureRequest,
     install_gpu: Callable[..., Calls],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    compiled: bool,
 ) -> None:
-    """By the real cuda-core; nothing is computed."""
-    gpu = install_gpu()
+    """By the real cuda-core. Compiled ones are also run, by a machine to which races and stray accesses are errors."""
+    gpu = install_gpu(request.getfixturevalue("compiled_for")(90).kernels if compiled else None)
     for name in native.MODULES:
         (tmp_path / f"{name}.fatbin").write_bytes(b"fatbin")
     monkeypatch.setenv(native.FOLDER_VARIABLE, str(tmp_path))

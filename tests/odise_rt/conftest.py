@@ -10,7 +10,8 @@ import pytest
 
 from odise_rt import Segmenter
 from tests.odise_rt.fake_bundle import colour_image, write_bundle
-from tests.odise_rt.kernels.emulated import Emulation, build, compiler
+from tests.odise_rt.kernels.compiled import Compiled
+from tests.odise_rt.kernels.emulated import Emulation
 
 
 @pytest.fixture(autouse=True)
@@ -49,13 +50,9 @@ def colours() -> np.ndarray:
     return colour_image()
 
 
-@pytest.fixture(scope="session")
-def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
-    """The CUDA kernels' bodies on the CPU, built once and reused while their sources stay the same."""
-    if compiler() is None:
-        pytest.skip("needs a C++ compiler: c++, g++ or clang++ (or $CXX)")
-    folder = Path(__file__).resolve().parents[2] / "build" / "emulation"
-    try:
-        return Emulation(build(folder))
-    except OSError:  # a read-only checkout
-        return Emulation(build(tmp_path_factory.mktemp("emulation")))
+@pytest.fixture(params=["source", "sm_75", "sm_90", "sm_100"])
+def implementation(request: pytest.FixtureRequest) -> Emulation | Compiled:
+    """The kernels on the CPU: their source, and what nvcc makes of it."""
+    if request.param == "source":
+        return request.getfixturevalue("emulation")
+    return request.getfixturevalue("compiled_for")(int(request.param.removeprefix("sm_")))

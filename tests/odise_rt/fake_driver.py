@@ -29,7 +29,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from tests.odise_rt.kernels.emulated import KERNELS, Emulation, compiler
+from odise_rt.kernels.launch_plans import Launch
+from tests.odise_rt.kernels.builds import KERNELS, compiler
+from tests.odise_rt.kernels.compiled import PtxKernels
+from tests.odise_rt.kernels.emulated import Emulation
 
 SOURCE = Path(__file__).resolve().with_suffix(".c")
 CONTEXT, POOL = 0xC0DE0000, 0xB0010000
@@ -192,7 +195,7 @@ class Driver:
         """Put the library in the place of ``libcuda.so.1``."""
         self.owner: Owner | None = None
         """``None``: this machine has no GPU."""
-        self.kernels: Emulation | None = None
+        self.kernels: Emulation | PtxKernels | None = None
         """What launches run; ``None``: nothing."""
         self.launched: list[Launched] = []
         self.problems: list[str] = []
@@ -590,10 +593,18 @@ class Driver:
         self.launched.append(
             Launched(name, tuple(config.grid), tuple(config.block), config.shared_bytes, stream, arguments)
         )
-        emulation = self.kernels
-        if emulation is not None:
-            self._streams[stream].do(f"kernel {name}", lambda: emulation.launch(name, arguments))
+        if self.kernels is not None:
+            self._streams[stream].do(f"kernel {name}", functools.partial(self._run, self.launched[-1]))
         return None
+
+    def _run(self, launched: Launched) -> None:
+        if isinstance(self.kernels, PtxKernels):
+            x, y, z = launched.grid
+            plan = Launch(launched.kernel, (x, y, z), launched.block[0], launched.shared_bytes)
+            memory = [np.frombuffer(memory, np.uint8) for memory, _, _ in self._memory.values()]
+            self.kernels.run(plan, launched.arguments, memory)
+        elif self.kernels is not None:
+            self.kernels.launch(launched.kernel, launched.arguments)
 
 
 _BUILD = Path(__file__).resolve().parents[2] / "build" / "driver"

@@ -29,6 +29,7 @@ import pytest
 from odise_rt.backends import machine
 from odise_rt.kernels.native import FOLDER_VARIABLE, MODULES
 from tests.odise_rt import fake_driver
+from tests.odise_rt.kernels.compiled import PtxKernels
 from tests.odise_rt.kernels.emulated import Emulation
 
 GPU = fake_driver.GPU
@@ -509,13 +510,15 @@ def tensorrt_module(calls: Calls) -> types.ModuleType:
 
 
 def install(
-    monkeypatch: pytest.MonkeyPatch, kernels: Emulation | None = None, kernel_folder: Path | None = None
+    monkeypatch: pytest.MonkeyPatch,
+    kernels: Emulation | PtxKernels | None = None,
+    kernel_folder: Path | None = None,
 ) -> Calls:
     """Put the stand-ins in the place of the packages until the test ends.
 
     Args:
         monkeypatch: of the test.
-        kernels: what launches run; ``None``: the kernels are not built.
+        kernels: what launches run, compiled ones only with the real cuda-core; ``None``: the kernels are not built.
         kernel_folder: with ``kernels``, where files in the place of fatbins are written.
     """
     calls = Calls()
@@ -530,6 +533,7 @@ def install(
         monkeypatch.setattr(driver, "kernels", kernels)
         monkeypatch.setattr(driver, "launched", [])
     else:
+        assert not isinstance(kernels, PtxKernels), "the stand-in for cuda-core launches no compiled kernels"
         core = _cuda_core(calls, kernels)
         cuda = types.ModuleType("cuda")
         cuda.core = core  # type: ignore[attr-defined]

@@ -27,6 +27,7 @@ from tests.odise_rt import fake_driver
 from tests.odise_rt.engine_bundle import example, write_engine, write_engines
 from tests.odise_rt.fake_bundle import colour_image, write_bundle
 from tests.odise_rt.fake_gpu import GPU, Calls
+from tests.odise_rt.kernels.compiled import Compiled
 from tests.odise_rt.kernels.emulated import Emulation
 
 WORDS = "red, crimson; green; blue; white; stuff: sky"
@@ -129,6 +130,29 @@ def assert_same(found: PanopticResult, expected: PanopticResult) -> None:
             assert (mine.score, mine.mask_score, mine.clip_score) == pytest.approx(
                 (theirs.score, theirs.mask_score, theirs.clip_score), rel=1e-4, abs=1e-8
             )
+
+
+@pytest.mark.skipif(fake_driver.why_not() is not None, reason=str(fake_driver.why_not()))
+@pytest.mark.parametrize("variant", ["label", "caption"])
+def test_the_compiled_kernels_make_the_same_picture(
+    install_gpu: Callable[..., Calls], compiled_for: Callable[[int], Compiled], tmp_path: Path, variant: str
+) -> None:
+    """As nvcc makes them, with what cuda-core tells the driver to launch: grids, shared memory and every argument."""
+    opened = Bundle.open(write_bundle(tmp_path / "bundle", variant))
+    write_engines(opened, verified_on=GPU)
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    image, options = colour_image(80, 150), SegmentOptions(short_edge=70, windows_per_batch=4, unknown=0.3)
+    with on(opened, "cpu") as segmenter:
+        masks, picture = segmenter.find_masks(image, options), segmenter.segment(image, WORDS, options)
+    install_gpu(compiled_for(90).kernels, folder)
+    with on(opened, "cuda") as segmenter:
+        assert np.array_equal(segmenter.find_masks(image, options).mask_logits, masks.mask_logits)
+        for _ in range(2):  # directly, and from the captured graph
+            assert_same(segmenter.segment(image, WORDS, options), picture)
+    driver = fake_driver.installed()
+    assert driver is not None
+    assert len({launched.kernel for launched in driver.launched}) >= 8, "from pixels to segments"
 
 
 @pytest.mark.parametrize("variant", ["label", "caption"])

@@ -6,11 +6,6 @@ Emulation, not a GPU: see ``emulation.hpp``. Arrays of dtype uint16 stand for bf
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +13,16 @@ import numpy as np
 
 from odise_rt.kernels.launch_plans import WindowLayout
 from odise_rt.kernels.resize_tables import resize_table
+from tests.odise_rt.kernels.builds import HERE, KERNELS, library
 
-HERE = Path(__file__).resolve().parent
-KERNELS = HERE.parents[2] / "odise_rt" / "kernels"
-COMPILERS = ("c++", "g++", "clang++")
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2}
 
 
-def compiler() -> str | None:
-    """A C++ compiler: ``$CXX``, or the first that is there."""
-    wanted = os.environ.get("CXX")
-    return next((found for name in ([wanted] if wanted else COMPILERS) if (found := shutil.which(name))), None)
-
-
 def build(folder: Path) -> Path:
-    """Compile the emulation; a library of the same sources and compiler is reused."""
-    command = [compiler() or "c++", "-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-    command += ["-Wno-unknown-pragmas", "-ffp-contract=off", f"-I{KERNELS}", str(HERE / "emulation.cpp")]
-    sources = [HERE / "emulation.cpp", HERE / "emulation.hpp", *sorted(KERNELS.glob("*.cuh"))]
-    digest = hashlib.sha256("\0".join(command).encode() + b"".join(s.read_bytes() for s in sources)).hexdigest()[:16]
-    library = folder / f"emulation-{digest}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            fresh = Path(scratch) / library.name
-            done = subprocess.run([*command, "-o", str(fresh)], capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr[-4000:]
-            fresh.replace(library)
-    return library
+    """Compile the emulation."""
+    headers = [HERE / "emulation.hpp", *sorted(KERNELS.glob("*.cuh"))]
+    flags = ("-Wno-unknown-pragmas", "-ffp-contract=off", f"-I{KERNELS}")
+    return library(folder, HERE / "emulation.cpp", headers, flags)
 
 
 class Emulation:
@@ -298,10 +275,10 @@ class Emulation:
         return widened, narrowed
 
 
-def aligned_empty(size: int) -> np.ndarray:
-    """uint8 array at a multiple of 16 bytes, as the workspace must be."""
-    memory = np.empty(size + 16, np.uint8)
-    start = -memory.ctypes.data % 16
+def aligned_empty(size: int, multiple: int = 16) -> np.ndarray:
+    """uint8 array at a multiple of so many bytes; of 16, as the workspace must be."""
+    memory = np.empty(size + multiple, np.uint8)
+    start = -memory.ctypes.data % multiple
     return memory[start : start + size]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from odise_rt.kernels.reference import deformable_attention, from_bfloat16, to_bfloat16
+from tests.odise_rt.kernels.compiled import Compiled
 from tests.odise_rt.kernels.emulated import Emulation
 
 TOLERANCE = {"float32": 3e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
@@ -52,7 +53,7 @@ def problem(
     ],
 )
 def test_body_equals_the_definition(
-    emulation: Emulation,
+    implementation: Emulation | Compiled,
     batch: int,
     queries: int,
     heads: int,
@@ -62,7 +63,7 @@ def test_body_equals_the_definition(
     kind: str,
 ) -> None:
     stored, true = problem(kind, batch, queries, heads, channels, points, shapes, seed=batch)
-    out = emulation.deformable_attention(stored[0], shapes, *stored[1:])
+    out = implementation.deformable_attention(stored[0], shapes, *stored[1:])
     expected = deformable_attention(true[0], shapes, *true[1:])
     values = from_bfloat16(out) if kind == "bfloat16" else out.astype(np.float64)
     difference = np.abs(values - expected)
@@ -70,30 +71,30 @@ def test_body_equals_the_definition(
     assert difference.max() <= TOLERANCE[kind] * max(1.0, np.abs(expected).max())
 
 
-def test_references_of_every_image(emulation: Emulation) -> None:
+def test_references_of_every_image(implementation: Emulation | Compiled) -> None:
     shapes = [(4, 4)]
     stored, _ = problem("float32", 2, 6, 2, 8, 2, shapes, seed=0)
     stored[1] = np.random.default_rng(1).uniform(0, 1, (2, 6, 2)).astype(np.float32)
-    out = emulation.deformable_attention(stored[0], shapes, *stored[1:])
+    out = implementation.deformable_attention(stored[0], shapes, *stored[1:])
     np.testing.assert_allclose(out, deformable_attention(stored[0], shapes, *stored[1:]), atol=3e-5)
 
 
 @pytest.mark.parametrize("far", [-1e30, 1e30, np.inf, -np.inf, np.nan, 3e9, -3e9])
-def test_samples_far_outside_or_undefined_add_nothing(emulation: Emulation, far: float) -> None:
+def test_samples_far_outside_or_undefined_add_nothing(implementation: Emulation | Compiled, far: float) -> None:
     shapes = [(4, 4)]
     stored, _ = problem("float32", 1, 3, 1, 4, 2, shapes, seed=3)
     value, references, offsets, logits = stored
     offsets[0, 1, 0, 0, 0, 0] = far
-    out = emulation.deformable_attention(value, shapes, references, offsets, logits)
+    out = implementation.deformable_attention(value, shapes, references, offsets, logits)
     offsets[0, 1, 0, 0, 0, 0] = 100  # as far outside as it matters
-    np.testing.assert_array_equal(out, emulation.deformable_attention(value, shapes, references, offsets, logits))
+    np.testing.assert_array_equal(out, implementation.deformable_attention(value, shapes, references, offsets, logits))
 
 
-def test_large_weight_logits_do_not_overflow(emulation: Emulation) -> None:
+def test_large_weight_logits_do_not_overflow(implementation: Emulation | Compiled) -> None:
     shapes = [(2, 2)]
     stored, _ = problem("float32", 1, 2, 1, 4, 2, shapes, seed=4)
     stored[3][:] = [1e4, -1e4]
-    out = emulation.deformable_attention(stored[0], shapes, *stored[1:])
+    out = implementation.deformable_attention(stored[0], shapes, *stored[1:])
     np.testing.assert_allclose(out, deformable_attention(stored[0], shapes, *stored[1:]), atol=3e-5)
 
 

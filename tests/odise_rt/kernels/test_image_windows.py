@@ -15,6 +15,7 @@ from odise_rt.kernels.launch_plans import (
 from odise_rt.kernels.resize_tables import resize_table
 from odise_rt.preprocessing import prepare
 from odise_rt.windows import Stitcher, cut_windows, window_grid
+from tests.odise_rt.kernels.compiled import Compiled
 from tests.odise_rt.kernels.emulated import Emulation
 
 SIZES = [
@@ -31,16 +32,18 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("original", "size"), SIZES)
-def test_resized_canvas_is_the_hosts(emulation: Emulation, original: tuple[int, int], size: tuple[int, int]) -> None:
+def test_resized_canvas_is_the_hosts(
+    implementation: Emulation | Compiled, original: tuple[int, int], size: tuple[int, int]
+) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (*original, 3), dtype=np.uint8)
     expected = prepare(pixels, size, 32).canvas[0]
-    assert np.array_equal(emulation.resize(pixels, size, expected.shape[1:]), expected)
+    assert np.array_equal(implementation.resize(pixels, size, expected.shape[1:]), expected)
 
 
-def test_extremes_stay_in_range(emulation: Emulation) -> None:
+def test_extremes_stay_in_range(implementation: Emulation | Compiled) -> None:
     for value in (0, 255):
         pixels = np.full((90, 121, 3), value, np.uint8)
-        canvas = emulation.resize(pixels, (32, 43), (32, 64))
+        canvas = implementation.resize(pixels, (32, 43), (32, 64))
         assert (canvas[:, :, :43] == value / np.float32(255)).all()
         assert not canvas[:, :, 43:].any()
 
@@ -61,15 +64,15 @@ GRIDS = [((64, 64), 64), ((64, 128), 64), ((96, 64), 64), ((96, 160), 64), ((32,
 
 @pytest.mark.parametrize(("canvas", "window"), GRIDS)
 def test_windows_are_cut_and_stitched_as_on_the_host(
-    emulation: Emulation, canvas: tuple[int, int], window: int
+    implementation: Emulation | Compiled, canvas: tuple[int, int], window: int
 ) -> None:
     random = np.random.default_rng(2)
     image = random.random((1, 3, *canvas), np.float32)
     grid = window_grid(*canvas, window)
     whole = cut_windows(image, grid)
-    assert np.array_equal(emulation.cut_windows(image[0], (grid.side, grid.side), 0, len(grid)), whole)
+    assert np.array_equal(implementation.cut_windows(image[0], (grid.side, grid.side), 0, len(grid)), whole)
     for start in range(len(grid)):
-        found = emulation.cut_windows(image[0], (grid.side, grid.side), start, 1)
+        found = implementation.cut_windows(image[0], (grid.side, grid.side), start, 1)
         assert np.array_equal(found, whole[start : start + 1])
     for stride in (4, 8, 16, 32):
         cells = grid.side // stride
@@ -77,12 +80,12 @@ def test_windows_are_cut_and_stitched_as_on_the_host(
         stitcher = Stitcher(grid, {"level": stride})
         stitcher.add({"level": features})
         expected = stitcher.finish()["level"]
-        assert np.array_equal(emulation.stitch_windows(features, expected.shape[2:])[None], expected)
+        assert np.array_equal(implementation.stitch_windows(features, expected.shape[2:])[None], expected)
 
 
-def test_a_crop_is_one_window_of_another_shape(emulation: Emulation) -> None:
+def test_a_crop_is_one_window_of_another_shape(implementation: Emulation | Compiled) -> None:
     canvas = np.random.default_rng(3).random((3, 64, 96), np.float32)
-    assert np.array_equal(emulation.cut_windows(canvas, (50, 91), 0, 1)[0], canvas[:, :50, :91])
+    assert np.array_equal(implementation.cut_windows(canvas, (50, 91), 0, 1)[0], canvas[:, :50, :91])
 
 
 @pytest.mark.parametrize(

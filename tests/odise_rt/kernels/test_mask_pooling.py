@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from odise_rt.kernels.reference import from_bfloat16, mask_pool, to_bfloat16
+from tests.odise_rt.kernels.compiled import Compiled
 from tests.odise_rt.kernels.emulated import Emulation
 
 # Rounding of the result's type: a mean of values of size 1 may be off by half a unit in the last place, and float sums
@@ -27,9 +30,11 @@ def problem(
     return (*stored, stored[0].astype(np.float32), stored[1].astype(np.float32))
 
 
-def check(emulation: Emulation, arrays: tuple[np.ndarray, ...], kind: str, **options: int | bool) -> None:
+def check(
+    implementation: Emulation | Compiled, arrays: tuple[np.ndarray, ...], kind: str, **options: int | bool
+) -> None:
     logits, features, true_logits, true_features = arrays
-    pooled, areas = emulation.mask_pool(logits, features, **options)  # type: ignore[arg-type]
+    pooled, areas = implementation.mask_pool(logits, features, **options)  # type: ignore[arg-type]
     expected, expected_areas = mask_pool(true_logits, true_features)
     np.testing.assert_array_equal(areas, expected_areas)
     values = from_bfloat16(pooled) if kind == "bfloat16" else pooled.astype(np.float64)
@@ -61,19 +66,25 @@ def test_definition_by_hand() -> None:
     ],
 )
 def test_body_equals_the_definition(
-    emulation: Emulation, batch: int, queries: int, channels: int, height: int, width: int, kind: str
+    implementation: Emulation | Compiled, batch: int, queries: int, channels: int, height: int, width: int, kind: str
 ) -> None:
     arrays = problem(batch, queries, channels, height, width, kind)
-    check(emulation, arrays, kind)
-    check(emulation, arrays, kind, multiprocessors=132, late=False)
+    check(implementation, arrays, kind)
+    check(implementation, arrays, kind, multiprocessors=132, late=False)
 
 
 @pytest.mark.parametrize("shared_limit", [50_000, 65_536, 101_376, 166_912, 232_448])
-def test_every_depth_of_the_pipeline(emulation: Emulation, shared_limit: int) -> None:
+def test_every_depth_of_the_pipeline(implementation: Emulation | Compiled, shared_limit: int) -> None:
     """From two stages (sm_75) to eight (Hopper); copies arrive as late as the waits allow."""
     for pixels in (8, 64, 72, 512):
         arrays = problem(1, 40, 32, 1, pixels, "float16", seed=pixels)
-        check(emulation, arrays, "float16", shared_limit=shared_limit, multiprocessors=2)
+        check(implementation, arrays, "float16", shared_limit=shared_limit, multiprocessors=2)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_the_first_with_asynchronous_copies(compiled_for: Callable[[int], Compiled], kind: str) -> None:
+    """sm_80 compares bfloat16 by its bits; what else it does is what sm_90 does."""
+    check(compiled_for(80), problem(1, 40, 50, 6, 8, kind), kind)
 
 
 def test_bfloat16_without_its_tensor_cores(emulation: Emulation) -> None:
@@ -81,7 +92,7 @@ def test_bfloat16_without_its_tensor_cores(emulation: Emulation) -> None:
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16"])
-def test_empty_full_and_boundary_masks(emulation: Emulation, kind: str) -> None:
+def test_empty_full_and_boundary_masks(implementation: Emulation | Compiled, kind: str) -> None:
     logits, features, *_ = problem(1, 6, 16, 9, 8, kind)
     logits[0, 0] = -1  # empty
     logits[0, 1] = 3  # full
@@ -89,21 +100,21 @@ def test_empty_full_and_boundary_masks(emulation: Emulation, kind: str) -> None:
     logits[0, 3] = -0.0
     logits[0, 4] = np.nan
     logits[0, 5] = np.finfo(kind).smallest_subnormal
-    pooled, areas = emulation.mask_pool(logits, features)
+    pooled, areas = implementation.mask_pool(logits, features)
     assert areas.tolist() == [[0, 72, 0, 0, 0, 72]]
     assert not pooled[0, [0, 2, 3, 4]].any()
     np.testing.assert_array_equal(pooled[0, 1], pooled[0, 5])
-    check(emulation, (logits, features, logits.astype(np.float32), features.astype(np.float32)), kind)
+    check(implementation, (logits, features, logits.astype(np.float32), features.astype(np.float32)), kind)
 
 
-def test_unaligned_pointers(emulation: Emulation) -> None:
+def test_unaligned_pointers(implementation: Emulation | Compiled) -> None:
     logits, features, true_logits, true_features = problem(1, 10, 16, 8, 8, "float16")
     shifted = []
     for array in (logits, features):
         memory = np.empty(array.size + 1, array.dtype)[1:]
         memory[:] = array.ravel()
         shifted.append(memory.reshape(array.shape))
-    check(emulation, (*shifted, true_logits, true_features), "float16")
+    check(implementation, (*shifted, true_logits, true_features), "float16")
 
 
 def test_same_bits_whatever_the_copies_do(emulation: Emulation) -> None:

@@ -23,6 +23,7 @@ from odise_rt.postprocessing import MaskResizer, merge_panoptic
 from odise_rt.specs import ModelFacts
 from odise_rt.text_embeddings import EmbeddedVocabulary, normalise
 from tests.odise_rt.fake_bundle import make_facts
+from tests.odise_rt.kernels.compiled import Compiled
 from tests.odise_rt.kernels.emulated import Emulation
 from tests.odise_rt.kernels.test_panoptic_merge import blobs
 
@@ -36,16 +37,16 @@ def embeddings(rows: int, channels: int, seed: int) -> np.ndarray:
 
 # Masks, channels, words: one of everything, tiles that come out even and not, more channels than a step.
 @pytest.mark.parametrize("size", [(1, 1, 1), (64, 16, 64), (100, 256, 133), (65, 17, 3), (3, 33, 200)])
-def test_cosines_are_those_of_the_host(emulation: Emulation, size: tuple[int, int, int]) -> None:
+def test_cosines_are_those_of_the_host(implementation: Emulation | Compiled, size: tuple[int, int, int]) -> None:
     queries, channels, words = size
     masks, texts = 7 * embeddings(queries, channels, 0), normalise(embeddings(words, channels, 1))
     expected = class_logits(normalise(masks), texts, np.arange(words), 20.0)
-    found = emulation.text_cosines(masks, texts, 20.0)
+    found = implementation.text_cosines(masks, texts, 20.0)
     np.testing.assert_allclose(found, expected, rtol=0, atol=20 * 2e-6)
 
 
-def test_an_embedding_of_zeros_is_as_far_from_every_word(emulation: Emulation) -> None:
-    found = emulation.text_cosines(np.zeros((2, 8), np.float32), normalise(embeddings(3, 8, 1)), 20.0)
+def test_an_embedding_of_zeros_is_as_far_from_every_word(implementation: Emulation | Compiled) -> None:
+    found = implementation.text_cosines(np.zeros((2, 8), np.float32), normalise(embeddings(3, 8, 1)), 20.0)
     assert np.array_equal(found, np.zeros((2, 3), np.float32))
 
 
@@ -91,14 +92,19 @@ class Case:
         )  # fmt: skip
 
     def emulated(
-        self, emulation: Emulation, best: int, unknown: float | None, rank_all: bool, threshold: float = 0.0
+        self,
+        implementation: Emulation | Compiled,
+        best: int,
+        unknown: float | None,
+        rank_all: bool,
+        threshold: float = 0.0,
     ) -> dict[str, np.ndarray]:
         mask_text = self.words.mask_text
         if self.no_object is not None:
             mask_text = np.concatenate([mask_text, normalise(self.no_object[None])])
-        cosines = emulation.text_cosines(self.masks.mask, mask_text, self.facts.mask_logit_scale)
-        clip_cosines = emulation.text_cosines(self.masks.clip, self.words.clip_text, self.facts.clip_logit_scale)
-        return emulation.name_classes(
+        cosines = implementation.text_cosines(self.masks.mask, mask_text, self.facts.mask_logit_scale)
+        clip_cosines = implementation.text_cosines(self.masks.clip, self.words.clip_text, self.facts.clip_logit_scale)
+        return implementation.name_classes(
             cosines, clip_cosines, np.append(self.first_word, len(self.words.mask_text)).astype(np.int32),
             np.where(self.seen, 0.3, 0.7).astype(np.float32), self.masks.object_logits,
             unknown=unknown, threshold=threshold, best=min(best, len(self.first_word)), rank_all=rank_all,
@@ -109,11 +115,11 @@ class Case:
 @pytest.mark.parametrize("classes", [1, 2, 40, 300, 1000])
 @pytest.mark.parametrize(("best", "unknown", "rank_all"), [(5, None, False), (3, 0.35, True), (0, 0.99, False)])
 def test_classes_are_those_of_the_host(
-    emulation: Emulation, variant: str, classes: int, best: int, unknown: float | None, rank_all: bool
+    implementation: Emulation | Compiled, variant: str, classes: int, best: int, unknown: float | None, rank_all: bool
 ) -> None:
     case = Case.new(classes, variant=variant, seed=classes)
     expected = case.on_host(best, unknown, rank_all)
-    found = case.emulated(emulation, best, unknown, rank_all)
+    found = case.emulated(implementation, best, unknown, rank_all)
     np.testing.assert_allclose(found["probabilities"], expected.probabilities, rtol=2e-4, atol=2e-7)
     labels = expected.probabilities.argmax(axis=1)
     void = expected.probabilities.shape[1] - 1
@@ -127,15 +133,15 @@ def test_classes_are_those_of_the_host(
         assert 0 < (labels == void).sum() < len(labels), "both kinds of masks are tested"
 
 
-def test_masks_below_the_threshold_take_no_part(emulation: Emulation) -> None:
+def test_masks_below_the_threshold_take_no_part(implementation: Emulation | Compiled) -> None:
     case = Case.new(40, queries=30)
-    free, strict = (case.emulated(emulation, 1, None, False, threshold) for threshold in (0.0, 0.5))
+    free, strict = (case.emulated(implementation, 1, None, False, threshold) for threshold in (0.0, 0.5))
     assert np.array_equal(free["labels"], strict["labels"]), "the label stays"
     assert np.array_equal(strict["scores"], np.where(free["scores"] > 0.5, free["scores"], 0))
     assert 0 < (strict["scores"] > 0).sum() < (free["scores"] > 0).sum()
 
 
-def test_of_equal_classes_the_first_is_best(emulation: Emulation) -> None:
+def test_of_equal_classes_the_first_is_best(implementation: Emulation | Compiled) -> None:
     case = Case.new(300, queries=2)
     words = int(case.first_word[-1]) + 1
     same = (
@@ -144,15 +150,15 @@ def test_of_equal_classes_the_first_is_best(emulation: Emulation) -> None:
     )
     case.words = EmbeddedVocabulary(*(np.ascontiguousarray(text) for text in same))
     case.first_word, case.seen = np.arange(words), np.zeros(words, bool)
-    found = case.emulated(emulation, 4, None, True)
+    found = case.emulated(implementation, 4, None, True)
     assert np.array_equal(found["ranked"], [[0, 1, 2, 3]] * 2)
 
 
 @pytest.mark.parametrize("largest", [3e4, -3e4])
-def test_no_logit_overflows(emulation: Emulation, largest: float) -> None:
+def test_no_logit_overflows(implementation: Emulation | Compiled, largest: float) -> None:
     cosines = np.full((1, 5), 0, np.float32)
     cosines[0, 2] = largest
-    found = emulation.name_classes(
+    found = implementation.name_classes(
         cosines, np.ascontiguousarray(cosines[:, :4]), np.arange(5, dtype=np.int32), np.full(4, 0.5, np.float32), None,
         unknown=None, threshold=0, best=1, rank_all=True,
     )  # fmt: skip
@@ -161,11 +167,11 @@ def test_no_logit_overflows(emulation: Emulation, largest: float) -> None:
     assert (found["ranked"][0, 0] == 2) == (largest > 0)
 
 
-def test_a_mask_that_is_not_a_number_is_told(emulation: Emulation) -> None:
+def test_a_mask_that_is_not_a_number_is_told(implementation: Emulation | Compiled) -> None:
     case = Case.new(40, queries=3)
-    good = case.emulated(emulation, 3, None, True)
+    good = case.emulated(implementation, 3, None, True)
     case.masks.mask[1, 5] = np.nan
-    found = case.emulated(emulation, 3, None, True)
+    found = case.emulated(implementation, 3, None, True)
     assert found["labels"][1] == -2
     assert found["scores"][1] == 0
     assert not found["ranked"][1].any()
@@ -173,7 +179,9 @@ def test_a_mask_that_is_not_a_number_is_told(emulation: Emulation) -> None:
         assert np.array_equal(array[[0, 2]], good[name][[0, 2]]), "the other masks are as ever"
     areas = np.full((3, 3), 10, np.int32)
     owner = np.array([[0, 1, 2]], np.int16)
-    segment_map, _ = emulation.segments(found["labels"], np.ones(3, np.float32), owner, areas, np.ones(41, np.uint8), 0)
+    segment_map, _ = implementation.segments(
+        found["labels"], np.ones(3, np.float32), owner, areas, np.ones(41, np.uint8), 0
+    )
     assert segment_map[0, 1] == 0
 
 
@@ -182,7 +190,9 @@ def test_a_mask_that_is_not_a_number_is_told(emulation: Emulation) -> None:
 
 @pytest.mark.parametrize("size", [(64, 96), (1, 1), (33, 65), (8, 31), (120, 47)])
 @pytest.mark.parametrize("overlap", [0.0, 0.8])
-def test_segments_are_those_of_the_host(emulation: Emulation, size: tuple[int, int], overlap: float) -> None:
+def test_segments_are_those_of_the_host(
+    implementation: Emulation | Compiled, size: tuple[int, int], overlap: float
+) -> None:
     queries, classes = 20, 6
     logits, _ = blobs(queries, (32, 32), seed=size[0])
     random = np.random.default_rng(size[1])
@@ -195,9 +205,9 @@ def test_segments_are_those_of_the_host(emulation: Emulation, size: tuple[int, i
     labels = probabilities.argmax(axis=1).astype(np.int32)
     scores = probabilities.max(axis=1)
     scores = np.where((labels != classes) & (scores > 0.3), scores, 0).astype(np.float32)
-    owner, areas = emulation.panoptic_merge(logits, scores, test_size, size)
+    owner, areas = implementation.panoptic_merge(logits, scores, test_size, size)
     labels[labels == classes] = -1
-    segment_map, found = emulation.segments(labels, scores, owner, areas, isthing.astype(np.uint8), overlap)
+    segment_map, found = implementation.segments(labels, scores, owner, areas, isthing.astype(np.uint8), overlap)
     ids, chosen = choose_segments(labels, scores, areas, isthing, overlap)
     assert chosen == [(s.query, s.class_index, s.score) for s in expected]
     assert np.array_equal(np.where(owner >= 0, ids[owner], 0), expected_map)
@@ -211,20 +221,20 @@ def test_segments_are_those_of_the_host(emulation: Emulation, size: tuple[int, i
         assert any(((labels == c) & (scores > 0)).sum() > 1 for c in joined), "stuff of one class is joined"
 
 
-def test_a_result_without_segments(emulation: Emulation) -> None:
+def test_a_result_without_segments(implementation: Emulation | Compiled) -> None:
     labels, scores = np.full(3, -1, np.int32), np.zeros(3, np.float32)
     owner, areas = np.full((9, 40), -1, np.int16), np.zeros((3, 3), np.int32)
-    segment_map, found = emulation.segments(labels, scores, owner, areas, np.ones(2, np.uint8), 0.8)
+    segment_map, found = implementation.segments(labels, scores, owner, areas, np.ones(2, np.uint8), 0.8)
     assert found == []
     assert not segment_map.any()
 
 
-def test_as_many_segments_as_masks(emulation: Emulation) -> None:
+def test_as_many_segments_as_masks(implementation: Emulation | Compiled) -> None:
     queries = 2048
     owner = np.arange(queries, dtype=np.int16).reshape(32, 64)
     areas = np.ones((3, queries), np.int32)
     labels, scores = np.zeros(queries, np.int32), np.ones(queries, np.float32)
-    segment_map, found = emulation.segments(labels, scores, owner, areas, np.ones(1, np.uint8), 0.8)
+    segment_map, found = implementation.segments(labels, scores, owner, areas, np.ones(1, np.uint8), 0.8)
     assert np.array_equal(segment_map, owner.astype(np.int32) + 1)
     assert [facts for *_, facts in found] == [(x, y, x + 1, y + 1, 1) for y in range(32) for x in range(64)]
 

@@ -7,6 +7,7 @@ import pytest
 
 from odise_rt.kernels.reference import MergedPixels, from_bfloat16, merge_errors, panoptic_merge, to_bfloat16
 from odise_rt.postprocessing import MaskResizer, _assign_pixels
+from tests.odise_rt.kernels.compiled import Compiled
 from tests.odise_rt.kernels.emulated import Emulation
 
 # cells, test size, original size: same size, smaller and larger original, cropped canvas, one cell, one pixel.
@@ -70,67 +71,67 @@ def test_the_judge_finds_errors() -> None:
 
 @pytest.mark.parametrize(("cells", "test", "original"), SIZES)
 def test_body_equals_the_definition(
-    emulation: Emulation, cells: tuple[int, int], test: tuple[int, int], original: tuple[int, int]
+    implementation: Emulation | Compiled, cells: tuple[int, int], test: tuple[int, int], original: tuple[int, int]
 ) -> None:
     logits, scores = blobs(12, cells, seed=1)
     scores[3], scores[5] = 0, np.nan
-    owner, areas = emulation.panoptic_merge(logits, scores, test, original)
+    owner, areas = implementation.panoptic_merge(logits, scores, test, original)
     assert merge_errors(MergedPixels(owner, areas), logits, scores, test, original) == []
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
-def test_sixteen_bit_logits(emulation: Emulation, kind: str) -> None:
+def test_sixteen_bit_logits(implementation: Emulation | Compiled, kind: str) -> None:
     cells, test, original = SIZES[2]
     logits, scores = blobs(40, cells, seed=2)
     stored = to_bfloat16(logits) if kind == "bfloat16" else logits.astype(np.float16)
     true = from_bfloat16(stored) if kind == "bfloat16" else stored.astype(np.float32)
-    owner, areas = emulation.panoptic_merge(stored, scores, test, original)
+    owner, areas = implementation.panoptic_merge(stored, scores, test, original)
     assert merge_errors(MergedPixels(owner, areas), true, scores, test, original) == []
 
 
-def test_noise_where_nothing_can_be_left_out(emulation: Emulation) -> None:
+def test_noise_where_nothing_can_be_left_out(implementation: Emulation | Compiled) -> None:
     random = np.random.default_rng(4)
     logits = random.normal(0, 3, (100, 16, 16)).astype(np.float32)
     scores = random.uniform(0.2, 1, 100).astype(np.float32)
-    owner, areas = emulation.panoptic_merge(logits, scores, (64, 64), (64, 64))
+    owner, areas = implementation.panoptic_merge(logits, scores, (64, 64), (64, 64))
     assert merge_errors(MergedPixels(owner, areas), logits, scores, (64, 64), (64, 64)) == []
 
 
-def test_edges_of_queries_and_scores(emulation: Emulation) -> None:
+def test_edges_of_queries_and_scores(implementation: Emulation | Compiled) -> None:
     cells, size = (8, 8), (32, 32)
     full = np.full((3, *cells), 5, np.float32)
-    owner, areas = emulation.panoptic_merge(full, np.array([0.5, 0.5, 0.5]), size, size)
+    owner, areas = implementation.panoptic_merge(full, np.array([0.5, 0.5, 0.5]), size, size)
     assert (owner == 0).all()  # of equal masks the first
     assert areas.tolist() == [[1024] * 3, [1024, 0, 0], [1024, 0, 0]]
-    owner, areas = emulation.panoptic_merge(-full, np.array([0.5, 0.6, 0.5]), size, size)
+    owner, areas = implementation.panoptic_merge(-full, np.array([0.5, 0.6, 0.5]), size, size)
     assert (owner == -1).all()
     assert areas.tolist() == [[0] * 3, [0, 1024, 0], [0] * 3]  # the best of masks that are nowhere still owns
-    owner, areas = emulation.panoptic_merge(full, np.array([0.0, -1.0, np.nan]), size, size)
+    owner, areas = implementation.panoptic_merge(full, np.array([0.0, -1.0, np.nan]), size, size)
     assert (owner == -1).all()
     assert not areas.any()
-    owner, areas = emulation.panoptic_merge(full[:1], np.array([1.0]), size, size)
+    owner, areas = implementation.panoptic_merge(full[:1], np.array([1.0]), size, size)
     assert (owner == 0).all()
     far = np.full((2, *cells), -500, np.float32)  # probabilities that round to zero
-    owner, areas = emulation.panoptic_merge(far, np.array([0.1, 0.9]), size, size)
+    owner, areas = implementation.panoptic_merge(far, np.array([0.1, 0.9]), size, size)
     assert (owner == -1).all()
     assert areas[1].tolist() == [1024, 0]
     many = np.full((2048, 1, 1), -1, np.float32)
     many[-1] = 1
-    owner, areas = emulation.panoptic_merge(many, np.full(2048, 0.5), (4, 4), (4, 4))
+    owner, areas = implementation.panoptic_merge(many, np.full(2048, 0.5), (4, 4), (4, 4))
     assert (owner == 2047).all()
     zero = np.zeros((1, *cells), np.float32)
-    owner, areas = emulation.panoptic_merge(zero, np.array([0.5]), size, size)
+    owner, areas = implementation.panoptic_merge(zero, np.array([0.5]), size, size)
     assert (owner == 0).all()  # exactly one half is inside here
 
 
 @pytest.mark.parametrize(("cells", "test", "original"), SIZES)
 def test_a_mask_of_nan_is_nowhere_and_hides_no_other(
-    emulation: Emulation, cells: tuple[int, int], test: tuple[int, int], original: tuple[int, int]
+    implementation: Emulation | Compiled, cells: tuple[int, int], test: tuple[int, int], original: tuple[int, int]
 ) -> None:
     logits, scores = blobs(12, cells, seed=2)
     logits[4], scores[4] = np.nan, 1.0
     merges = [
-        MergedPixels(*emulation.panoptic_merge(logits, scores, test, original)),
+        MergedPixels(*implementation.panoptic_merge(logits, scores, test, original)),
         product(logits, scores, test, original),
     ]
     for merged in merges:
@@ -138,13 +139,13 @@ def test_a_mask_of_nan_is_nowhere_and_hides_no_other(
         assert not merged.areas[:, 4].any()
 
 
-def test_one_cell_that_is_nan_hides_no_other(emulation: Emulation) -> None:
+def test_one_cell_that_is_nan_hides_no_other(implementation: Emulation | Compiled) -> None:
     cells, size = (32, 32), (128, 128)
     logits = np.stack([np.full(cells, 8, np.float32), np.full(cells, -1, np.float32), np.full(cells, 1, np.float32)])
     logits[0, 16, 16] = np.nan
     scores = np.array([1.0, 0.9, 0.3], np.float32)
     for merged in (
-        MergedPixels(*emulation.panoptic_merge(logits, scores, size, size)),
+        MergedPixels(*implementation.panoptic_merge(logits, scores, size, size)),
         product(logits, scores, size, size),
     ):
         owner = merged.owner
@@ -156,10 +157,10 @@ def test_one_cell_that_is_nan_hides_no_other(emulation: Emulation) -> None:
 
 @pytest.mark.parametrize(("cells", "test", "original"), [*SIZES, ((256, 352), (1024, 1365), (480, 640))])
 def test_tables_are_the_products(
-    emulation: Emulation, cells: tuple[int, int], test: tuple[int, int], original: tuple[int, int]
+    implementation: Emulation | Compiled, cells: tuple[int, int], test: tuple[int, int], original: tuple[int, int]
 ) -> None:
     resizer = MaskResizer(cells, test, original)
-    row_first, row_weights, column_first, column_weights, areas = emulation.merge_tables(cells, test, original, 7)
+    row_first, row_weights, column_first, column_weights, areas = implementation.merge_tables(cells, test, original, 7)
     assert not areas.any()
     for axis, first, weights in ((0, row_first, row_weights), (1, column_first, column_weights)):
         own = resizer._axis(axis)
