@@ -4,7 +4,8 @@
 // A body is a function template over the block class. DeviceBlock below runs it on a GPU: "each thread" is this
 // thread, a Lane<T> is a register. The tests have a second pair of classes that runs the same body on a CPU, warp by
 // warp: there a Lane<T> is 32 values. So the tiling, the index arithmetic, the shared-memory layout and the fragment
-// layout of the tensor cores are tested without a GPU; timing, races and the instructions themselves are not.
+// layout of the tensor cores are tested without a GPU. Races and the instructions themselves are tested on what nvcc
+// makes of it (tests/odise_rt/kernels/ptx_machine.cpp); timing is not.
 #pragma once
 
 #include "elements.cuh"
@@ -26,6 +27,11 @@ struct Floats4 {
   float value[4];
 };
 
+/// Two floats that are written at once.
+struct alignas(8) Floats2 {
+  float value[2];
+};
+
 #if defined(__CUDACC__)
 
 struct DeviceWarp {
@@ -37,6 +43,9 @@ struct DeviceWarp {
     ODISE_DEVICE const T& operator[](int) const { return value; }
   };
 
+  /// An address in shared memory as instructions take it: 32 bits.
+  using Shared = uint32_t;
+
   int index;  // within the block
   int lane;
 
@@ -47,7 +56,10 @@ struct DeviceWarp {
 
   ODISE_DEVICE uint32_t ballot(const Lane<bool>& predicate) const { return __ballot_sync(~0u, predicate.value); }
 
-  ODISE_DEVICE int from(const Lane<int>& values, int source) const { return __shfl_sync(~0u, values.value, source); }
+  template <class T>
+  ODISE_DEVICE T from(const Lane<T>& values, int source) const {
+    return __shfl_sync(~0u, values.value, source);
+  }
 
   ODISE_DEVICE int sum(const Lane<int>& values) const {
 #if __CUDA_ARCH__ >= 800
@@ -73,7 +85,7 @@ struct DeviceWarp {
   /// aligned); it receives elements 2 * (l % 4) and the next of row l / 4 of each.
   template <class Address>
   ODISE_DEVICE void load_matrices(Lane<Words4>& to, Address&& address) const {
-    const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(address(lane)));
+    const uint32_t at = address(lane);
     uint32_t* word = to.value.word;
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
@@ -117,6 +129,7 @@ struct DeviceWarp {
 
 struct DeviceBlock {
   using Warp = DeviceWarp;
+  using Shared = DeviceWarp::Shared;
 
   /// A value of every warp or thread that lives across barriers; on the GPU, registers.
   template <class T>
@@ -144,14 +157,25 @@ struct DeviceBlock {
 
   ODISE_DEVICE void sync() const { __syncthreads(); }
 
+  /// For all threads together. The shuffle changes nothing but what ptxas knows: it would work out an address anew, from
+  /// a special register that takes its time, for every copy.
+  ODISE_DEVICE Shared shared(const char* memory) const {
+    return __shfl_sync(~0u, static_cast<Shared>(__cvta_generic_to_shared(memory)), 0);
+  }
+
+  ODISE_DEVICE void clear16(char* shared) const { *reinterpret_cast<uint4*>(shared) = make_uint4(0, 0, 0, 0); }
+
   /// Copies 16 aligned bytes of global memory into shared memory, or clears them there. Done after commit() and wait().
-  ODISE_DEVICE void copy16(char* shared, const void* global, bool present) const {
+  ODISE_DEVICE void copy16(Shared to, const void* global, bool present) const {
 #if __CUDA_ARCH__ >= 800
-    const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(global), "r"(present ? 16 : 0)
+    // Whole lines of 128 bytes to the L2: who copies half of one asks for the rest soon.
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(present ? 16 : 0)
                  : "memory");
 #else
-    *reinterpret_cast<uint4*>(shared) = present ? *static_cast<const uint4*>(global) : make_uint4(0, 0, 0, 0);
+    const uint4 words = present ? *static_cast<const uint4*>(global) : make_uint4(0, 0, 0, 0);
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(words.x), "r"(words.y), "r"(words.z),
+                 "r"(words.w)
+                 : "memory");
 #endif
   }
 
@@ -183,6 +207,14 @@ struct DeviceBlock {
 };
 
 ODISE_DEVICE float exp2_of(float value) { return exp2f(value); }
+
+/// Numbers below 2^-126, given and returned, are zero; else to 2^-22 of the value.
+ODISE_DEVICE float fast_exp2_of(float value) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
+  return power;
+}
+
 ODISE_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
 ODISE_DEVICE int first_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
 ODISE_DEVICE int last_bit(uint32_t bits) { return 31 - __clz(static_cast<int>(bits)); }
@@ -190,6 +222,7 @@ ODISE_DEVICE int last_bit(uint32_t bits) { return 31 - __clz(static_cast<int>(bi
 #else
 
 inline float exp2_of(float value) { return std::exp2(value); }
+inline float fast_exp2_of(float value) { return std::exp2(value); }
 inline int count_bits(uint32_t bits) { return __builtin_popcount(bits); }
 inline int first_bit(uint32_t bits) { return __builtin_ctz(bits); }
 inline int last_bit(uint32_t bits) { return 31 - __builtin_clz(bits); }

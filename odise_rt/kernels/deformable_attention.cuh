@@ -48,9 +48,30 @@ struct alignas(sizeof(T) * kVector) Channels {
   T element[kVector];
 };
 
+/// The same in registers, of which 16 bits alone would cost instructions to clear.
+template <int kBytes>
+struct alignas(kBytes) ChannelWords {
+  uint32_t word[kBytes / 4];
+};
+
+template <>
+struct alignas(2) ChannelWords<2> {
+  uint16_t word[1];
+};
+
+/// The channels of a corner of a sample; zeros outside. Without a branch around what is done with them, so that the loads
+/// of all four corners are under way at once.
 template <class T, int kVector>
-ODISE_DEVICE void attention_add(const T* level, int64_t pixel, int64_t pitch, float weight, float (&sum)[kVector]) {
-  const auto channels = *reinterpret_cast<const Channels<T, kVector>*>(level + pixel * pitch);
+ODISE_DEVICE Channels<T, kVector> attention_corner(const T* at, bool inside) {
+  ChannelWords<sizeof(T) * kVector> words{};
+  if (inside) words = *reinterpret_cast<const ChannelWords<sizeof(T) * kVector>*>(at);
+  Channels<T, kVector> channels;
+  memcpy(&channels, &words, sizeof channels);
+  return channels;
+}
+
+template <class T, int kVector>
+ODISE_DEVICE void attention_add(const Channels<T, kVector>& channels, float weight, float (&sum)[kVector]) {
 #pragma unroll
   for (int c = 0; c < kVector; ++c) sum[c] += weight * to_float(channels.element[c]);
 }
@@ -89,6 +110,7 @@ ODISE_DEVICE void deformable_attention(const Block& block, const T* value, const
     for (int l = 0; l < level_count; ++l) {
       const int64_t shape = attention_shape(levels, l);
       const int height = static_cast<int>(shape >> 32), width = static_cast<int>(shape & 0x7FFFFFFF);
+      const int64_t down = width * pitch;  // to the next row
       for (int p = 0; p < sizes.points; ++p, ++logit, offset += 2) {
         const float weight = exp2_of((to_float(*logit) - largest) * 1.4426950408889634f);
         weights += weight;
@@ -99,17 +121,18 @@ ODISE_DEVICE void deformable_attention(const Block& block, const T* value, const
         const float floor_x = floorf(x), floor_y = floorf(y);
         const int column = static_cast<int>(floor_x), row = static_cast<int>(floor_y);
         const float right = x - floor_x, below = y - floor_y;
-        const int64_t corner = static_cast<int64_t>(row) * width + column;
-        if (row >= 0) {
-          if (column >= 0) attention_add<T, kVector>(level, corner, pitch, weight * (1 - below) * (1 - right), sum);
-          if (column + 1 < width) attention_add<T, kVector>(level, corner + 1, pitch, weight * (1 - below) * right, sum);
-        }
-        if (row + 1 < height) {
-          if (column >= 0) attention_add<T, kVector>(level, corner + width, pitch, weight * below * (1 - right), sum);
-          if (column + 1 < width) {
-            attention_add<T, kVector>(level, corner + width + 1, pitch, weight * below * right, sum);
-          }
-        }
+        const bool left_in = column >= 0, right_in = column + 1 < width;
+        const bool above_in = row >= 0, below_in = row + 1 < height;
+        const T* at = level + (static_cast<int64_t>(row) * width + column) * pitch;  // not read where it is outside
+        const auto above_left = attention_corner<T, kVector>(at, above_in && left_in);
+        const auto above_right = attention_corner<T, kVector>(at + pitch, above_in && right_in);
+        const auto below_left = attention_corner<T, kVector>(at + down, below_in && left_in);
+        const auto below_right = attention_corner<T, kVector>(at + down + pitch, below_in && right_in);
+        const float upper = weight * (1 - below), lower = weight * below;
+        attention_add(above_left, upper * (1 - right), sum);
+        attention_add(above_right, upper * right, sum);
+        attention_add(below_left, lower * (1 - right), sum);
+        attention_add(below_right, lower * right, sum);
       }
       level += static_cast<int64_t>(height) * width * pitch;
     }

@@ -82,30 +82,85 @@ ODISE_DEVICE PoolSource<T> pool_source(const T* logits, const T* features, int64
   return source;
 }
 
-/// Brings the pixels of one step into shared memory; rows and pixels that do not exist become zero.
+/// What a thread copies of every step: 16 bytes of each kPoolThreads / kChunks-th row, always the same chunk of them.
+///
+/// Only the pixels change from step to step, so all that a step costs is an addition and a copy for each row. Rows that
+/// do not exist are cleared once, in every stage, and never copied to; chunks behind the last pixel become zero.
+template <int kRowTiles, class T>
+struct PoolCopies {
+  static constexpr int kChunks = kPoolPixels / 8;
+  static constexpr int kRowStep = kPoolThreads / kChunks;
+  static constexpr int kCount = (PoolTile<kRowTiles>::kRows + kRowStep - 1) / kRowStep;
+
+  const char* from[kCount];  // this thread's chunk of step 0
+  uint32_t present;       // bit k: the row of copy k exists
+  int32_t steps;          // that have this chunk
+  int32_t to;             // where copy 0 lies in a stage; others follow by kRowStep rows
+};
+
+static_assert(PoolCopies<7, Half>::kRowStep % 8 == 0, "rows of a thread's copies have one swizzle");
+
+template <int kRowTiles, class T>
+ODISE_DEVICE PoolCopies<kRowTiles, T> pool_copies(const PoolSource<T>& source, int thread) {
+  using Copies = PoolCopies<kRowTiles, T>;
+  using Tile = PoolTile<kRowTiles>;
+  const int first = thread / Copies::kChunks, chunk = thread % Copies::kChunks;
+  Copies copies;
+  copies.present = 0;
+#pragma unroll
+  for (int k = 0; k < Copies::kCount; ++k) {
+    const int index = first + k * Copies::kRowStep;
+    const T* row = index < Tile::kRows ? source.row(index, Tile::kMasks) : nullptr;
+    copies.from[k] = reinterpret_cast<const char*>(row + (row != nullptr ? chunk * 8 : 0));
+    copies.present |= static_cast<uint32_t>(row != nullptr) << k;
+  }
+  copies.steps = static_cast<int32_t>(source.pixels / kPoolPixels + (source.pixels % kPoolPixels > chunk * 8));
+  copies.to = pool_offset(first, chunk);
+  return copies;
+}
+
+/// Clears what copies leave out.
 template <int kRowTiles, class T, class Block>
-ODISE_DEVICE void pool_load(const Block& block, char* stage, const PoolSource<T>& source, int64_t step) {
+ODISE_DEVICE void pool_clear(const Block& block, char* shared, int stages, int thread,
+                             const PoolCopies<kRowTiles, T>& copies) {
+  using Copies = PoolCopies<kRowTiles, T>;
+  using Tile = PoolTile<kRowTiles>;
+  for (int k = 0; k < Copies::kCount; ++k) {
+    if ((copies.present >> k & 1u) || thread / Copies::kChunks + k * Copies::kRowStep >= Tile::kRows) continue;
+    for (int s = 0; s < stages; ++s) {
+      block.clear16(shared + s * Tile::kStageBytes + copies.to + k * Copies::kRowStep * kPoolRowBytes);
+    }
+  }
+}
+
+/// Brings the pixels of one step into shared memory, where every row starts at a multiple of 16 bytes.
+template <int kRowTiles, class T, class Block>
+ODISE_DEVICE void pool_copy(const Block& block, typename Block::Shared stage, int step,
+                            const PoolCopies<kRowTiles, T>& copies) {
+  using Copies = PoolCopies<kRowTiles, T>;
+  const bool inside = step < copies.steps;
+  const uint32_t ahead = inside ? static_cast<uint32_t>(step) * kPoolRowBytes : 0;  // pixels are fewer than 2^31
+  const typename Block::Shared to = stage + copies.to;
+#pragma unroll
+  for (int k = 0; k < Copies::kCount; ++k) {
+    if (!(copies.present >> k & 1u)) continue;
+    block.copy16(to + k * Copies::kRowStep * kPoolRowBytes, copies.from[k] + ahead, inside);
+  }
+}
+
+/// The same, element by element, where rows start anywhere.
+template <int kRowTiles, class T>
+ODISE_DEVICE void pool_gather(char* stage, const PoolSource<T>& source, int64_t step, int thread) {
   using Tile = PoolTile<kRowTiles>;
   constexpr int kChunks = kPoolPixels / 8;
-  block.each_thread([&](int thread) {
-#pragma unroll 2
-    for (int i = thread; i < Tile::kRows * kChunks; i += kPoolThreads) {
-      const int index = i / kChunks, chunk = i % kChunks;
-      const int64_t pixel = step * kPoolPixels + chunk * 8;
-      const T* row = source.row(index, Tile::kMasks);
-      char* to = stage + pool_offset(index, chunk);
-      if (source.aligned) {  // then pixels are a multiple of 8: a chunk exists or not
-        const bool present = row != nullptr && pixel < source.pixels;
-        block.copy16(to, present ? row + pixel : source.logits, present);
-      } else {
-        T* elements = reinterpret_cast<T*>(to);
-        for (int e = 0; e < 8; ++e) {
-          elements[e] = row != nullptr && pixel + e < source.pixels ? row[pixel + e] : T{0};
-        }
-      }
-    }
-  });
-  block.commit();
+#pragma unroll 1
+  for (int i = thread; i < Tile::kRows * kChunks; i += kPoolThreads) {
+    const int index = i / kChunks, chunk = i % kChunks;
+    const int64_t pixel = step * kPoolPixels + chunk * 8;
+    const T* row = source.row(index, Tile::kMasks);
+    T* elements = reinterpret_cast<T*>(stage + pool_offset(index, chunk));
+    for (int e = 0; e < 8; ++e) elements[e] = row != nullptr && pixel + e < source.pixels ? row[pixel + e] : T{0};
+  }
 }
 
 /// The sums of a warp: all masks of the tile x 32 channels, and the area of one row tile.
@@ -115,23 +170,47 @@ struct PoolSums {
   typename Warp::template Lane<Floats4> area;
 };
 
+/// Where the rows lie that a lane names to ldmatrix, in a stage and for the first of its two depths.
+///
+/// Matrices of the masks: rows 0-7 and 8-15 with pixels 0-7, then both with pixels 8-15. Of the channels: rows 0-7 with
+/// pixels 0-7, then 8-15; rows 8-15 likewise. Sixteen rows on, or at the other depth, the swizzle is the same.
+ODISE_DEVICE int pool_mask_rows(int lane) { return pool_offset(lane % 16, lane / 16); }
+ODISE_DEVICE int pool_channel_rows(int lane) { return pool_offset(lane / 16 * 8 + lane % 8, lane / 8 % 2); }
+
+constexpr int kPoolOtherDepth = 32;                // exclusive-or of the offset
+constexpr int kPoolTileBytes = 16 * kPoolRowBytes;
+
 /// Adds one step to the sums of a warp.
 template <int kRowTiles, class T, class Warp>
-ODISE_DEVICE void pool_multiply(const Warp& warp, const char* stage, PoolSums<Warp, kRowTiles>& sums) {
+ODISE_DEVICE void pool_multiply(const Warp& warp, typename Warp::Shared stage, PoolSums<Warp, kRowTiles>& sums) {
   using Tile = PoolTile<kRowTiles>;
   using Words = typename Warp::template Lane<Words4>;
   using HalfWords = typename Warp::template Lane<Words2>;
-  const int first_channel = Tile::kMasks + warp.index * kPoolWarpChannels;
+  const int first_channel = (Tile::kMasks + warp.index * kPoolWarpChannels) * kPoolRowBytes;
+  const auto masks = [&](int depth, int tile) {
+    Words left;
+    warp.load_matrices(left, [&](int lane) {
+      return stage + ((pool_mask_rows(lane) ^ (depth * kPoolOtherDepth)) + tile * kPoolTileBytes);
+    });
+    warp.each([&](int lane) {
+#pragma unroll
+      for (int w = 0; w < 4; ++w) left[lane].word[w] = inside_pair<T>(left[lane].word[w]);
+    });
+    return left;
+  };
+  // The area of one row tile is one more column, of ones. Warps without a tile of their own do it for nobody: a branch
+  // would cost more.
+  const int own = warp.index < kRowTiles ? warp.index : kRowTiles - 1;
+  HalfWords ones;
+  warp.each([&](int lane) { ones[lane] = {{Pair<T>::kOnes, Pair<T>::kOnes}}; });
 #pragma unroll
   for (int depth = 0; depth < kPoolPixels / 16; ++depth) {
     HalfWords right[kPoolColumns];
 #pragma unroll
     for (int pair = 0; pair < kPoolColumns / 2; ++pair) {
-      // Matrices: channels 0-7 with pixels 0-7, then 8-15; channels 8-15 likewise.
       Words two;
       warp.load_matrices(two, [&](int lane) {
-        const int row = first_channel + pair * 16 + (lane / 16) * 8 + lane % 8;
-        return stage + pool_offset(row, depth * 2 + (lane / 8) % 2);
+        return stage + ((pool_channel_rows(lane) ^ (depth * kPoolOtherDepth)) + first_channel + pair * kPoolTileBytes);
       });
       warp.each([&](int lane) {
         right[2 * pair][lane] = {{two[lane].word[0], two[lane].word[1]}};
@@ -140,26 +219,13 @@ ODISE_DEVICE void pool_multiply(const Warp& warp, const char* stage, PoolSums<Wa
     }
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
-      // Matrices: masks 0-7 and 8-15 with pixels 0-7, then both with pixels 8-15.
-      Words left;
-      warp.load_matrices(left, [&](int lane) {
-        const int row = tile * 16 + ((lane / 8) % 2) * 8 + lane % 8;
-        return stage + pool_offset(row, depth * 2 + lane / 16);
-      });
-      warp.each([&](int lane) {
-#pragma unroll
-        for (int w = 0; w < 4; ++w) left[lane].word[w] = inside_pair<T>(left[lane].word[w]);
-      });
+      const Words left = masks(depth, tile);
 #pragma unroll
       for (int column = 0; column < kPoolColumns; ++column) {
         warp.template multiply<T>(sums.sum[tile][column], left, right[column]);
       }
-      if (tile == warp.index) {
-        HalfWords ones;
-        warp.each([&](int lane) { ones[lane] = {{Pair<T>::kOnes, Pair<T>::kOnes}}; });
-        warp.template multiply<T>(sums.area, left, ones);
-      }
     }
+    warp.template multiply<T>(sums.area, masks(depth, own), ones);
   }
 }
 
@@ -179,28 +245,35 @@ ODISE_DEVICE void mask_pool_sums(const Block& block, char* shared, const T* logi
   const PoolSource<T> source =
       pool_source(logits, features, block.z(), first_mask, first_channel, queries, channels, pixels);
   const PoolSteps steps = pool_steps(pixels, block.x(), splits);
+  const int first = static_cast<int>(steps.first), last = static_cast<int>(steps.last);
 
   typename Block::template PerWarp<PoolSums<Warp, kRowTiles>> sums;
-  for (int s = 0; s < stages - 1; ++s) {
-    if (steps.first + s < steps.last) {
-      pool_load<kRowTiles>(block, shared + s * Tile::kStageBytes, source, steps.first + s);
-    } else {
-      block.commit();  // an empty group keeps the count
-    }
-  }
+  typename Block::template PerThread<PoolCopies<kRowTiles, T>> copies;
+  const typename Block::Shared start = block.shared(shared);
+  block.each_thread([&](int thread) {
+    if (!source.aligned) return;
+    copies[thread] = pool_copies<kRowTiles>(source, thread);
+    pool_clear<kRowTiles>(block, shared, stages, thread, copies[thread]);
+  });
+  const auto load = [&](int stage, int step) {
+    block.each_thread([&](int thread) {
+      if (step >= last) return;
+      if (source.aligned) {  // then pixels are a multiple of 8: a chunk exists or not
+        pool_copy<kRowTiles>(block, start + stage * Tile::kStageBytes, step, copies[thread]);
+      } else {
+        pool_gather<kRowTiles>(shared + stage * Tile::kStageBytes, source, step, thread);
+      }
+    });
+    block.commit();  // an empty group keeps the count
+  };
+  for (int s = 0; s < stages - 1; ++s) load(s, first + s);
   int slot = 0;
-  for (int64_t step = steps.first; step < steps.last; ++step) {
+  for (int step = first; step < last; ++step) {
     block.wait(stages - 2);  // the group of this step is done
     block.sync();            // for every thread; and every warp has left the slot that is filled next
-    const int64_t ahead = step + stages - 1;
-    const int filled = slot == 0 ? stages - 1 : slot - 1;
-    if (ahead < steps.last) {
-      pool_load<kRowTiles>(block, shared + filled * Tile::kStageBytes, source, ahead);
-    } else {
-      block.commit();
-    }
+    load(slot == 0 ? stages - 1 : slot - 1, step + stages - 1);
     block.each_warp([&](const Warp& warp) {
-      pool_multiply<kRowTiles, T>(warp, shared + slot * Tile::kStageBytes, sums[warp.index]);
+      pool_multiply<kRowTiles, T>(warp, start + slot * Tile::kStageBytes, sums[warp.index]);
     });
     slot = slot + 1 == stages ? 0 : slot + 1;
   }
@@ -221,8 +294,12 @@ ODISE_DEVICE void mask_pool_sums(const Block& block, char* shared, const T* logi
           for (int column = 0; column < kPoolColumns; ++column) {
             const int channel = warp.index * kPoolWarpChannels + column * 8 + within * 2;
             const float* pair = own.sum[tile][column][lane].value + 2 * below;
-            if (channel < source.channels) row[channel] = pair[0];
-            if (channel + 1 < source.channels) row[channel + 1] = pair[1];
+            if (channels % 2 == 0) {  // then both are there, or none, and they lie at a multiple of 8 bytes
+              if (channel < source.channels) *reinterpret_cast<Floats2*>(row + channel) = {{pair[0], pair[1]}};
+            } else {
+              if (channel < source.channels) row[channel] = pair[0];
+              if (channel + 1 < source.channels) row[channel + 1] = pair[1];
+            }
           }
           if (tile == warp.index && within == 0 && first_channel == 0) {
             counts[first_row + mask] = static_cast<int32_t>(own.area[lane].value[2 * below]);

@@ -121,91 +121,150 @@ ODISE_DEVICE void merge_prepare(const Block& block, int cell_rows, int cell_colu
 
 /// What a thread knows of its column of kMergeRows pixels so far.
 struct MergePixels {
-  float least[kMergeRows];  // i + i * e^-x of the owner
-  int32_t owner[kMergeRows];
-  uint32_t inside;  // bit r: the owner's logit at row r is >= 0
+  float least[kMergeRows];    // i + i * e^-x of the owner
+  int32_t owner[kMergeRows];  // and kMergeInside where its logit is >= 0
 };
 
-/// The taps of a thread's column and rows, in registers for the whole loop over queries.
+constexpr int32_t kMergeInside = 1 << 16;
+
+/// The taps of a thread's column and rows, in registers for the whole loop over queries. A pixel outside of the image has
+/// those of the last one inside, so that no lane parts from the others, but with weights that are not numbers: nothing
+/// is ever inside there, and nothing wins.
 struct MergeTaps {
-  int64_t column;  // offset of the first cell within a row
-  int32_t columns_there;  // taps that lie inside the row of cells; fewer than kMergeTaps only for tiny masks
-  float across[kMergeTaps];
-  int32_t first[kMergeRows];
-  float down[kMergeRows][kMergeTaps];
-  int32_t rows;  // that lie inside the image; 0 also for a column outside
+  int64_t start;                       // offset of the first cell of the first row
+  float across[kMergeTaps];            // times -log2(e): sums are exponents of 2
+  float down[kMergeRows][kMergeTaps];  // the same for all lanes inside the image, as the next two are for all
+  uint32_t slides;                     // bit r: the taps of row r start one cell below those of the row above
+  uint32_t jumps;                      // bit r: they start anywhere
+  uint32_t there;                      // bit r: the pixel is inside the image
 };
 
 ODISE_DEVICE MergeTaps merge_taps(const AxisTable& vertical, const AxisTable& horizontal, int64_t top, int64_t x,
                                   int cell_columns) {
-  MergeTaps taps{};
-  if (x >= horizontal.length) return taps;
-  const int64_t left = vertical.length - top;
-  taps.rows = static_cast<int32_t>(left < 0 ? 0 : left > kMergeRows ? kMergeRows : left);
-  taps.column = horizontal.first[x];
-  taps.columns_there = cell_columns < kMergeTaps ? cell_columns : kMergeTaps;
+  MergeTaps taps;
+  const int64_t below = vertical.length - 1, beside = horizontal.length - 1;
+  const int64_t column = x < beside ? x : beside;
+  int32_t above = vertical.first[top < below ? top : below];
+  taps.start = static_cast<int64_t>(above) * cell_columns + horizontal.first[column];
 #pragma unroll
-  for (int t = 0; t < kMergeTaps; ++t) taps.across[t] = horizontal.weights[static_cast<int64_t>(t) * horizontal.length + x];
+  for (int t = 0; t < kMergeTaps; ++t) {
+    taps.across[t] = -kLog2E * horizontal.weights[static_cast<int64_t>(t) * horizontal.length + column];
+  }
+  taps.slides = taps.jumps = taps.there = 0;
 #pragma unroll
   for (int r = 0; r < kMergeRows; ++r) {
-    if (r >= taps.rows) continue;
-    taps.first[r] = vertical.first[top + r];
+    const int64_t y = top + r < below ? top + r : below;
+    const int32_t first = vertical.first[y];
+    taps.slides |= static_cast<uint32_t>(first == above + 1) << r;
+    taps.jumps |= static_cast<uint32_t>(first != above && first != above + 1) << r;
+    const bool there = top + r <= below && x <= beside;
+    taps.there |= static_cast<uint32_t>(there) << r;
+    above = first;
 #pragma unroll
     for (int t = 0; t < kMergeTaps; ++t) {
-      taps.down[r][t] = vertical.weights[static_cast<int64_t>(t) * vertical.length + top + r];
+      taps.down[r][t] = there ? vertical.weights[static_cast<int64_t>(t) * vertical.length + y] : NAN;
     }
   }
   return taps;
 }
 
-/// A row of cells interpolated at the thread's column; zero below the last row, where weights are zero too.
-template <class T>
-ODISE_DEVICE float merge_across(const T* mask, const MergeTaps& taps, int64_t cell_row, int cell_rows,
-                                int cell_columns) {
-  float sum = 0.0f;
-  if (cell_row < cell_rows) {
-    const T* cells = mask + cell_row * cell_columns + taps.column;
+/// How the cells of a mask lie, and whether there are enough of them for every tap.
+template <bool kTiny>
+struct MergeCells {
+  int rows;
+  int columns;
+
+  /// A row of cells interpolated at the thread's column, times -log2(e). Taps that a tiny mask does not have weigh
+  /// nothing and are left out.
+  template <class T>
+  ODISE_DEVICE float across(const T* cells, int row, const MergeTaps& taps) const {
+    float sum = 0.0f;
+    if (kTiny && row >= rows) return sum;
 #pragma unroll
     for (int t = 0; t < kMergeTaps; ++t) {
-      if (t < taps.columns_there) sum += taps.across[t] * to_float(cells[t]);
+      if (!kTiny || t < columns) sum += taps.across[t] * to_float(cells[t]);
     }
+    return sum;
   }
-  return sum;
-}
+};
 
 /// Lets one mask claim the pixels of a thread. Returns how many of them have a logit >= 0.
-template <class T>
-ODISE_DEVICE int merge_claim(const T* mask, int query, float inverse_score, const MergeTaps& taps, int cell_rows,
-                             int cell_columns, MergePixels& pixels) {
-  float window[kMergeTaps];  // interpolated rows of cells from `have` on
-  int64_t have = -kMergeTaps - 1;
+template <class T, bool kTiny>
+ODISE_DEVICE int merge_claim(const T* mask, int query, float inverse_score, const MergeTaps& taps,
+                             const MergeCells<kTiny>& cells, const AxisTable& vertical, int64_t top,
+                             MergePixels& pixels) {
+  float window[kMergeTaps];  // the rows of cells under row r
+  const T* next = mask + taps.start;
+  int row = kTiny ? vertical.first[top] : 0;  // of cells, at `next`
+#pragma unroll
+  for (int t = 0; t < kMergeTaps; ++t, next += cells.columns, ++row) window[t] = cells.across(next, row, taps);
   int count = 0;
 #pragma unroll
   for (int r = 0; r < kMergeRows; ++r) {
-    if (r >= taps.rows) break;
-    const int64_t first = taps.first[r];
-    if (first == have + 1) {
+    if ((taps.slides | taps.jumps) >> r & 1u) {
+      int kept = kMergeTaps - 1;
+      if (taps.jumps >> r & 1u) {
+        const int64_t last = vertical.length - 1, y = top + r < last ? top + r : last;
+        const int skipped = vertical.first[y] - vertical.first[top + r - 1] - kMergeTaps;
+        next += static_cast<int64_t>(skipped) * cells.columns;
+        row += skipped;
+        kept = 0;
+      }
 #pragma unroll
-      for (int t = 0; t + 1 < kMergeTaps; ++t) window[t] = window[t + 1];
-      window[kMergeTaps - 1] = merge_across(mask, taps, first + kMergeTaps - 1, cell_rows, cell_columns);
-    } else if (first != have) {
-#pragma unroll
-      for (int t = 0; t < kMergeTaps; ++t) window[t] = merge_across(mask, taps, first + t, cell_rows, cell_columns);
+      for (int t = 0; t < kMergeTaps; ++t) {
+        if (t < kept) {
+          window[t] = window[t + 1 < kMergeTaps ? t + 1 : t];
+        } else {
+          window[t] = cells.across(next, row, taps);
+          next += cells.columns;
+          ++row;
+        }
+      }
     }
-    have = first;
-    float logit = 0.0f;
+    float exponent = taps.down[r][0] * window[0];
 #pragma unroll
-    for (int t = 0; t < kMergeTaps; ++t) logit += taps.down[r][t] * window[t];
-    const float key = inverse_score + inverse_score * exp2_of(-kLog2E * logit);
-    const bool own = logit >= 0.0f;
+    for (int t = 1; t < kMergeTaps; ++t) exponent += taps.down[r][t] * window[t];
+    const float key = inverse_score + inverse_score * fast_exp2_of(exponent);
+    const bool own = exponent <= 0.0f;
+    const int32_t claimed = own ? query | kMergeInside : query;
     count += own;
-    if (key < pixels.least[r]) {
-      pixels.least[r] = key;
-      pixels.owner[r] = query;
-      pixels.inside = (pixels.inside & ~(1u << r)) | (static_cast<uint32_t>(own) << r);
-    }
+    const bool better = key < pixels.least[r];
+    pixels.least[r] = better ? key : pixels.least[r];
+    pixels.owner[r] = better ? claimed : pixels.owner[r];
   }
   return count;
+}
+
+/// Lets the listed masks claim the pixels of a warp, and counts where they are.
+template <bool kTiny, class T, class Block>
+ODISE_DEVICE void merge_claims(const Block& block, const typename Block::Warp& warp, const T* logits,
+                               const float* scores, const int32_t* list, int count, int64_t mask_size,
+                               const MergeCells<kTiny>& cells, const AxisTable& vertical, int64_t top,
+                               const typename Block::Warp::template Lane<MergeTaps>& taps,
+                               typename Block::Warp::template Lane<MergePixels>& pixels, int32_t* area) {
+  using Warp = typename Block::Warp;
+  for (int base = 0; base < count; base += kWarp) {
+    typename Warp::template Lane<int> listed;
+    typename Warp::template Lane<float> inverses;
+    warp.each([&](int lane) {
+      listed[lane] = base + lane < count ? list[base + lane] : 0;
+      inverses[lane] = 1.0f / scores[listed[lane]];
+    });
+    const int here = count - base < kWarp ? count - base : kWarp;
+    for (int i = 0; i < here; ++i) {
+      const int query = warp.from(listed, i);
+      const float inverse = warp.from(inverses, i);
+      typename Warp::template Lane<int> inside;
+      warp.each([&](int lane) {
+        inside[lane] = merge_claim<T, kTiny>(logits + query * mask_size, query, inverse, taps[lane], cells, vertical, top,
+                                             pixels[lane]);
+      });
+      const int total = warp.sum(inside);
+      warp.each([&](int lane) {
+        if (lane == 0 && total) block.add(&area[query], total);
+      });
+    }
+  }
 }
 
 /// Grid: (ceil(columns / kMergeColumns), ceil(rows / kMergeTileRows)); kMergeThreads threads; merge_shared_bytes().
@@ -231,6 +290,7 @@ ODISE_DEVICE void panoptic_merge(const Block& block, char* shared, const T* logi
   int64_t end_row = vertical.first[bottom - 1] + kMergeTaps, end_column = horizontal.first[right - 1] + kMergeTaps;
   end_row = end_row < cell_rows ? end_row : cell_rows;
   end_column = end_column < cell_columns ? end_column : cell_columns;
+  const int rows_here = static_cast<int>(end_row - first_row);
   block.each_warp([&](const Warp& warp) {
     float sure = 0.0f;
     for (int query = warp.index; query < queries; query += kMergeWarps) {
@@ -240,15 +300,18 @@ ODISE_DEVICE void panoptic_merge(const Block& block, char* shared, const T* logi
         typename Warp::template Lane<float> high, low;  // low: of the negated logits
         const T* mask = logits + query * mask_size;
         warp.each([&](int lane) {
-          float most = -INFINITY, least = -INFINITY;
-          for (int64_t row = first_row; row < end_row; ++row) {
-            for (int64_t column = first_column + lane; column < end_column; column += kWarp) {
-              const float logit = to_float(mask[row * cell_columns + column]);
-              most = larger(most, logit);
-              least = logit == logit ? larger(least, -logit) : INFINITY;  // where NaN is, nothing is sure
+          float most = -INFINITY, least = -INFINITY, nothing = 0.0f;
+          for (int64_t column = first_column + lane; column < end_column; column += kWarp) {
+            const T* cell = mask + first_row * cell_columns + column;
+#pragma unroll 4
+            for (int row = 0; row < rows_here; ++row, cell += cell_columns) {
+              const float logit = to_float(*cell);
+              most = fmaxf(most, logit);
+              least = fmaxf(least, -logit);
+              nothing += 0.0f * logit;
             }
           }
-          high[lane] = most, low[lane] = least;
+          high[lane] = most, low[lane] = nothing == 0.0f ? least : INFINITY;  // where NaN is, nothing is sure
         });
         const float most = warp.max(high), least = -warp.max(low);
         // A mask matters where it may win, or where its own area may lie.
@@ -295,6 +358,7 @@ ODISE_DEVICE void panoptic_merge(const Block& block, char* shared, const T* logi
   // 3. Pixels. A warp has 32 columns and kMergeRows rows.
   block.each_warp([&](const Warp& warp) {
     const int64_t x0 = left + (warp.index % 2) * kWarp, y0 = top + (warp.index / 2) * kMergeRows;
+    if (x0 >= horizontal.length || y0 >= vertical.length) return;
     const int count = *listed;
     typename Warp::template Lane<MergeTaps> taps;
     typename Warp::template Lane<MergePixels> pixels;
@@ -304,31 +368,24 @@ ODISE_DEVICE void panoptic_merge(const Block& block, char* shared, const T* logi
       for (int r = 0; r < kMergeRows; ++r) {
         pixels[lane].least[r] = INFINITY;
         // Where every value rounds to zero, the first mask is as large as any.
-        pixels[lane].owner[r] = count ? list[0] : -1;
+        pixels[lane].owner[r] = count ? list[0] : 0;
       }
-      pixels[lane].inside = 0;
     });
-    for (int i = 0; i < count; ++i) {
-      const int query = list[i];
-      const float inverse = 1.0f / scores[query];
-      const T* mask = logits + query * mask_size;
-      typename Warp::template Lane<int> inside;
-      warp.each([&](int lane) {
-        inside[lane] = merge_claim(mask, query, inverse, taps[lane], cell_rows, cell_columns, pixels[lane]);
-      });
-      const int total = warp.sum(inside);
-      warp.each([&](int lane) {
-        if (lane == 0 && total) block.add(&area[query], total);
-      });
+    if (cell_rows >= kMergeTaps && cell_columns >= kMergeTaps) {
+      merge_claims<false>(block, warp, logits, scores, list, count, mask_size, {cell_rows, cell_columns}, vertical, y0,
+                          taps, pixels, area);
+    } else {
+      merge_claims<true>(block, warp, logits, scores, list, count, mask_size, {cell_rows, cell_columns}, vertical, y0,
+                         taps, pixels, area);
     }
 #pragma unroll
     for (int r = 0; r < kMergeRows; ++r) {
       typename Warp::template Lane<bool> there, kept;
       typename Warp::template Lane<int> who;
       warp.each([&](int lane) {
-        who[lane] = pixels[lane].owner[r];
-        there[lane] = r < taps[lane].rows;
-        kept[lane] = there[lane] && who[lane] >= 0 && ((pixels[lane].inside >> r) & 1u);
+        who[lane] = pixels[lane].owner[r] & (kMergeInside - 1);
+        there[lane] = taps[lane].there >> r & 1u;
+        kept[lane] = there[lane] && (pixels[lane].owner[r] & kMergeInside);
         if (there[lane]) {
           owner[(y0 + r) * horizontal.length + x0 + lane] = static_cast<int16_t>(kept[lane] ? who[lane] : -1);
         }

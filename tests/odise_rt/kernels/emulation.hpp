@@ -3,7 +3,7 @@
 //
 // This is emulation, not a GPU: it runs the same source for tiling, indices, shared-memory layout and the fragment
 // layouts of ldmatrix and mma.m16n8k16 (from the PTX ISA), one warp after the other. It cannot see data races, timing,
-// or an instruction that does something else than the manual says. Shared memory starts as NaN, and asynchronous copies
+// or an instruction that does something else than the manual says: ptx_machine.cpp sees the first. Shared memory starts as NaN, and asynchronous copies
 // can be done as late as a correct program allows, so that a missing wait reads NaN.
 #pragma once
 
@@ -24,6 +24,8 @@ struct HostWarp {
     const T& operator[](int lane) const { return value[lane]; }
   };
 
+  using Shared = char*;
+
   int index;
 
   template <class F>
@@ -37,7 +39,10 @@ struct HostWarp {
     return bits;
   }
 
-  int from(const Lane<int>& values, int source) const { return values[source]; }
+  template <class T>
+  T from(const Lane<T>& values, int source) const {
+    return values[source];
+  }
 
   int sum(const Lane<int>& values) const {
     int total = 0;
@@ -93,6 +98,7 @@ struct HostWarp {
 class HostBlock {
  public:
   using Warp = HostWarp;
+  using Shared = char*;
 
   template <class T, int kCount>
   class Values {
@@ -127,7 +133,11 @@ class HostBlock {
 
   void sync() const {}
 
-  void copy16(char* shared, const void* global, bool present) const {
+  Shared shared(char* memory) const { return memory; }
+
+  void clear16(char* shared) const { Copy{shared, nullptr, false}.run(); }
+
+  void copy16(Shared shared, const void* global, bool present) const {
     const Copy copy{shared, global, present};
     if (late_) {
       open_.push_back(copy);
