@@ -2,9 +2,10 @@
 // A warp and a thread block on the CPU, for the kernel bodies of odise_rt/kernels/*.cuh.
 //
 // This is emulation, not a GPU: it runs the same source for tiling, indices, shared-memory layout and the fragment
-// layouts of ldmatrix and mma.m16n8k16 (from the PTX ISA), one warp after the other. It cannot see data races, timing,
-// or an instruction that does something else than the manual says: ptx_machine.cpp sees the first. Shared memory starts as NaN, and asynchronous copies
-// can be done as late as a correct program allows, so that a missing wait reads NaN.
+// layouts of ldmatrix and mma.m16n8k16 (from the PTX ISA), one warp after the other. It cannot see data races or what
+// the compiler makes of it, which ptx_machine.cpp sees, nor timing, nor an instruction that does something else than the
+// manual says. Shared memory starts as NaN, and asynchronous copies can be done as late as a correct program allows, so
+// that a missing wait reads NaN.
 #pragma once
 
 #include <cstdlib>
