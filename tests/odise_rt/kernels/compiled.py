@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from odise_rt.backends.device import DeviceArray
 from odise_rt.kernels.launch_plans import FLOAT32, GpuFacts, Launch, plan_panoptic_merge
@@ -21,7 +22,7 @@ from odise_rt.kernels.native import MODULES, Kernels
 from odise_rt.kernels.reference import MASK_STRIDE
 from odise_rt.kernels.resize_tables import resize_table
 from tests.odise_rt.kernels.builds import HERE, KERNELS, cached, library
-from tests.odise_rt.kernels.emulated import aligned_empty
+from tests.odise_rt.kernels.emulated import Emulation, aligned_empty
 from tests.odise_rt.kernels.ptx import Counts, Entry, Machine, Reader
 
 STREAM = 0
@@ -248,3 +249,10 @@ class Compiled:
         segments = [(int(q), int(c), float(s), tuple(int(v) for v in f)) for q, c, s, f in found]
         assert count[1] == (labels < -1).sum()
         return segment_map, segments[: count[0]]
+
+
+def chosen(request: pytest.FixtureRequest) -> Emulation | Compiled:
+    """What the parameter of a fixture names: ``"source"``, or an architecture such as ``"sm_90"``."""
+    if request.param == "source":
+        return request.getfixturevalue("emulation")
+    return request.getfixturevalue("compiled_for")(int(request.param.removeprefix("sm_")))

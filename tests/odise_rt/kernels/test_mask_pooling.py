@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 
 from odise_rt.kernels.reference import from_bfloat16, mask_pool, to_bfloat16
-from tests.odise_rt.kernels.compiled import Compiled
+from tests.odise_rt.kernels.compiled import Compiled, chosen
 from tests.odise_rt.kernels.emulated import Emulation
 
 # Rounding of the result's type: a mean of values of size 1 may be off by half a unit in the last place, and float sums
 # of n values by about 1e-7 * sqrt(n).
 TOLERANCE = {"float32": 2e-6, "float16": 6e-4, "bfloat16": 5e-3}
+
+
+@pytest.fixture(params=["source", "sm_75", "sm_90", "sm_100"])
+def implementation(request: pytest.FixtureRequest) -> Emulation | Compiled:
+    """The oldest GPUs have other copies, products and sums."""
+    return chosen(request)
 
 
 def problem(

@@ -7,7 +7,7 @@ import pytest
 
 from odise_rt.kernels.reference import MergedPixels, from_bfloat16, merge_errors, panoptic_merge, to_bfloat16
 from odise_rt.postprocessing import MaskResizer, _assign_pixels
-from tests.odise_rt.kernels.compiled import Compiled
+from tests.odise_rt.kernels.compiled import Compiled, chosen
 from tests.odise_rt.kernels.emulated import Emulation
 
 # cells, test size, original size: same size, smaller and larger original, cropped canvas, one cell, one pixel.
@@ -22,7 +22,15 @@ SIZES = [
     ((1, 2), (1, 5), (3, 1)),
     ((16, 16), (64, 64), (1, 1)),
     ((32, 40), (128, 160), (16, 27)),  # two cells from pixel to pixel
+    ((23, 1), (90, 3), (11, 102)),  # so in one direction, and one cell in the other
+    ((2, 30), (8, 118), (40, 9)),
 ]
+
+
+@pytest.fixture(params=["source", "sm_75", "sm_90", "sm_100"])
+def implementation(request: pytest.FixtureRequest) -> Emulation | Compiled:
+    """The oldest GPUs have other copies, products and sums."""
+    return chosen(request)
 
 
 def blobs(queries: int, cells: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
