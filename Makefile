@@ -54,8 +54,9 @@ docs: $(STAMP)  ## build the documentation with the API reference; a warning is 
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "open build/docs/index.html"
 
-wheel: $(STAMP)  ## build the wheel of the runtime and list it
+wheel: $(STAMP)  ## build the wheel of the runtime, with the CUDA kernels if nvcc is there, and list it
 	rm -rf dist
+	@if command -v cmake >/dev/null && command -v nvcc >/dev/null; then $(MAKE) kernels; fi
 	$(BIN)/python -m build --wheel --outdir dist .
 	$(BIN)/python -m zipfile -l dist/*.whl
 

@@ -37,6 +37,7 @@ from odise_rt.kernels.launch_plans import (
     plan_stitch_windows,
 )
 from odise_rt.kernels.reference import MASK_STRIDE
+from odise_rt.kernels.sources import HERE, why_stale
 
 MODULES = {
     "mask_pooling": "odise_pool_finish_f32",
@@ -55,22 +56,26 @@ _PREFIXES = {
     "odise_name": "naming",
 }
 _DTYPES = {"float32": FLOAT32, "float16": FLOAT16, "uint16": BFLOAT16, "bfloat16": BFLOAT16, "void16": BFLOAT16}
-_HERE = Path(__file__).resolve().parent
 
 
 def kernel_file(name: str) -> Path:
     """A compiled kernel file, e.g. ``"mask_pooling.fatbin"``.
 
-    Looked for in ``$ODISE_RT_KERNELS_DIR`` if that is set, else beside this module and in ``build/kernels`` of a
-    checkout.
+    Looked for in ``$ODISE_RT_KERNELS_DIR`` if that is set, else beside this module, where wheels have it, and in
+    ``build/kernels`` of a checkout.
 
     Raises:
-        BackendError: it is in none of them; the message says how to build it.
+        BackendError: it is in none of them, or was compiled from other sources; the message says how to build it.
     """
     chosen = os.environ.get(FOLDER_VARIABLE)
-    folders = [Path(chosen)] if chosen else [_HERE, _HERE.parents[1] / "build" / "kernels"]
+    folders = [Path(chosen)] if chosen else [HERE, HERE.parents[1] / "build" / "kernels"]
     for folder in folders:
         if (folder / name).is_file():
+            if (reason := why_stale(folder)) is not None:
+                raise BackendError(
+                    f"the CUDA kernels in {folder} are not used: {reason}; run `make kernels` in the checkout of this "
+                    "version"
+                )
             return folder / name
     raise BackendError(
         f"the CUDA kernels are not built: no {name} in {' or '.join(str(f) for f in folders)}; run `make kernels` in a "

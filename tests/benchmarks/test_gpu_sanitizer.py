@@ -12,7 +12,7 @@ from benchmarks import gpu_check, gpu_sanitizer
 from benchmarks.gpu_rows import Row
 from odise_rt.kernels import native
 from tests.odise_rt import fake_driver
-from tests.odise_rt.fake_gpu import Calls
+from tests.odise_rt.fake_gpu import Calls, write_fatbins
 
 CLEAN = "========= COMPUTE-SANITIZER\nlaunched 90 kernels\n========= ERROR SUMMARY: 0 errors\n"
 RACES = (
@@ -109,8 +109,7 @@ def test_every_kernel_is_launched(
 ) -> None:
     """By the real cuda-core. Compiled ones are also run, by a machine to which races and stray accesses are errors."""
     gpu = install_gpu(request.getfixturevalue("compiled_for")(90).kernels if compiled else None)
-    for name in native.MODULES:
-        (tmp_path / f"{name}.fatbin").write_bytes(b"fatbin")
+    write_fatbins(tmp_path)
     monkeypatch.setenv(native.FOLDER_VARIABLE, str(tmp_path))
     assert gpu_sanitizer.main() == 0
     driver = fake_driver.installed()

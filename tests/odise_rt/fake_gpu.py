@@ -28,6 +28,7 @@ import pytest
 
 from odise_rt.backends import machine
 from odise_rt.kernels.native import FOLDER_VARIABLE, MODULES
+from odise_rt.kernels.sources import STAMP, sources_digest
 from tests.odise_rt import fake_driver
 from tests.odise_rt.kernels.compiled import PtxKernels
 from tests.odise_rt.kernels.emulated import Emulation
@@ -509,6 +510,13 @@ def tensorrt_module(calls: Calls) -> types.ModuleType:
     return module
 
 
+def write_fatbins(folder: Path, **other: bytes) -> None:
+    """Files in the place of compiled kernels; ``other`` gives some modules another content."""
+    for name in MODULES:
+        (folder / f"{name}.fatbin").write_bytes(other.get(name, b"fatbin"))
+    (folder / STAMP).write_text(f"{sources_digest()}\n")
+
+
 def install(
     monkeypatch: pytest.MonkeyPatch,
     kernels: Emulation | PtxKernels | None = None,
@@ -523,8 +531,7 @@ def install(
     """
     calls = Calls()
     if kernels is not None and kernel_folder is not None:
-        for name in MODULES:
-            (kernel_folder / f"{name}.fatbin").write_bytes(b"fatbin")
+        write_fatbins(kernel_folder)
     monkeypatch.setenv(FOLDER_VARIABLE, str(kernel_folder or "/not/built"))
     modules = {"tensorrt": tensorrt_module(calls)}
     driver = fake_driver.installed()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from odise_rt.kernels.sources import STAMP, sources_digest, why_stale
+
 ROOT = Path(__file__).resolve().parents[3]
 NVCC = shutil.which("nvcc")
 NAMES = ("mask_pooling", "panoptic_merge", "deformable_attention", "image_windows", "naming")
@@ -76,6 +78,14 @@ def test_every_source_is_listed() -> None:
         assert stem in text, f"{source.name} is missing from CMakeLists.txt"
 
 
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+def test_the_stamp_is_the_loaders(tmp_path: Path) -> None:
+    done = cmake("-S", str(ROOT), "-B", str(tmp_path), "-DCMAKE_CUDA_ARCHITECTURES=90")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "configured.sha256").read_text().strip() == sources_digest()
+    assert not (tmp_path / STAMP).exists(), "not before all is built"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc")
 def test_one_architecture_compiles_without_spills_and_links_its_c_functions(tmp_path: Path) -> None:
@@ -88,6 +98,7 @@ def test_one_architecture_compiles_without_spills_and_links_its_c_functions(tmp_
     assert built.returncode == 0, output[-4000:]
     for name in NAMES:
         assert (tmp_path / f"{name}.fatbin").stat().st_size > 10_000
+    assert why_stale(tmp_path) is None
     ptx = (tmp_path / "mask_pooling.ptx").read_text(encoding="utf-8")
     entries = dict(re.findall(r"\.visible \.entry (\w+)\((.*?)\)", ptx, re.DOTALL))
     pointer, number = "u64", "u32"  # as the loader and the plugin pass them

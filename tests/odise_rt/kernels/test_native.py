@@ -35,8 +35,9 @@ from odise_rt.kernels.launch_plans import (
 )
 from odise_rt.kernels.naming import ClassArrays, NamingKernels, SegmentArrays
 from odise_rt.kernels.native import FOLDER_VARIABLE, Kernels, gpu_array, kernel_file
+from odise_rt.kernels.sources import STAMP
 from tests.odise_rt import fake_driver
-from tests.odise_rt.fake_gpu import Calls
+from tests.odise_rt.fake_gpu import Calls, write_fatbins
 from tests.odise_rt.kernels.emulated import Emulation
 
 H200 = GpuFacts(132, 232_448, 90)
@@ -88,8 +89,7 @@ def kernels(
     else:
         monkeypatch.setattr(native, "import_cuda_core", FakeCore)
         monkeypatch.setattr(native, "_allow_shared_memory", lambda kernel, size, device: None)
-    for name in native.MODULES:
-        (tmp_path / f"{name}.fatbin").write_bytes(b"fatbin")
+    write_fatbins(tmp_path)
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     return Kernels()
 
@@ -384,6 +384,21 @@ def test_kernels_that_are_not_built(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         kernel_file("mask_pooling.fatbin")
 
 
+@pytest.mark.parametrize("stamp", [None, "0" * 64, "\xff"])
+def test_kernels_of_other_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stamp: str | None) -> None:
+    """Their arguments may be others: they are not launched."""
+    write_fatbins(tmp_path)
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    assert kernel_file("naming.fatbin") == tmp_path / "naming.fatbin"
+    if stamp is None:
+        (tmp_path / STAMP).unlink()
+    else:
+        (tmp_path / STAMP).write_text(stamp, encoding="latin-1")
+    with pytest.raises(BackendError, match=r"not used: .*sources.*make kernels"):
+        kernel_file("naming.fatbin")
+    assert not native.kernels_are_here()
+
+
 KERNELS_ERROR = """
 from odise_rt.kernels.native import Kernels
 from odise_rt.errors import MissingPackageError
@@ -418,8 +433,7 @@ def test_kernels_that_the_gpu_cannot_run(
 ) -> None:
     """Found when they are opened, where a segmenter can still do without them, and not by the first image."""
     install_gpu()
-    for name in native.MODULES:
-        (tmp_path / f"{name}.fatbin").write_bytes(found if name == "naming" else b"fatbin")
+    write_fatbins(tmp_path, naming=found)
     monkeypatch.setitem(native.MODULES, "naming", "odise_name_choose" if found != b"fatbin" else "odise_name_nothing")
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     with pytest.raises(BackendError, match=r"naming.fatbin do not run on GPU 0 of compute capability 9.0 .*CUDA_ERROR"):
@@ -465,6 +479,7 @@ def test_plugin_launches_as_the_kernels_do(monkeypatch: pytest.MonkeyPatch, tmp_
     trt.__dict__.update(float16="f16", bfloat16="bf16", float32="f32", int32="i32", plugin=plugin, __version__="10.16")
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     monkeypatch.setitem(sys.modules, "tensorrt.plugin", plugin)
+    write_fatbins(tmp_path)
     (tmp_path / "mask_pooling.ptx").write_bytes(b"ptx")
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     tensorrt_plugin.register.__wrapped__()
