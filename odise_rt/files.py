@@ -95,6 +95,32 @@ def replace_folder(finished: Path, place: Path, *, aside: str | None = None, old
         shutil.rmtree(hidden, ignore_errors=True)
 
 
+def decode_json(text: str | bytes, source: str, error: type[OdiseError]) -> Any:
+    """JSON that somebody else wrote.
+
+    Args:
+        text: what came.
+        source: of it; for the error.
+        error: its kind.
+
+    Raises:
+        OdiseError: of that kind: it is no JSON, or an object in it has a key twice, of which only one would count.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as exc:
+        raise error(f"{source} is not valid JSON ({exc}): correct it") from exc
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key[:60]!r} occurs twice in one object")
+        found[key] = value
+    return found
+
+
 def json_bytes(data: Any, indent: int | None = None) -> bytes:
     """JSON as UTF-8; file names that are no text (bytes outside their encoding) are escaped."""
     text = json.dumps(data, indent=indent, ensure_ascii=False)

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import re
+import reprlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from odise_rt.errors import VocabularyError
-from odise_rt.files import given_path
+from odise_rt.files import decode_json, given_path
 from odise_rt.tokenizer import clean_text
 
 logger = logging.getLogger(__name__)
@@ -484,11 +485,7 @@ def _merge_names(drafts: Iterable[Draft], keep_first_kind: bool = False) -> tupl
 
 
 def _read_json(path: str | os.PathLike[str]) -> Any:
-    text = _read_text(path)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise VocabularyError(f"{path} is not valid JSON ({exc}): correct it") from exc
+    return decode_json(_read_text(path), str(path), VocabularyError)
 
 
 def _read_text(path: str | os.PathLike[str]) -> str:
@@ -504,7 +501,7 @@ def _read_text(path: str | os.PathLike[str]) -> str:
 
 
 def _shape_of(data: Any) -> str:
-    text = repr(data)
+    text = reprlib.repr(data)  # of what is nested deeply, too
     return f"{type(data).__name__} {text if len(text) < 60 else text[:57] + '…'}"
 
 

@@ -7,7 +7,6 @@ it crosses processes unharmed and no traceback leaves the server.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 from odise_rt.backends.window_batching import WindowBatching
 from odise_rt.bundle import Bundle
 from odise_rt.errors import VocabularyError
+from odise_rt.files import decode_json
 from odise_rt.options import SegmentOptions
 from odise_rt.preprocessing import load_image
 from odise_rt.private_words import keep_words_out_of_the_log
@@ -178,12 +178,5 @@ def read_words(text: str, max_words: int) -> Vocabulary:
 
 def _parse_words(text: str) -> Vocabulary:
     if text.lstrip()[:1] in ("{", "["):
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as exc:
-            raise VocabularyError(f"the vocabulary looks like JSON but is not ({exc}): correct it") from exc
-        try:
-            return Vocabulary.from_dict(data)
-        except RecursionError as exc:
-            raise VocabularyError("the vocabulary is nested too deeply: see /docs for its forms") from exc
+        return Vocabulary.from_dict(decode_json(text, "the vocabulary", VocabularyError))
     return Vocabulary.parse(text)

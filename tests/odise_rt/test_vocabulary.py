@@ -185,6 +185,21 @@ def test_lists_that_are_no_lists() -> None:
         Vocabulary.parse(["cat"])  # type: ignore[arg-type]
 
 
+def test_a_key_that_occurs_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "words.json"
+    path.write_text('{"dog": ["puppy"], "dog": ["hound"]}')
+    with pytest.raises(VocabularyError, match=r"words\.json .*'dog' occurs twice"):
+        Vocabulary.load(path)
+
+
+def test_lists_nested_without_end_are_no_vocabulary() -> None:
+    data: list[Any] = []
+    for _ in range(100_000):
+        data = [data]
+    with pytest.raises(VocabularyError, match="expected a word"):
+        Vocabulary.from_dict(data)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 50_000])
 def test_broken_json_file(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "words.json"

@@ -12,7 +12,7 @@ import numpy as np
 from odise_rt.backends.pool import StagePool
 from odise_rt.bundle import Bundle
 from odise_rt.errors import BackendError, InputError, OdiseError, OptionsError
-from odise_rt.files import json_bytes
+from odise_rt.files import decode_json, json_bytes
 from odise_rt.options import SegmentOptions
 from odise_rt.private_words import keep_words_out_of_the_log
 from odise_rt.segmenter import Segmenter
@@ -112,10 +112,7 @@ def read_options(value: np.ndarray | None, max_pixels: int) -> SegmentOptions:
     """
     if value is None:
         return SegmentOptions(max_pixels=max_pixels)
-    try:
-        data = json.loads(_text(value))
-    except (ValueError, RecursionError) as exc:
-        raise OptionsError(f"OPTIONS is not JSON ({exc}): expected an object such as {{'short_edge': 512}}") from exc
+    data = decode_json(_text(value), "OPTIONS", OptionsError)
     unknown = sorted(set(data) - set(OPTIONS)) if isinstance(data, dict) else ["no object"]
     if unknown:
         raise OptionsError(

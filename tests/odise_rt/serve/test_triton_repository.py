@@ -231,7 +231,8 @@ def test_parameters_come_back_as_triton_gives_them(label_bundle: Path, tmp_path:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(b"{", "not JSON"), (b"[1]", "no object"), (b'{"max_pixels": 1}', "max_pixels"),
+    [(b"{", "not valid JSON"), (b'{"unknown": 0.1, "unknown": 0.2}', "'unknown' occurs twice"),
+     (b"[1]", "no object"), (b'{"max_pixels": 1}', "max_pixels"),
      (b'{"short_edge": "x"}', "short_edge"), (b'{"outputs": 3}', "outputs is 3"),
      (b"\xff", "UTF-8"), (b"[" * 100_000, "OPTIONS")],
 )  # fmt: skip
