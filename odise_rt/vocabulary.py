@@ -150,11 +150,20 @@ class Vocabulary:
         merged.
 
         Raises:
-            VocabularyError: there is no word in the text.
+            VocabularyError: there is no word in the text, or a class in it is written like a list that :meth:`load`
+                takes; ``thing: coco`` is a word for certain.
         """
         if not isinstance(text, str):
             raise VocabularyError(f"expected words as text, got {type(text).__name__}: see Vocabulary.from_lists")
-        return cls(_merge_names(_text_drafts(text)))
+        drafts = _text_drafts(text)
+        for draft in drafts:
+            if draft.kind is None and all(map(_names_list, draft.words)):
+                raise VocabularyError(
+                    f"among words {', '.join(draft.words)!r} would be a word, and it is the name of a built-in list or "
+                    "a file: give lists by themselves (each its own --vocab; Vocabulary.load; vocabulary_name), or "
+                    f"write 'thing: {draft.words[0]}' for the word"
+                )
+        return cls(_merge_names(drafts))
 
     @classmethod
     def from_lists(
@@ -231,7 +240,7 @@ class Vocabulary:
         if isinstance(source, str):
             if source.strip().lower() in BUILTIN:
                 return cls.builtin(source.strip().lower())
-            if not source.strip().lower().endswith((".json", ".txt")):
+            if not _names_list(source):
                 if os.sep in source and os.path.lexists(source):
                     raise VocabularyError(
                         f"{source} is a path: expected words, or a vocabulary file ending in .json or .txt"
@@ -329,6 +338,12 @@ class Vocabulary:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, as :meth:`from_dict` reads them."""
         return {"classes": [c.to_dict() for c in self.classes]}
+
+
+def _names_list(text: str) -> bool:
+    """Whether :meth:`Vocabulary.load` takes a text for a built-in list or a file."""
+    name = text.strip().lower()
+    return name in BUILTIN or name.endswith((".json", ".txt"))
 
 
 def _key(word: str) -> str:

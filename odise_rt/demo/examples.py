@@ -80,6 +80,6 @@ def as_text(vocabulary: Vocabulary) -> str:
     for entry in vocabulary:
         text = ", ".join(entry.words)
         # The kind is written only where parsing would guess another one.
-        guessed = Vocabulary.parse(text)[0].isthing
+        guessed = Vocabulary.from_lists([entry.words])[0].isthing
         lines.append(text if guessed == entry.isthing else f"{'thing' if entry.isthing else 'stuff'}: {text}")
     return "\n".join(lines)

@@ -259,6 +259,20 @@ def test_builtin_lists_have_their_published_sizes(name: str, classes: int, thing
     assert Vocabulary.load(f" {name.upper()} ") == vocabulary
 
 
+@pytest.mark.parametrize("text", ["COCO; dog", "dog; lvis", "coco, ade20k; dog", "words.txt; dog"])
+def test_a_list_among_words_is_no_word(text: str) -> None:
+    for read in (Vocabulary.load, Vocabulary.parse):
+        with pytest.raises(VocabularyError, match="give lists by themselves"):
+            read(text)
+
+
+def test_what_is_called_like_a_list_can_be_a_word(tmp_path: Path) -> None:
+    assert Vocabulary.load("car, auto; thing: Coco").names == ("car", "Coco")
+    path = tmp_path / "nouns.txt"
+    path.write_text("auto\ndog\n")
+    assert Vocabulary.load(path).names == ("auto", "dog")
+
+
 def test_builtin_lists_by_sample() -> None:
     coco = {c.id: c for c in Vocabulary.builtin("coco")}
     assert (coco[1].name, coco[90].name, coco[187].name) == ("person", "toothbrush", "sky")

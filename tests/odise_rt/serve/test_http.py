@@ -231,7 +231,10 @@ def test_fields_that_cannot_be_used(client: Any, fields: dict[str, str], kind: s
 def test_a_vocabulary_never_names_a_file(client: Any, tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("red\n")
-    response = post(client, vocabulary=str(secret))
+    for path in (secret, tmp_path / "absent.txt"):  # the answer does not tell which is there
+        error = problem(post(client, vocabulary=str(path)), 422, "bad_vocabulary")
+        assert f"{str(path)!r} would be a word" in error["message"]
+    response = post(client, vocabulary=f"thing: {secret}")
     assert response.status_code == 200
     assert {s["label"] for s in response.json()["segments"]} <= {str(secret)}
 
