@@ -28,6 +28,7 @@ from odise_rt.bundle import Bundle
 from odise_rt.cores import usable_cores
 from odise_rt.errors import BackendError, MissingPackageError, OptionsError
 from odise_rt.serve.dispatch import State
+from odise_rt.serve.limits import MAX_CONNECTIONS
 from odise_rt.serve.problems import RequestRefused
 from odise_rt.serve.worker import Answer, SegmentRequest, Worker, WorkerSettings
 from odise_rt.serve.worker_threads import WorkerThreads
@@ -62,8 +63,9 @@ class ReplicaSettings:
     """Shared memory for requests and answers; ``None``: enough for a full queue."""
 
     def __post_init__(self) -> None:
-        if self.replicas < 1:
-            raise OptionsError(f"replicas is {self.replicas}: expected at least 1")
+        for name, value in (("replicas", self.replicas), ("max_replicas", self.max_replicas)):
+            if value is not None and not 1 <= value <= MAX_CONNECTIONS:
+                raise OptionsError(f"{name} is {value}: expected 1 to {MAX_CONNECTIONS}")
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise OptionsError(f"max_replicas {self.max_replicas} is below replicas {self.replicas}: swap them")
         if self.cpus < 0 or self.gpus < 0:

@@ -15,7 +15,7 @@ from odise_rt.errors import OptionsError
 from odise_rt.kernels.native import kernels_are_here
 from odise_rt.listening import add_listening_arguments
 from odise_rt.model_arguments import add_bundle_argument, add_engine_arguments, named_bundle
-from odise_rt.serve.limits import Limits
+from odise_rt.serve.limits import MAX_CONNECTIONS, Limits
 
 TOKEN_VARIABLE = "ODISE_RT_TOKEN"
 
@@ -146,8 +146,8 @@ def settings_from(args: argparse.Namespace) -> Any:
         batching = WindowBatching(args.max_batch_windows, args.batch_wait_ms / 1000)
     # With one image on the GPU the next ones are decoded.
     concurrency = args.concurrency if args.concurrency is not None else 4 if batching or on_gpu else 1
-    if concurrency < 1:
-        raise OptionsError(f"--concurrency is {concurrency}: expected at least 1")
+    if not 1 <= concurrency <= MAX_CONNECTIONS:
+        raise OptionsError(f"--concurrency is {concurrency}: expected 1 to {MAX_CONNECTIONS}")
     copies = args.max_replicas or args.replicas
     threads = args.threads if args.threads is not None else max(1, usable_cores() // copies)
     worker = WorkerSettings(

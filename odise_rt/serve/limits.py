@@ -17,6 +17,8 @@ from odise_rt.serve.problems import RequestRefused
 from odise_rt.specs import ModelFacts
 
 DEFAULT_MAX_WORDS = 1_000
+MAX_CONNECTIONS = 1_024
+"""Open at a time. More replicas, requests in work or places to wait than this would never all be taken."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Limits:
         for name in ("timeout", "upload_timeout"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise OptionsError(f"{name} is {getattr(self, name)}: expected seconds above 0")
-        if self.queue < 0:
-            raise OptionsError(f"queue is {self.queue}: expected 0 or more")
+        if not 0 <= self.queue <= MAX_CONNECTIONS:
+            raise OptionsError(f"queue is {self.queue}: expected 0 to {MAX_CONNECTIONS}")
 
     def check_costs(self, options: SegmentOptions, facts: ModelFacts) -> None:
         """Refuse network sizes and numbers of instances that would take the machine for one request.

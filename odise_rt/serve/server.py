@@ -18,12 +18,12 @@ from odise_rt.serve.application import RayDispatcher, ReplicaSettings
 from odise_rt.serve.connections import MAX_HEAD_BYTES, bounded_connections
 from odise_rt.serve.dispatch import Dispatcher, LocalDispatcher
 from odise_rt.serve.http import Context, create_app
+from odise_rt.serve.limits import MAX_CONNECTIONS
 from odise_rt.serve.worker import WorkerSettings
 
 logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE_SECONDS = 5
-_MAX_CONNECTIONS = 1024
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws="none",
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            limit_concurrency=_MAX_CONNECTIONS,
+            limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=int(settings.drain if settings.drain is not None else worker.limits.timeout) + 1,
         )
         server = Server(config)
