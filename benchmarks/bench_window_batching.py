@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks.harness import Summary, interleave, paired_ratio
 from odise_rt import Segmenter, SegmentOptions
 from odise_rt.backends.window_batching import WindowBatching
+from odise_rt.command_parser import CommandParser
 
 WORDS = "car; truck; tree; stuff: sky; stuff: road"
 
@@ -78,7 +79,7 @@ def measure(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m benchmarks.bench_window_batching",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

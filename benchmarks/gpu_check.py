@@ -35,6 +35,7 @@ from benchmarks.gpu_rows import (
 from benchmarks.harness import environment, write_json
 from benchmarks.machine import REPOSITORY
 from benchmarks.preparation import TINY_CHECKPOINT
+from odise_rt.command_parser import CommandParser
 from odise_rt.files import atomic_writer
 
 TOTAL_SECONDS = 465.0
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m benchmarks.gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = [part.name for part in PARTS]

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.variants import load_model
+from odise_rt.command_parser import CommandParser
 from odise_rt.errors import OdiseError
 from odise_rt.specs import StageSpec, stage_specs
 from odise_rt.windows import window_grid
@@ -173,7 +174,7 @@ def _quiet() -> Iterator[None]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m benchmarks.official_graphs",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

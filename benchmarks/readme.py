@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks.harness import REPOSITORY
 from benchmarks.report_tables import TABLES
 from benchmarks.results import ResultsError, Run
+from odise_rt.command_parser import CommandParser
 from odise_rt.errors import OdiseError
 
 DOCUMENTS = ("README.md", "docs/benchmarks.md")
@@ -31,7 +32,7 @@ _CLOSING = "<!-- /benchmark -->"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m benchmarks.readme", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="Change nothing; exit with 1 if something would change.")

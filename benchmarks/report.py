@@ -42,6 +42,7 @@ from benchmarks.report_tables import (
     words_table,
 )
 from benchmarks.results import ResultsError, Run
+from odise_rt.command_parser import CommandParser
 from odise_rt.errors import OdiseError
 
 METHOD = (
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, nargs="?", help="JSON file of python -m benchmarks.run.")

@@ -39,6 +39,7 @@ from benchmarks.results import Result, Run
 from benchmarks.stage_costs import with_roofline
 from benchmarks.targets import targets_of
 from benchmarks.variants import VARIANTS
+from odise_rt.command_parser import CommandParser
 from odise_rt.errors import BackendError, OdiseError
 
 SUITES = ("cpu", "gpu", "kernels")
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m benchmarks.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     plan = Plan()

@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.running_server import RunningServer, form, running_server
+from odise_rt.command_parser import CommandParser
 
 VOCABULARIES = (
     "car; truck, pickup truck; tree; stuff: sky; stuff: road",
@@ -215,7 +216,7 @@ def report(result: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m benchmarks.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path)

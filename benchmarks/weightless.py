@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from export.bundle_writer import partial_folder
 from odise_rt.bundle import CONSTANTS_NAME, MANIFEST_NAME, TOKENIZER_NAME, Bundle, StageFile, file_sha256
+from odise_rt.command_parser import CommandParser
 from odise_rt.errors import BundleError, OdiseError
 from odise_rt.files import atomic_writer, write_json
 
@@ -264,7 +265,7 @@ def _name_as_noise(manifest: dict[str, Any], hashes: dict[str, str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m benchmarks.weightless",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

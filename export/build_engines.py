@@ -41,6 +41,7 @@ from export.verify import engine_references
 from odise_rt.backends.machine import this_machine
 from odise_rt.backends.select import MAX_THREADS
 from odise_rt.bundle import Bundle
+from odise_rt.command_parser import CommandParser
 from odise_rt.engine_facts import ENGINE_KINDS
 from odise_rt.engines import FOLDER as ENGINES_FOLDER
 from odise_rt.errors import InputError, OdiseError
@@ -229,7 +230,7 @@ def _interrupt(number: int, _frame: object) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m export.build_engines", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     source = parser.add_argument_group("source (one of four)")

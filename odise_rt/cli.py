@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from odise_rt import segment_command
+from odise_rt.command_parser import CommandParser
 from odise_rt.completion import SHELLS
 from odise_rt.demo import command as demo_command
 from odise_rt.errors import OdiseError
@@ -89,7 +90,7 @@ class _UsageError(Exception):
         self.parser = parser
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(CommandParser):
     """Leaves it to :func:`main` to tell of wrong usage, as JSON where that was asked for."""
 
     def error(self, message: str) -> NoReturn:

@@ -56,13 +56,11 @@ def find_inputs(arguments: Iterable[str], recursive: bool = False, results: Path
             lie among the images taken for images.
 
     Raises:
-        OptionsError: a folder or pattern holds nothing that can be used, or a name is empty.
+        OptionsError: a folder or pattern holds nothing that can be used.
     """
     paths: list[Path] = []
     stems: list[str] = []
     for argument in arguments:
-        if not argument:  # an empty variable of a shell, not the folder that it is run in
-            raise OptionsError("an input is an empty name: expected a file, a folder or a pattern")
         path = Path(argument)
         if path.is_dir():
             candidates = _walk(path) if recursive else (p for p in path.iterdir() if _is_image(p))

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from odise_rt.command_parser import CommandParser
 from odise_rt.options import SegmentOptions
 from training.command_line import command, parse_arguments, whole_number
 from training.data.coco_panoptic import CocoPanoptic
@@ -25,7 +26,7 @@ from training.evaluation_loop import progress_bar
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.diagnose", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path, help="A checkpoint folder, or a bundle folder made by export.")

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from odise_rt.backends.base import Device
+from odise_rt.command_parser import CommandParser
 from odise_rt.errors import CheckpointError, DatasetError, OptionsError
 from odise_rt.files import atomic_writer
 from odise_rt.options import SegmentOptions
@@ -45,7 +46,7 @@ FORMATS = ("coco", "ade20k-panoptic", *SEMANTIC_FORMATS)
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path, help="A checkpoint folder, or a bundle folder made by export.")

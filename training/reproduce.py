@@ -7,7 +7,6 @@ the same command again. Some six hours on two cores.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from odise_rt.command_parser import CommandParser
 from training.chain import Stage, run_chain
 from training.command_line import add_device_argument, command
 
@@ -102,7 +102,7 @@ def plan(runs: Path, processes: int, device: str = "cpu", font: Path | None = No
 @command("the same command goes on where it was")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is not finished; returns the exit status of the first stage that fails."""
-    parser = argparse.ArgumentParser(prog="python -m training.reproduce", description=__doc__)
+    parser = CommandParser(prog="python -m training.reproduce", description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of everything made (default runs)")
     add_device_argument(parser, "cpu")
     parser.add_argument(

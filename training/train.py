@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from odise_rt.command_parser import CommandParser
 from odise_rt.errors import CheckpointError, OptionsError, first_line
 from training.checkpoints.own_format import save_checkpoint
 from training.command_line import command, parse_arguments, whole_number
@@ -34,7 +35,7 @@ logger = logging.getLogger("training.train")
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="Name of an experiment in training/configs, e.g. sticker_tiny_label.")

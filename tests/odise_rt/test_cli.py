@@ -203,8 +203,6 @@ def test_folder_without_images(label_bundle: Path, tmp_path: Path, capsys: pytes
     assert "holds no image" in capsys.readouterr().err
     assert segment(label_bundle, tmp_path / "*.jpg", "--vocab", "red") == 1
     assert "nothing matches" in capsys.readouterr().err
-    assert segment(label_bundle, "", "--vocab", "red") == 1
-    assert "empty name" in capsys.readouterr().err
 
 
 def test_output_that_cannot_be_written(

@@ -31,6 +31,7 @@ WRONG = {
         ["-1", "0", "2.5", "many", "100000"],
         ["training.train", "training.evaluate", "training.pretrain.vae"],
     ),
+    "--data": ([""], ["training.train", "training.evaluate", "training.diagnose", "training.ablation"]),
     "--workers": (["-1"], ["training.train", "training.ablation", "training.data.sticker_world"]),
     "--until": (["0", "-5"], ["training.train"]),
     "--limit": (["0"], ["training.evaluate", "training.diagnose"]),

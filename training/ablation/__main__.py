@@ -22,6 +22,7 @@ from typing import Any
 import torch.distributed as dist
 
 from odise_rt.bundle import file_sha256
+from odise_rt.command_parser import CommandParser
 from odise_rt.errors import CheckpointError, MissingPackageError, OdiseError, OptionsError
 from odise_rt.files import write_json
 from training.ablation.measure import Places, RunTask, carry_out, prepare, read_evaluation
@@ -42,7 +43,7 @@ logger = logging.getLogger("training.ablation")
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", default="sticker_tiny_ablation", help="The experiment that is varied.")

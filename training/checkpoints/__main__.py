@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from odise_rt.command_parser import CommandParser
 from odise_rt.errors import OdiseError, OptionsError
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints.own_format import (
@@ -31,7 +32,7 @@ from training.config import PRESETS, preset
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.checkpoints", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)

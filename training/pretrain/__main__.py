@@ -7,10 +7,10 @@ same command goes on.
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 
+from odise_rt.command_parser import CommandParser
 from training.chain import Stage, run_chain
 from training.command_line import add_device_argument, command
 from training.data.sticker_world.__main__ import main as draw
@@ -48,7 +48,7 @@ def plan(runs: Path, device: str = "cpu", font: Path | None = None) -> list[Stag
 @command("the same command goes on where it was")
 def main(arguments: list[str] | None = None) -> int:
     """Run what is not finished; returns the exit status of the first stage that fails."""
-    parser = argparse.ArgumentParser(prog="python -m training.pretrain", description=__doc__)
+    parser = CommandParser(prog="python -m training.pretrain", description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of everything made (default runs)")
     add_device_argument(parser, "cpu")
     parser.add_argument("--font", type=Path, help="Noto Color Emoji font file")

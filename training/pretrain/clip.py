@@ -14,7 +14,6 @@ mask names included. Three kinds of samples a step:
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
+from odise_rt.command_parser import CommandParser
 from odise_rt.errors import CheckpointError
 from training.checkpoints.own_format import load_checkpoint, read_tokenizer
 from training.command_line import command, real_number, whole_number
@@ -175,7 +175,7 @@ class ClipTrainer:
 @command("the same command goes on from the last saved state")
 def main(arguments: list[str] | None = None) -> int:
     """Train, evaluate and save; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m training.pretrain.clip", description=__doc__)
+    parser = CommandParser(prog="python -m training.pretrain.clip", description=__doc__)
     parser.add_argument("--scenes", type=Path, required=True, help="Sticker World drawn with --classes all")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of model.safetensors, log and checkpoint")

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from odise_rt.command_parser import CommandParser
 from odise_rt.errors import CheckpointError, first_line
 from training.checkpoints.own_format import is_checkpoint, load_checkpoint, read_tokenizer
 from training.command_line import command, real_number, whole_number
@@ -251,7 +252,7 @@ def load_vae(folder: Path) -> AutoencoderKL:
 @command("the same command goes on from the last saved state")
 def main(arguments: list[str] | None = None) -> int:
     """Cache latents, train, sample and save; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m training.pretrain.diffusion", description=__doc__)
+    parser = CommandParser(prog="python -m training.pretrain.diffusion", description=__doc__)
     parser.add_argument("--scenes", type=Path, required=True, help="Sticker World drawn with --classes all")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder that unet/, text_encoder/, samples.png go to")

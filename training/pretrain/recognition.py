@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPTextModel
 
+from odise_rt.command_parser import CommandParser
 from odise_rt.errors import CheckpointError, first_line
 from training.checkpoints.own_format import LoadedCheckpoint, load_checkpoint
 from training.command_line import command, real_number, whole_number
@@ -134,7 +135,7 @@ def measure(
 @command("nothing was written")
 def main(arguments: list[str] | None = None) -> int:
     """Draw, judge and write; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.pretrain.recognition",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

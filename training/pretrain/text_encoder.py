@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from odise_rt.command_parser import CommandParser
 from odise_rt.errors import CheckpointError
 from training.checkpoints.own_format import load_checkpoint, save_checkpoint
 from training.command_line import command, real_number, whole_number
@@ -75,7 +76,7 @@ def caption_losses(
 @command("the same command goes on from the last saved state")
 def main(arguments: list[str] | None = None) -> int:
     """Cache latents, train, measure, sample and save; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.pretrain.text_encoder",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -8,7 +8,6 @@ pieces rather than lost. Ids 4094 and 4095 start and end a text; the caller adds
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from odise_rt.command_parser import CommandParser
 from odise_rt.errors import CheckpointError
 from odise_rt.files import atomic_writer
 from training.command_line import command
@@ -111,7 +111,7 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], context_length: int
 @command("nothing was written")
 def main(arguments: list[str] | None = None) -> int:
     """Train and save; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m training.pretrain.tokenizer", description=__doc__)
+    parser = CommandParser(prog="python -m training.pretrain.tokenizer", description=__doc__)
     parser.add_argument("--captions", type=Path, required=True, help="COCO captions JSON")
     parser.add_argument("--out", type=Path, required=True, help="tokenizer.json to write")
     options = parser.parse_args(arguments)

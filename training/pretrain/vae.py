@@ -9,7 +9,6 @@ the latent, so that ``scaling_factor * mean`` has mean 0 and deviation 1, as the
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from odise_rt.command_parser import CommandParser
 from odise_rt.errors import OptionsError
 from training.command_line import command, real_number, whole_number
 from training.config import preset
@@ -88,7 +88,7 @@ def save_reconstructions(vae: AutoencoderKL, images: Tensor, path: Path) -> floa
 @command("the same command goes on from the last saved state")
 def main(arguments: list[str] | None = None) -> int:
     """Train, normalise and save; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m training.pretrain.vae", description=__doc__)
+    parser = CommandParser(prog="python -m training.pretrain.vae", description=__doc__)
     parser.add_argument("--scenes", type=Path, required=True, help="Sticker World drawn with --classes all")
     parser.add_argument("--out", type=Path, required=True, help="diffusers folder to write")
     parser.add_argument("--config", choices=CONFIGS, default="odise-tiny")

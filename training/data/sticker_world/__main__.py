@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 
+from odise_rt.command_parser import CommandParser
 from training.command_line import command, whole_number
 from training.data.sticker_world.nouns import ClassSelection
 from training.data.sticker_world.writer import Recipe, write_dataset
@@ -14,7 +14,7 @@ from training.data.sticker_world.writer import Recipe, write_dataset
 @command("nothing was written")
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and draw the data set; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.data.sticker_world",
         description="Draw Sticker World: scenes of emoji on textures as a COCO panoptic data set with captions.",
     )
