@@ -69,7 +69,7 @@ class Job:
     @property
     def classes(self) -> Vocabulary:
         """The vocabulary of the results."""
-        return self.vocabulary if self.options.unknown is None else self.vocabulary.with_unknown
+        return self.vocabulary.of_results(self.options.unknown)
 
     def keys(self, inputs: Sequence[Input], bundle_digest: str) -> dict[str, str]:
         """Name of each input to the key of its record."""

@@ -196,7 +196,7 @@ class Segmenter:
 
     def _segment(self, image: ImageLike, words: Vocabulary, options: SegmentOptions | None) -> PanopticResult:
         settings = given_options(options).resolve(self.facts)
-        _classes(words, settings)  # fails for words that do not go with the options, which costs no run of the network
+        words.of_results(settings.unknown)  # an error of words and options costs no run of the network
         if self._pipeline is None or settings.outputs != ("panoptic",):  # whatever else there is needs the masks here
             return self.name_masks(self.find_masks(image, options), words, options)
         return self._segment_on_gpu(self._pipeline, image, words, settings)
@@ -285,7 +285,7 @@ class Segmenter:
         segments = _segments(named, words, settings)
         watch.lap("panoptic")
         facts = self._run_facts(run, words, seen, settings, watch.seconds)
-        return PanopticResult(named.segment_map, segments, _classes(words, settings), facts)
+        return PanopticResult(named.segment_map, segments, words.of_results(settings.unknown), facts)
 
     def _place_on_gpu(
         self, pipeline: ImagePipeline, image: ImageLike, settings: ResolvedOptions, watch: Stopwatch
@@ -369,7 +369,7 @@ class Segmenter:
         resizer = MaskResizer((masks.shape[1], masks.shape[2]), proposals.network_size, proposals.original_size)
         named = masks.name(proposals.embeddings, request, resizer, watch.lap)
         segments = _segments(named, words, settings)
-        classes, names, probabilities = _classes(words, settings), named.names, named.names.probabilities
+        classes, names, probabilities = words.of_results(settings.unknown), named.names, named.names.probabilities
         watch.lap("panoptic")
 
         semantic, instances = None, None
@@ -429,7 +429,7 @@ class Segmenter:
             self._embedder.embed(words),
             words.words_hash,
             words.first_word,
-            _classes(words, settings).isthing,
+            words.of_results(settings.unknown).isthing,
             seen,
             settings,
         )
@@ -506,12 +506,8 @@ def _vocabulary(words: Vocabulary | str) -> Vocabulary:
     )
 
 
-def _classes(words: Vocabulary, settings: ResolvedOptions) -> Vocabulary:
-    return words if settings.unknown is None else words.with_unknown
-
-
 def _segments(named: Named, words: Vocabulary, settings: ResolvedOptions) -> tuple[Segment, ...]:
-    classes = _classes(words, settings)
+    classes = words.of_results(settings.unknown)
     return tuple(
         Segment(
             s.id,

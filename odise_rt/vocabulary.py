@@ -307,6 +307,10 @@ class Vocabulary:
         identifier = max(ids) + 1 if len(ids) == len(self.classes) else None
         return Vocabulary((*self.classes, VocabularyClass((UNKNOWN,), isthing=True, id=identifier)))
 
+    def of_results(self, unknown: float | None) -> Vocabulary:
+        """The classes that results have: with a value of the option ``unknown`` those of :attr:`with_unknown`."""
+        return self if unknown is None else self.with_unknown
+
     @functools.cached_property
     def words_hash(self) -> str:
         """SHA-256 over the words alone: what text embeddings depend on."""
