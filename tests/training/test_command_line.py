@@ -17,6 +17,7 @@ REQUIRED = {
     "training.diagnose": ["M", "--data", "D"],
     "training.ablation": ["--data", "D", "--frozen", "F", "--out", "O"],
     "training.reproduce": [],
+    "training.checkpoints": ["inspect", "P"],
     "training.pretrain": [],
     "training.pretrain.clip": ["--scenes", "S", "--tokenizer", "T", "--out", "O"],
     "training.pretrain.diffusion": ["--scenes", "S", "--tokenizer", "T", "--out", "O"],
@@ -26,7 +27,10 @@ REQUIRED = {
     "training.data.sticker_world": ["O", "--images", "1", "--seed", "1"],
 }
 WRONG = {
-    "--device": (["foo", "cuda:x", "cuda", "cuda:1", ""], sorted(REQUIRED.keys() - {"training.data.sticker_world"})),
+    "--device": (
+        ["foo", "cuda:x", "cuda", "cuda:1", ""],
+        sorted(REQUIRED.keys() - {"training.data.sticker_world", "training.checkpoints"}),
+    ),
     "--threads": (
         ["-1", "0", "2.5", "many", "100000"],
         ["training.train", "training.evaluate", "training.pretrain.vae"],

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from odise_rt.command_parser import CommandParser
-from odise_rt.errors import OdiseError, OptionsError
+from odise_rt.errors import OptionsError
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints.own_format import (
     WEIGHTS_NAME,
@@ -27,9 +27,11 @@ from training.checkpoints.own_format import (
 )
 from training.checkpoints.released import load_released
 from training.checkpoints.tensor_files import TensorFile, read_tensors
+from training.command_line import command
 from training.config import PRESETS, preset
 
 
+@command("nothing was written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = CommandParser(
@@ -69,11 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     inspect.add_argument("--tensors", action="store_true", help="List every tensor with its shape and type.")
 
     args = parser.parse_args(argv)
-    try:
-        return {"convert": _convert, "compact": _compact, "inspect": _inspect}[args.command](args)
-    except OdiseError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 1
+    return {"convert": _convert, "compact": _compact, "inspect": _inspect}[args.command](args)
 
 
 def _convert(args: argparse.Namespace) -> int:

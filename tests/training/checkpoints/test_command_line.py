@@ -82,6 +82,18 @@ def test_errors_end_in_one_line(wide: list[str], tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (PermissionError(13, "denied", "x"), 1)])
+def test_what_ends_it_is_one_line(
+    error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read(path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr("training.checkpoints.__main__.read_tensors", read)
+    assert main(["inspect", "some.pth"]) == status
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_runs_as_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["checkpoints", "inspect", str(tmp_path / "none")])
     # As ``python -m`` does; the copy that is already imported is out of its way.
