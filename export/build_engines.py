@@ -83,10 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, console: Console, placed: list[str]) -> None:
     """Do what was asked for, and say in ``placed`` what an error that follows does not take back."""
     _check_arguments(args)
+    bundle = Bundle.open(args.bundle) if args.bundle is not None else None
     engines = _engine_options(args)
-    if args.bundle is not None:
+    if bundle is not None:
         assert engines is not None
-        _add_engines(Bundle.open(args.bundle), engines, console, placed)
+        _add_engines(bundle, engines, console, placed)
         return
     options = ExportOptions(
         precision=args.precision or "fp32",
@@ -162,8 +163,14 @@ def _check_arguments(args: argparse.Namespace) -> None:
             flags = ", ".join("--" + name.replace("_", "-") for name in given)
             hint = "; the precision of engines is --engine-precision" if "precision" in given else ""
             raise InputError(f"{reason}: it cannot go with {flags}{hint}")
-    if args.bundle is not None or checks:
+    if args.bundle is not None:
         return
+    if not checks:
+        _check_place(args)
+    _check_source(args)
+
+
+def _check_place(args: argparse.Namespace) -> None:
     if args.out is None:
         raise InputError("an export needs --out: the folder of the new bundle")
     for source in (args.checkpoint, args.stable_diffusion):
@@ -198,7 +205,8 @@ def _engine_options(args: argparse.Namespace) -> EngineOptions | None:
     return options
 
 
-def _source(args: argparse.Namespace) -> Source:
+def _check_source(args: argparse.Namespace) -> None:
+    """Refuse a source that is not one, or not there, before anything is read or looked for."""
     released = (args.odise, args.stable_diffusion, args.clip)
     given = [args.checkpoint is not None, any(released), args.init is not None]
     if sum(given) != 1:
@@ -206,14 +214,20 @@ def _source(args: argparse.Namespace) -> Source:
             "expected one source: --checkpoint DIR, or --odise with --stable-diffusion and --clip, or --config NAME "
             "--init random, or --bundle DIR with --engine"
         )
+    if any(released) and not all(released):
+        raise InputError("the released model is in three files: --odise, --stable-diffusion and --clip go together")
+    for path in (args.checkpoint, *released, args.image):
+        if path is not None and not path.exists():
+            raise InputError(f"{path} does not exist: check the path")
+
+
+def _source(args: argparse.Namespace) -> Source:
     if args.checkpoint is not None:
         return from_checkpoint(args.checkpoint)
     config = args.config or _CONFIG
     if args.init is not None:
         return from_random(config, args.seed or 0)
-    if not all(released):
-        raise InputError("the released model is in three files: --odise, --stable-diffusion and --clip go together")
-    return from_released(config, *released)
+    return from_released(config, args.odise, args.stable_diffusion, args.clip)
 
 
 def _end_as_interrupted() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from odise_rt.bundle import file_sha256
-from odise_rt.errors import CheckpointError, ExportError
+from odise_rt.errors import ExportError
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints import LoadedCheckpoint, load_checkpoint, load_released
 from training.config import preset
@@ -54,16 +54,13 @@ def from_released(config_name: str, odise: Path, stable_diffusion: Path, clip: P
     Raises:
         CheckpointError: a file is missing, of another kind or of another size.
     """
-    sources = {"odise": odise, "stable_diffusion": stable_diffusion, "clip": clip}
-    for path in sources.values():
-        if not path.exists():
-            raise CheckpointError(f"{path} does not exist: check the path")
     # The released models saw the 133 classes of COCO, with all their synonyms.
     seen = Vocabulary.builtin("coco").words
     loaded = load_released(
         preset(config_name), odise=odise, stable_diffusion=stable_diffusion, clip=clip, training_vocabulary=seen
     )
     # The role keeps files of one name apart.
+    sources = {"odise": odise, "stable_diffusion": stable_diffusion, "clip": clip}
     hashes = {f"{role}/{name}": value for role, path in sources.items() for name, value in _hashes(path).items()}
     return Source(loaded, {"kind": "released", "config": config_name, "files": hashes})
 

@@ -19,6 +19,12 @@ from odise_rt.errors import ExportError
 ODD = "a[bold]b[/]c:smile:[/red]" + "x" * 150
 
 
+@pytest.fixture
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that is there; nobody reads it."""
+    return tmp_path_factory.mktemp("checkpoint")
+
+
 def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     console = export_console()
     with ExportProgress(1, console) as progress, progress.step(ODD):
@@ -42,6 +48,7 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
     ],
 )
 def test_an_error_after_the_bundle_is_in_place_says_so(
+    checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -58,24 +65,24 @@ def test_an_error_after_the_bundle_is_in_place_says_so(
     monkeypatch.setattr(build_engines.Bundle, "open", lambda path: None)
     monkeypatch.setattr(build_engines, "engine_references", fail)
     out = str(tmp_path / "bundle")
-    arguments = ["--checkpoint", "c", "--out", out, "--engine", "ort-cuda", "--unverified"]
+    arguments = ["--checkpoint", str(checkpoint), "--out", out, "--engine", "ort-cuda", "--unverified"]
     assert main(arguments) == code
     assert message.replace("OUT", out) in capsys.readouterr().err
 
 
 def test_an_error_before_says_that_nothing_is_in_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(path: Path) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(build_engines, "from_checkpoint", stop)
-    assert main(["--checkpoint", "c", "--out", str(tmp_path / "bundle")]) == 130
+    assert main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "bundle")]) == 130
     assert capsys.readouterr().err == "stopped: nothing was put in place\n"
 
 
 def test_stages_are_checked_without_a_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Exporter:
         def __init__(self, source: Any, writer: BundleWriter, options: ExportOptions, progress: Any) -> None:
@@ -88,7 +95,7 @@ def test_stages_are_checked_without_a_place(
     monkeypatch.setattr(build_engines, "from_checkpoint", lambda path: None)
     monkeypatch.setattr(exporter, "Exporter", Exporter)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert main(["--checkpoint", "c", "--stages", "clip_text"]) == 0
+    assert main(["--checkpoint", str(checkpoint), "--stages", "clip_text"]) == 0
     assert capsys.readouterr().out == "only clip_text checked: no bundle was put in place\n"
     assert list(tmp_path.iterdir()) == []
 

@@ -422,6 +422,10 @@ def test_command_adds_engines(bundle: Bundle, gpu: Calls, capsys: pytest.Capture
             "it cannot go with --force, --engine",
         ),
         (["--bundle", "nowhere", "--engine", "ort-cuda", "--unverified"], "no bundle at nowhere"),
+        (["--bundle", "nowhere", "--engine", "tensorrt-rtx", "--unverified"], "no bundle at nowhere"),
+        (["--out", "o", "--engine", "tensorrt-rtx", "--unverified"], "expected one source"),
+        (["--checkpoint", "c", "--out", "o", "--engine", "tensorrt-rtx", "--unverified"], "c does not exist"),
+        (["--init", "random", "--out", "o", "--image", "i", "--engine", "tensorrt-rtx"], "i does not exist"),
         (["--bundle", "B", "--engine", "tensorrt-rtx", "--unverified"], "is not installed"),
     ],
 )
