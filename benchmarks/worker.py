@@ -74,12 +74,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _failure(exc: Exception) -> dict[str, Any]:
-    from odise_rt.errors import OutOfMemoryError
+    from odise_rt.errors import is_out_of_memory
 
-    text = " ".join(str(exc).split())
-    out_of_memory = isinstance(exc, MemoryError | OutOfMemoryError) or "out of memory" in text.lower()
-    message = without_places(f"{type(exc).__name__}: {text}"[:600])
-    return {"error": message, "status": "oom" if out_of_memory else "failed"}
+    message = without_places(f"{type(exc).__name__}: {' '.join(str(exc).split())}"[:600])
+    return {"error": message, "status": "oom" if is_out_of_memory(exc) else "failed"}
 
 
 class _Served:

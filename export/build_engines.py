@@ -22,7 +22,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -44,7 +44,7 @@ from odise_rt.bundle import Bundle
 from odise_rt.command_parser import CommandParser
 from odise_rt.engine_facts import ENGINE_KINDS
 from odise_rt.engines import FOLDER as ENGINES_FOLDER
-from odise_rt.errors import InputError, OdiseError
+from odise_rt.errors import ExportError, InputError, OdiseError, first_line, is_out_of_memory
 from odise_rt.preprocessing import load_image
 from odise_rt.specs import STAGES
 from training.config import PRESETS
@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _end_as_interrupted()
     placed: list[str] = []
     try:
-        _run(args, export_console(), placed)
+        with _memory_errors():
+            _run(args, export_console(), placed)
     except OdiseError as exc:
         return _fail("; ".join([f"error: {exc}", *placed]), 1)
     except OSError as exc:
@@ -127,6 +128,23 @@ def _add_engines(
         raise
     folder = bundle.root / ENGINES_FOLDER
     console.print(f"{len(report.built)} engines built, {len(report.kept)} were there already: {folder}")
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turns what comes of memory that ran out into one error: of PyTorch, or of what was made of that on the way."""
+    try:
+        yield
+    except Exception as exc:
+        chain: list[BaseException] = [exc]
+        while chain[-1].__cause__ is not None:
+            chain.append(chain[-1].__cause__)
+        told = [error for error in chain if is_out_of_memory(error)]
+        if not told:
+            raise
+        raise ExportError(
+            f"memory ran out ({first_line(told[-1])}): free some, or export on a machine with more"
+        ) from exc
 
 
 def _left(placed: Sequence[str]) -> str:

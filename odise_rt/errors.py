@@ -19,6 +19,19 @@ OdiseError
 
 from __future__ import annotations
 
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "out_of_memory",
+    "outofmemory",
+    "failed to allocate",
+    "bad allocation",
+    "bad_alloc",
+    "memory_allocation",
+    "memoryallocation",
+    "allocate memory",
+)
+"""Words of CUDA, cuda-core, TensorRT, ONNX Runtime, PyTorch and C++; they depend on the versions, too."""
+
 
 class OdiseError(Exception):
     """Base of every error that this project raises on purpose."""
@@ -84,3 +97,8 @@ def first_line(exc: BaseException) -> str:
     """What another library's exception says first, at most 300 characters; its type's name if it says nothing."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(exc).__name__
+
+
+def is_out_of_memory(exc: BaseException | str) -> bool:
+    """Whether another library's exception, or what it says, means that memory ran out, on a GPU or beside it."""
+    return isinstance(exc, MemoryError) or any(word in str(exc).lower() for word in _OUT_OF_MEMORY)

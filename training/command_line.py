@@ -13,7 +13,7 @@ from typing import ParamSpec
 import torch
 
 from odise_rt.backends.select import MAX_THREADS
-from odise_rt.errors import OdiseError, first_line
+from odise_rt.errors import OdiseError, first_line, is_out_of_memory
 
 P = ParamSpec("P")
 
@@ -39,7 +39,7 @@ def command(stopped: str) -> Callable[[Callable[P, int]], Callable[P, int]]:
                 where = f" {exc.filename}" if exc.filename else ""
                 message = f"the system refused{where} ({exc.strerror or exc}): check its permissions and free space"
             except (RuntimeError, MemoryError) as exc:
-                if not _is_out_of_memory(exc):
+                if not is_out_of_memory(exc):
                     raise
                 message = f"memory ran out ({first_line(exc)}): take smaller batches, or a device with more"
             print(f"error: {' '.join(message.split())}", file=sys.stderr)
@@ -48,10 +48,6 @@ def command(stopped: str) -> Callable[[Callable[P, int]], Callable[P, int]]:
         return guarded
 
     return decorate
-
-
-def _is_out_of_memory(exc: BaseException) -> bool:
-    return isinstance(exc, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(exc)
 
 
 def whole_number(lowest: int, highest: int | None = None) -> Callable[[str], int]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from odise_rt.errors import BackendError, MissingPackageError, OutOfMemoryError, first_line
+from odise_rt.errors import BackendError, MissingPackageError, OutOfMemoryError, first_line, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +29,6 @@ _DLPACK_CUDA = frozenset({2, 13})
 """DLPack's numbers for memory of a GPU and for memory that CUDA moves about."""
 MAX_FAILED_CAPTURES = 3
 """Of the same work, one after the other, until it is left alone."""
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "out_of_memory",
-    "outofmemory",
-    "failed to allocate",
-    "bad allocation",
-    "bad_alloc",
-    "memory_allocation",
-    "memoryallocation",
-)
-"""Words of CUDA, cuda-core, TensorRT, ONNX Runtime and C++; they depend on the versions, too."""
 
 
 def import_cuda_core() -> Any:
@@ -60,11 +49,6 @@ def import_cuda_core() -> Any:
             "pip install --upgrade cuda-core cuda-bindings"
         ) from exc
     return cuda.core
-
-
-def is_out_of_memory(exc: BaseException | str) -> bool:
-    """Whether an error of CUDA or of an engine says that memory ran out, on either side."""
-    return isinstance(exc, MemoryError) or any(word in str(exc).lower() for word in _OUT_OF_MEMORY)
 
 
 @contextlib.contextmanager

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from odise_rt.backends.device import is_out_of_memory
-from odise_rt.errors import BackendError, OutOfMemoryError, first_line
+from odise_rt.errors import BackendError, OutOfMemoryError, first_line, is_out_of_memory
 from odise_rt.specs import StageSpec
 
 MAX_SHAPES = 4

@@ -25,13 +25,12 @@ from odise_rt.backends.device import (
     DeviceArray,
     as_device_array,
     as_host_array,
-    is_out_of_memory,
     memory_error,
 )
 from odise_rt.backends.trt_package import import_package, make_logger
 from odise_rt.engine_facts import EngineKind, Profile
 from odise_rt.engines import Engine
-from odise_rt.errors import BackendError
+from odise_rt.errors import BackendError, is_out_of_memory
 from odise_rt.specs import StageSpec
 
 logger = logging.getLogger(__name__)

@@ -39,12 +39,24 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
     assert out.count(ODD[:30]) == 3 + 3
 
 
+def with_cause(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
         (ExportError("no GPU"), 1, "error: no GPU; the bundle is whole and in place: OUT\n"),
         (OSError(28, "No space left"), 1, "No space left: free space or choose another folder; the bundle is whole"),
         (KeyboardInterrupt(), 130, "stopped: the bundle is whole and in place: OUT\n"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            1,
+            "error: memory ran out (DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes): free "
+            "some, or export on a machine with more; the bundle is whole and in place: OUT\n",
+        ),
+        (with_cause(ExportError("a size that branches"), MemoryError()), 1, "error: memory ran out (MemoryError): "),
     ],
 )
 def test_an_error_after_the_bundle_is_in_place_says_so(
@@ -68,6 +80,17 @@ def test_an_error_after_the_bundle_is_in_place_says_so(
     arguments = ["--checkpoint", str(checkpoint), "--out", out, "--engine", "ort-cuda", "--unverified"]
     assert main(arguments) == code
     assert message.replace("OUT", out) in capsys.readouterr().err
+
+
+def test_our_own_mistakes_keep_their_traceback(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(build_engines, "from_checkpoint", fail)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "bundle")])
 
 
 def test_an_error_before_says_that_nothing_is_in_place(
