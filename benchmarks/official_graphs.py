@@ -15,10 +15,7 @@ import argparse
 import contextlib
 import logging
 import os
-import shutil
 import sys
-import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +26,7 @@ from torch import Tensor, nn
 from benchmarks.variants import load_model
 from odise_rt.command_parser import CommandParser
 from odise_rt.errors import OdiseError
+from odise_rt.partial_folder import partial_folder
 from odise_rt.specs import StageSpec, stage_specs
 from odise_rt.windows import window_grid
 from training.models.odise import Odise
@@ -36,7 +34,6 @@ from training.models.official_structure import official_clip_image, official_cli
 from training.torch_stages import model_facts
 
 OPSET = 20
-_ABANDONED_SECONDS = 3600.0
 
 
 class _Official(nn.Module):
@@ -124,19 +121,11 @@ def export_official(model: Odise, height: int, width: int, out: Path) -> None:
     dims = {"N": 1, "s": side, "Q": facts.queries, "H": canvas_h, "W": canvas_w, "h": height, "w": width}
     dims |= {"mh": canvas_h // 4, "mw": canvas_w // 4}
     out.parent.mkdir(parents=True, exist_ok=True)
-    for abandoned in out.parent.glob(f".{out.name}.*"):  # of a process that was killed
-        if time.time() - abandoned.stat().st_mtime > _ABANDONED_SECONDS:
-            shutil.rmtree(abandoned, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with partial_folder(out) as partial:
         for name, stage in STAGES.items():
             print(f"official structure: {name} ...", flush=True)
             _export(stage(model).eval(), stage_specs(facts)[name], dims, partial / f"{name}.onnx")
-        partial.chmod(0o755)
         partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _export(stage: nn.Module, spec: StageSpec, dims: dict[str, int], path: Path) -> None:

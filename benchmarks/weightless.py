@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from export.bundle_writer import partial_folder
 from odise_rt.bundle import CONSTANTS_NAME, MANIFEST_NAME, TOKENIZER_NAME, Bundle, StageFile, file_sha256
 from odise_rt.command_parser import CommandParser
 from odise_rt.errors import BundleError, OdiseError
 from odise_rt.files import atomic_writer, write_json
+from odise_rt.partial_folder import partial_folder
 
 SCHEMA_VERSION = 1
 LARGE = 1 << 14

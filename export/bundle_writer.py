@@ -13,14 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import io
 import json
-import os
-import re
-import shutil
-import tempfile
-import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,7 +28,8 @@ from export.weight_store import WeightStore
 from odise_rt.bundle import CONSTANTS_NAME, MANIFEST_NAME, SCHEMA_VERSION, TOKENIZER_NAME, file_sha256
 from odise_rt.engines import FOLDER as ENGINES
 from odise_rt.errors import ExportError
-from odise_rt.files import PARTIAL_SUFFIX, flush_folder, replace_folder
+from odise_rt.files import flush_folder, replace_folder
+from odise_rt.partial_folder import partial_folder
 from odise_rt.specs import ModelFacts, StageSpec
 
 GRAPHS = "onnx"
@@ -46,9 +41,6 @@ _OURS = frozenset(
     )
 )
 """All that a bundle's folder holds."""
-_REPLACED = "replaced"
-_ABANDONED_SECONDS = 60.0
-"""A partial folder that nobody has locked for this long belongs to nobody."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The oldest time that a zip file can hold: stands for none."""
 
@@ -92,9 +84,8 @@ class BundleWriter:
         with contextlib.ExitStack() as undo:
             try:
                 undo.enter_context(_parents(self.out))
-                remove_abandoned(self.out)
-                self._check_place()
                 self.folder = undo.enter_context(partial_folder(self.out))
+                self._check_place()
                 (self.folder / GRAPHS).mkdir()
             except OSError as exc:
                 raise ExportError(
@@ -213,7 +204,7 @@ class BundleWriter:
             self._check_place()
             try:
                 if self.force:
-                    replace_folder(self.folder, self.out, old_name=_REPLACED)
+                    replace_folder(self.folder, self.out)
                 else:
                     # A folder takes the place of an empty one or of none; one with a bundle refuses it.
                     self.folder.rename(self.out)
@@ -252,23 +243,6 @@ class BundleWriter:
 
 
 @contextlib.contextmanager
-def partial_folder(place: Path) -> Iterator[Path]:
-    """A new folder beside a place, under a lock that tells other exports that it is somebody's; removed in the end,
-    unless it was renamed."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=PARTIAL_SUFFIX, dir=place.parent))
-    try:
-        folder.chmod(0o755)
-        lock = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield folder
-        finally:
-            os.close(lock)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
 def _parents(place: Path) -> Iterator[None]:
     """The folders above a place, made where they are missing; those that were made and stay empty go in the end."""
     missing = [folder for folder in place.absolute().parents if not folder.exists()]
@@ -279,28 +253,3 @@ def _parents(place: Path) -> Iterator[None]:
         for folder in missing:
             with contextlib.suppress(OSError):  # somebody's work lies in it
                 folder.rmdir()
-
-
-def remove_abandoned(out: Path) -> None:
-    """Remove what killed exports to the same place left behind; a bundle that one was about to replace returns."""
-    # The middle is mkdtemp's and has no dot: what only begins alike is of another place, `odise.fp16` beside `odise`.
-    named = re.compile(rf"\.{re.escape(out.name)}\.[^.]+{re.escape(PARTIAL_SUFFIX)}")
-    for folder in list(out.parent.iterdir()):
-        if named.fullmatch(folder.name) and folder.is_dir():
-            with contextlib.suppress(FileNotFoundError):  # another export was first, or was finished
-                _remove_if_abandoned(folder, out)
-
-
-def _remove_if_abandoned(folder: Path, out: Path) -> None:
-    if time.time() - folder.stat().st_mtime < _ABANDONED_SECONDS:
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if (folder / _REPLACED).is_dir() and not out.exists():
-            (folder / _REPLACED).rename(out)
-        shutil.rmtree(folder, ignore_errors=True)
-    except BlockingIOError:
-        return
-    finally:
-        os.close(descriptor)

@@ -9,12 +9,12 @@ import errno
 import time
 from types import TracebackType
 
-from export.bundle_writer import partial_folder, remove_abandoned
 from odise_rt.bundle import Bundle
 from odise_rt.engine_check import Bounds
 from odise_rt.engines import FOLDER, Engine, open_engine
 from odise_rt.errors import BundleError, ExportError
 from odise_rt.files import flush_folder, replace_folder
+from odise_rt.partial_folder import partial_folder
 
 _TRIES = 50
 """To make a folder in ``engines/``, which another build may just remove because it was empty."""
@@ -53,7 +53,6 @@ class EngineFolder:
         with contextlib.ExitStack() as undo:
             undo.callback(self._remove_empty_root)
             self._root.mkdir(exist_ok=True)
-            remove_abandoned(self._root / self._name)
             self.path = undo.enter_context(partial_folder(self._root / self._name))
             self._undo = undo.pop_all()
 
@@ -78,7 +77,7 @@ class EngineFolder:
         place = self._root / key
         try:
             flush_folder(self.path)
-            # Not the name of what remove_abandoned brings back: it would bring it to another place than its key.
+            # Not the name of what comes back where a build was killed: it would come to another place than its key.
             replace_folder(self.path, place, aside=f".{self._name}.", old_name=key)
         except OSError as exc:
             # Another build of the same facts may have been first: its engine is as good.

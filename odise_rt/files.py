@@ -16,6 +16,8 @@ from odise_rt.errors import OdiseError
 
 PARTIAL_SUFFIX = ".partial"
 """Of folders that are being written or replaced."""
+REPLACED = "replaced"
+"""Name of a folder that is being replaced, inside a partial one."""
 
 
 def given_path(path: object, what: str, error: type[OdiseError]) -> Path:
@@ -63,7 +65,7 @@ def flush_folder(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def replace_folder(finished: Path, place: Path, *, aside: str | None = None, old_name: str = "replaced") -> None:
+def replace_folder(finished: Path, place: Path, *, aside: str | None = None, old_name: str = REPLACED) -> None:
     """Rename a finished folder to its place.
 
     A folder that is there already moves into a hidden one beside it, and is removed once the new one is in place, or

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.bundle_writer import BundleWriter, remove_abandoned
+from export.bundle_writer import BundleWriter
 from export.weight_store import WeightStore
 from odise_rt.bundle import MANIFEST_NAME
 from odise_rt.errors import ExportError
@@ -238,19 +238,6 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest
         writer.publish()
     assert _found(out) == "one"
     assert list(tmp_path.iterdir()) == [out]
-
-
-def test_what_a_killed_export_left_is_brought_back_to_its_own_place(tmp_path: Path) -> None:
-    """And not to that of a bundle whose name begins alike."""
-    left = tmp_path / ".odise.fp16.abcd1234.partial" / "replaced"
-    left.mkdir(parents=True)
-    (left / "bundle.json").write_text("{}")
-    os.utime(left.parent, (1, 1))
-    remove_abandoned(tmp_path / "odise")
-    assert (left / "bundle.json").is_file()
-    assert not (tmp_path / "odise").exists()
-    remove_abandoned(tmp_path / "odise.fp16")
-    assert (tmp_path / "odise.fp16" / "bundle.json").is_file()
 
 
 def test_force_replaces_bundles_only(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from export.bundle_writer import _ABANDONED_SECONDS
 from odise_rt.bundle import MANIFEST_NAME, Bundle
+from odise_rt.partial_folder import _ABANDONED_SECONDS
 from tests.export.conftest import small_config
 from tests.odise_rt.fake_bundle import write_bundle
 from training.checkpoints import save_checkpoint

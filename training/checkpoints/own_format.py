@@ -13,7 +13,6 @@ A directory is written beside its final place and renamed, so what is there is w
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from odise_rt.errors import CheckpointError, ConfigError, first_line
 from odise_rt.files import flush_folder, replace_folder
+from odise_rt.partial_folder import partial_folder
 from odise_rt.version import __version__
 from training.checkpoints.key_table import KeyTable, Tensors, load_strict
 from training.checkpoints.report import LoadReport
@@ -277,20 +277,16 @@ def _written_beside(path: Path) -> Iterator[Path]:
     """A new folder that takes the place of ``path`` when the block ends well, and vanishes when it does not."""
     if path.exists() and not is_checkpoint(path):
         raise CheckpointError(f"{path} exists and is no checkpoint: refused to replace it; choose another place")
-    folder = path.parent / f".{path.name}.{os.getpid()}.new"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        yield folder
-        flush_folder(folder)
-        replace_folder(folder, path)
+        with partial_folder(path) as folder:
+            yield folder
+            flush_folder(folder)
+            replace_folder(folder, path)
     except (OSError, SafetensorError) as exc:
         raise CheckpointError(
             f"cannot write the checkpoint {path} ({exc}): free space or choose another place"
         ) from exc
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -119,6 +119,14 @@ def test_failed_write_leaves_the_old_one(
     load_checkpoint(saved)
 
 
+def test_what_a_killed_save_left_goes_with_the_next(published: Published, byte_tokenizer: str, saved: Path) -> None:
+    left = saved.with_name(".saved.dead1234.partial")
+    left.mkdir()
+    os.utime(left, (1, 1))
+    save_checkpoint(saved, published.model, tokenizer_json=byte_tokenizer, training_vocabulary=["new"])
+    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
+
+
 def test_refuses_to_save_broken_or_overflowing_weights(
     published: Published, byte_tokenizer: str, tmp_path: Path
 ) -> None:
