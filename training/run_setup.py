@@ -8,7 +8,7 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,8 @@ class RunParts:
     """One for each phase; features are computed when a phase's source is made."""
     training_vocabulary: tuple[str, ...]
     tokenizer_json: str
+    annotation_files: Mapping[str, Path]
+    """What the run reads of the data set besides pictures, by what it is."""
 
 
 def starting_model(experiment: Experiment, frozen: Path, heads: Path | None = None) -> tuple[Odise, str]:
@@ -183,7 +185,10 @@ def prepare_run(
         return plain if contexts is None else CaptionedBatches(plain, contexts)
 
     sources = tuple(functools.partial(conditioned, index, phase) for index, phase in enumerate(experiment.phases))
-    return RunParts(step, sources, tuple(words), tokenizer_json)
+    files = {"annotation file": data.annotations_path}
+    if captioned and data.captions_path is not None:
+        files["caption file"] = data.captions_path
+    return RunParts(step, sources, tuple(words), tokenizer_json, files)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from odise_rt.bundle import file_sha256
 from odise_rt.errors import CheckpointError, first_line
 from odise_rt.files import PARTIAL_SUFFIX
 from training.experiment import Experiment
@@ -50,17 +51,21 @@ def saved_states(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name))
 
 
-def run_origin(model: Odise, training_vocabulary: Sequence[str], split: str) -> dict[str, str]:
+def run_origin(
+    model: Odise, training_vocabulary: Sequence[str], split: str, files: Mapping[str, Path]
+) -> dict[str, str]:
     """What a run is made of beside its experiment.
 
     Args:
         model: before it is trained or sharded.
         training_vocabulary: the names of its classes, in their order.
         split: of the data set.
+        files: of its annotations, by what they are; of pictures there are too many.
     """
     frozen = weights_fingerprint(model, without=model.trained_parameters())
     words = hashlib.sha256(json.dumps(list(training_vocabulary)).encode()).hexdigest()
-    return {"frozen networks": frozen, "training vocabulary": words, "split": split}
+    hashes = {what: file_sha256(path) for what, path in files.items()}
+    return {"frozen networks": frozen, "training vocabulary": words, "split": split, **hashes}
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,8 @@ def main(argv: Sequence[str]) -> int:
             arguments.workers,
             arguments.heads,
         )
-        origin = run_origin(parts.step.model, parts.training_vocabulary, arguments.split)
+        files = {} if arguments.finish else parts.annotation_files  # which do not matter any more to what is trained
+        origin = run_origin(parts.step.model, parts.training_vocabulary, arguments.split, files)
         if arguments.finish:
             if not states:
                 raise CheckpointError(f"{arguments.run} holds no saved state to finish: train first")

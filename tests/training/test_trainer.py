@@ -270,8 +270,8 @@ def test_a_run_goes_on_with_what_it_began_with(
     assert training.train.main(arguments(mini_data, mini_frozen, run, "--until", "1")) == 0
     state = saved_states(run)[-1] / "state.json"
     content = json.loads(state.read_text())
-    assert set(content["origin"]) == {"frozen networks", "training vocabulary", "split"}
-    for what in content["origin"]:
+    assert set(content["origin"]) == {"frozen networks", "training vocabulary", "split", "annotation file"}
+    for what in content["origin"].keys() - {"annotation file"}:
         changed = {**content, "origin": {**content["origin"], what: "other"}}
         state.write_text(json.dumps(changed))
         for flag in ("--resume", "--finish"):
@@ -281,6 +281,34 @@ def test_a_run_goes_on_with_what_it_began_with(
         json.dumps({key: value for key, value in content.items() if key != "origin"})
     )  # of an older version
     assert training.train.main(arguments(mini_data, mini_frozen, run, "--finish")) == 0
+
+
+@pytest.mark.parametrize(
+    ("mini", "read"),
+    [("label", {"panoptic": "annotation file"}), ("caption", {"captions": "caption file"})],
+    indirect=["mini"],
+)
+def test_a_run_goes_on_with_the_annotations_that_it_began_with(
+    mini: Experiment,
+    read: dict[str, str],
+    mini_data: Path,
+    mini_frozen: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = Path(shutil.copytree(mini_data, tmp_path / "data"))
+    assert training.train.main(arguments(data, mini_frozen, tmp_path / "run", "--until", "1")) == 0
+    for kind in ("captions", "panoptic"):
+        with (data / "annotations" / f"{kind}_train.json").open("a") as file:
+            file.write("\n")
+        # To where the run is already, so that nothing is trained.
+        status = training.train.main(arguments(data, mini_frozen, tmp_path / "run", "--resume", "--until", "1"))
+        error = capsys.readouterr().err
+        assert status == (kind in read)
+        if kind in read:
+            assert f"was trained with another {read[kind]}: resume with the same --data" in error
+            break
+    assert training.train.main(arguments(data, mini_frozen, tmp_path / "run", "--finish")) == 0
 
 
 @pytest.mark.parametrize(
