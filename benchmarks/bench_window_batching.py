@@ -1,7 +1,7 @@
 """Does it pay to run windows of concurrent images together? Several threads on one model, with and without.
 
     python -m benchmarks.bench_window_batching BUNDLE
-    python -m benchmarks.bench_window_batching BUNDLE --device cuda --callers 8 --max-windows 16
+    python -m benchmarks.bench_window_batching BUNDLE --device cuda --callers 8 --max-batch-windows 16
 
 Each round segments the same images on the same number of threads, once with every call on its own and once with
 ``WindowBatching``; the ratio is taken within a round, so that a slow minute of a shared machine hits both. Words are
@@ -10,7 +10,6 @@ encoded beforehand.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -79,21 +78,17 @@ def measure(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = CommandParser(
-        prog="python -m benchmarks.bench_window_batching",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda. Default: cpu.")
+    parser = CommandParser(prog="python -m benchmarks.bench_window_batching", description=__doc__)
+    parser.add_argument("bundle", type=Path, help="The bundle's folder.")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda.")
     parser.add_argument("--threads", type=int, help="CPU threads inside an operator. Default: all usable cores.")
-    parser.add_argument("--callers", type=int, default=4, help="Threads that segment. Default: 4.")
-    parser.add_argument("--images", type=int, default=12, help="Images in a round. Default: 12.")
-    parser.add_argument("--repeats", type=int, default=7, help="Rounds. Default: 7.")
-    parser.add_argument("--max-windows", type=int, help="Windows in one run. Default: the engine's choice.")
-    parser.add_argument("--max-wait-ms", type=float, default=0.0, help="Default: 0.")
+    parser.add_argument("--callers", type=int, default=4, help="Threads that segment.")
+    parser.add_argument("--images", type=int, default=12, help="Images in a round.")
+    parser.add_argument("--repeats", type=int, default=7, help="Measured rounds.")
+    parser.add_argument("--max-batch-windows", type=int, help="Windows in one run. Default: the engine's choice.")
+    parser.add_argument("--batch-wait-ms", type=float, default=0.0, help="Milliseconds to wait for a batch to fill.")
     args = parser.parse_args(argv)
-    batching = WindowBatching(args.max_windows, args.max_wait_ms / 1000)
+    batching = WindowBatching(args.max_batch_windows, args.batch_wait_ms / 1000)
     result = measure(args.bundle, args.device, args.callers, args.images, args.repeats, args.threads, batching)
     print(json.dumps(result, indent=1))
     ratio = result["ratio"]

@@ -105,9 +105,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
-    parser = CommandParser(
-        prog="python -m benchmarks.gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="python -m benchmarks.gpu_check", description=__doc__)
     names = [part.name for part in PARTS]
     on_demand = [part.name for part in ON_DEMAND]
     parser.add_argument(
@@ -133,7 +131,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--full-bundle",
         type=Path,
-        help="Bundle of full size for the runtime part; its weights may be noise (benchmarks.weightless).",
+        help="Bundle of full size for the runtime part, perhaps of noise (benchmarks.weightless). Default: none.",
     )
     parser.add_argument("--config", default="odise-sd1", help="Preset of the PyTorch networks.")
     parser.add_argument(

@@ -11,7 +11,6 @@ fixed to one window and one image size, no optimisation of ours is applied.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
@@ -163,11 +162,7 @@ def _quiet() -> Iterator[None]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = CommandParser(
-        prog="python -m benchmarks.official_graphs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser(prog="python -m benchmarks.official_graphs", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, help="A checkpoint directory of this project.")
     parser.add_argument("--config", help="A preset with random weights instead.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the random weights.")

@@ -13,7 +13,6 @@ Tables are those of benchmarks/report_tables.py (``TABLES``). ``--check`` exits 
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -32,11 +31,9 @@ _CLOSING = "<!-- /benchmark -->"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = CommandParser(
-        prog="python -m benchmarks.readme", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="python -m benchmarks.readme", description=__doc__)
     parser.add_argument("--check", action="store_true", help="Change nothing; exit with 1 if something would change.")
-    parser.add_argument("--root", type=Path, default=REPOSITORY, help="The repository (default: this one).")
+    parser.add_argument("--root", type=Path, default=REPOSITORY, help="The repository. Default: this one.")
     options = parser.parse_args(argv)
     stale = []
     try:

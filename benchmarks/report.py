@@ -87,9 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Command line."""
-    parser = CommandParser(
-        prog="python -m benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("run", type=Path, nargs="?", help="JSON file of python -m benchmarks.run.")
     parser.add_argument("base", type=Path, nargs="?", help="An earlier run to compare with, in the report.")
     parser.add_argument("--out", type=Path, help="Folder for the report; report.html and report.md are replaced.")

@@ -97,29 +97,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Command line."""
-    parser = CommandParser(
-        prog="python -m benchmarks.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="python -m benchmarks.run", description=__doc__)
     plan = Plan()
-    parser.add_argument("--suite", choices=(*SUITES, "all"), default="cpu", help="What to measure (default: cpu).")
+    parser.add_argument("--suite", choices=(*SUITES, "all"), default="cpu", help="What to measure.")
     parser.add_argument("--quick", action="store_true", help="Fewer variants, rounds and sizes: about a minute.")
-    parser.add_argument("--out", type=Path, help="JSON file to write.")
+    parser.add_argument("--out", type=Path, help="JSON file to write. Default: only printed.")
     parser.add_argument("--config", default=plan.config, help="A preset; odise-tiny takes the shipped weights.")
-    parser.add_argument("--checkpoint", type=Path, help="A checkpoint directory instead of the preset's weights.")
+    parser.add_argument("--checkpoint", type=Path, help="A checkpoint directory. Default: the preset's weights.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of random weights, as given to the export.")
-    parser.add_argument("--bundle", type=Path, help="Bundle of the same weights; exported on the fly without it.")
+    parser.add_argument("--bundle", type=Path, help="Bundle of the same weights. Default: exported on the fly.")
     parser.add_argument(
-        "--bundle-fp16", type=Path, help="Its mixed-precision twin; exported on the fly for odise-tiny."
+        "--bundle-fp16",
+        type=Path,
+        help="Its mixed-precision twin. Default: exported on the fly for odise-tiny, else none.",
     )
     parser.add_argument(
         "--size", type=int, nargs="+", default=list(plan.size), help="Image side, or height and width, in pixels."
     )
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="Implementations (default: all).")
-    parser.add_argument("--groups", nargs="+", choices=GROUPS, help="Parts of the suite (default: all).")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=list(VARIANTS),
+        help="Implementations. Default: all that fit the model and device.",
+    )
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, help="Parts of the suite. Default: all.")
     parser.add_argument("--repeats", type=int, default=plan.repeats, help="Measured rounds.")
     parser.add_argument("--warmup", type=int, default=plan.warmup, help="Rounds before them.")
     parser.add_argument("--threads", type=int, default=plan.threads, help="Threads of every implementation.")
-    parser.add_argument("--scenes", type=int, help="Pictures for panoptic quality; 0: none.")
+    parser.add_argument(
+        "--scenes", type=int, help="Pictures for panoptic quality; 0: none. Default: 50 for odise-tiny, else 0."
+    )
     parser.add_argument(
         "--one-at-a-time",
         action="store_true",

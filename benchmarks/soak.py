@@ -14,7 +14,6 @@ memory would grow by more than --max-growth in 24 hours.
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import io
 import json
@@ -216,17 +215,19 @@ def report(result: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = CommandParser(
-        prog="python -m benchmarks.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = CommandParser(prog="python -m benchmarks.soak", description=__doc__)
+    parser.add_argument("bundle", type=Path, help="The bundle's folder.")
+    parser.add_argument("--minutes", type=float, default=10.0, help="Minutes of requests.")
+    parser.add_argument("--concurrency", type=int, default=4, help="Clients at a time.")
+    parser.add_argument("--every", type=float, default=2.0, help="Seconds between samples of memory.")
+    parser.add_argument("--server-arguments", default="--in-process", help="Options of odise-rt serve.")
+    parser.add_argument(
+        "--short-edge", help="Pixels, sent with every request: smaller is faster. Default: the model's."
     )
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--minutes", type=float, default=10.0, help="Default: 10.")
-    parser.add_argument("--concurrency", type=int, default=4, help="Clients. Default: 4.")
-    parser.add_argument("--every", type=float, default=2.0, help="Seconds between samples of memory. Default: 2.")
-    parser.add_argument("--server-arguments", default="--in-process", help="Default: --in-process.")
-    parser.add_argument("--short-edge", help="Sent with every request: smaller is faster.")
-    parser.add_argument("--max-growth", type=float, default=0.5, help="Accepted share in 24 h. Default: 0.5.")
-    parser.add_argument("--out", type=Path, help="Write the result as JSON.")
+    parser.add_argument(
+        "--max-growth", type=float, default=0.5, help="Growth of memory that is accepted, as a share of it in 24 hours."
+    )
+    parser.add_argument("--out", type=Path, help="JSON file for the result. Default: only printed.")
     args = parser.parse_args(argv)
     fields = {"short_edge": args.short_edge} if args.short_edge else {}
     server = shlex.split(args.server_arguments)

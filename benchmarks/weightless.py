@@ -13,7 +13,6 @@ as noise, it segments nothing, and engines are built from it as from any other::
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
@@ -265,11 +264,7 @@ def _name_as_noise(manifest: dict[str, Any], hashes: dict[str, str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = CommandParser(
-        prog="python -m benchmarks.weightless",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser(prog="python -m benchmarks.weightless", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     packing = commands.add_parser("pack", help="Bundle to archive.")
     packing.add_argument("bundle", type=Path, help="A bundle.")
@@ -277,7 +272,7 @@ def main(argv: list[str] | None = None) -> int:
     filling = commands.add_parser("fill", help="Archive to a bundle of noise.")
     filling.add_argument("archive", type=Path, help="What pack wrote.")
     filling.add_argument("out", type=Path, help="The new bundle's folder.")
-    filling.add_argument("--seed", type=int, default=SEED, help=f"Of the noise (default: {SEED}).")
+    filling.add_argument("--seed", type=int, default=SEED, help="Seed of the noise.")
     options = parser.parse_args(argv)
     try:
         if options.command == "pack":

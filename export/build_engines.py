@@ -262,9 +262,7 @@ def _interrupt(number: int, _frame: object) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        prog="python -m export.build_engines", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="python -m export.build_engines", description=__doc__)
     source = parser.add_argument_group("source (one of four)")
     source.add_argument("--bundle", type=Path, help="A bundle that is there already: --engine is added to it.")
     source.add_argument("--checkpoint", type=Path, help="Directory of a checkpoint of this project.")
@@ -274,15 +272,15 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--config",
         choices=sorted(PRESETS),
-        help=f"Size and variant of released or random weights (default: {_CONFIG}).",
+        help=f"Size and variant of released or random weights. Default: {_CONFIG}.",
     )
     source.add_argument("--init", choices=["random"], help="Export --config with random weights.")
-    source.add_argument("--seed", type=int, help="Seed of the random weights (default: 0).")
+    source.add_argument("--seed", type=int, help="Seed of the random weights. Default: 0.")
     parser.add_argument("--out", type=Path, help="The new bundle's folder; made, and replaced only by --force.")
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
-        help="Precision inside the graphs (default: fp32). fp16 is mixed: rules keep sensitive operations in float32.",
+        help="Precision inside the graphs. fp16 is mixed: rules keep sensitive operations in float32. Default: fp32.",
     )
     parser.add_argument(
         "--stages",
@@ -290,15 +288,15 @@ def _parser() -> argparse.ArgumentParser:
         choices=STAGES,
         metavar="STAGE",
         help=f"Only these: with --bundle build their engines, else export and check them without a bundle in the end "
-        f"(of {', '.join(STAGES)}).",
+        f"(of {', '.join(STAGES)}). Default: all.",
     )
-    parser.add_argument("--image", type=Path, help="Check on this picture instead of a drawn one.")
+    parser.add_argument("--image", type=Path, help="Check on this picture. Default: a drawn one.")
     parser.add_argument("--force", action="store_true", help="Replace a bundle at --out.")
     parser.add_argument(
         "--keep-going", action="store_true", help="Check the remaining stages, too, after one that does not agree."
     )
     parser.add_argument(
-        "--threads", type=_threads, help="Threads inside an operator when graphs are run (default: all)."
+        "--threads", type=_threads, help="Threads inside an operator when graphs are run. Default: all usable cores."
     )
     _add_engine_arguments(parser)
     return parser
@@ -316,8 +314,8 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--engine-precision",
         choices=get_args(EnginePrecision),
-        help="Precision inside the engines (default: the bundle's). fp16 engines can be built from an fp32 bundle, and "
-        "for TensorRT bf16 ones, too.",
+        help="Precision inside the engines. fp16 engines can be built from an fp32 bundle, and "
+        "for TensorRT bf16 ones, too. Default: the bundle's.",
     )
     group.add_argument(
         "--size",
@@ -331,7 +329,7 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--windows",
         type=_counts,
         metavar="N,N,...",
-        help=f"Windows of a batch that engines are tuned for (default: {','.join(map(str, WINDOW_COUNTS))}).",
+        help=f"Windows of a batch that engines are tuned for. Default: {','.join(map(str, WINDOW_COUNTS))}.",
     )
     group.add_argument(
         "--target",
@@ -339,8 +337,8 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         type=_target,
         default=[],
         metavar="X.Y",
-        help="Compute capability that TensorRT-RTX builds for, e.g. 8.9. Can be given several times (default: that of "
-        f"the GPU here; without one {', '.join(RTX_TARGETS)}).",
+        help="Compute capability that TensorRT-RTX builds for, e.g. 8.9. Can be given several times. Default: that of "
+        f"the GPU here; without one {', '.join(RTX_TARGETS)}.",
     )
     group.add_argument(
         "--unverified",

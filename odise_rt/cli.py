@@ -99,7 +99,7 @@ class _Parser(CommandParser):
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    parser = _Parser(prog="odise-rt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(prog="odise-rt", description=__doc__)
     parser.add_argument("--version", action="version", version=f"odise-rt {__version__}")
     common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="Print JSON on standard output instead of text.")

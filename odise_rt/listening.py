@@ -29,7 +29,7 @@ def add_listening_arguments(parser: argparse._ActionsContainer, port: int) -> No
         help=f"Address to listen on. Default: {DEFAULT_HOST}, this machine alone; 0.0.0.0 lets everybody in who can "
         "reach it.",
     )
-    parser.add_argument("--port", type=int, default=port, help=f"Port; 0 takes a free one. Default: {port}.")
+    parser.add_argument("--port", type=int, default=port, help="Port; 0 takes a free one.")
     parser.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME", help="Answer requests to this Host as well."
     )

@@ -58,13 +58,11 @@ def add_engine_arguments(parser: argparse._ActionsContainer, threads: str = "all
         parser: or a group of one.
         threads: what their default is.
     """
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu or cuda. auto takes a GPU if one really works. Default: auto."
-    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda. auto takes a GPU if one really works.")
     parser.add_argument(
         "--cpu-engine",
         default="onnxruntime",
         metavar="ENGINE",
-        help="What runs the graphs on a CPU: onnxruntime, openvino or openvino-bf16. Default: onnxruntime.",
+        help="What runs the graphs on a CPU: onnxruntime, openvino or openvino-bf16.",
     )
     parser.add_argument("--threads", type=int, help=f"CPU threads inside an operator. Default: {threads}.")

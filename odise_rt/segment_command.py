@@ -46,27 +46,43 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser("segment", parents=[common], help="Segment images, folders of images, or videos.")
     parser.add_argument("images", nargs="+", metavar="INPUT", help="Image or video files, folders, or quoted patterns.")
     add_bundle_argument(parser)
-    parser.add_argument("--out", type=Path, default=Path("out"), help="Folder for the results. Default: out.")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="Folder for the results.")
     parser.add_argument(
         "--format",
         default="overlay,json",
         metavar="LIST",
-        help=f"What to write, separated by commas, of {', '.join(FORMATS)}. Default: overlay,json.",
+        help=f"What to write, separated by commas, of {', '.join(FORMATS)}.",
     )
     add_engine_arguments(parser)
     parser.add_argument("--low-memory", action="store_true", help="Hold one graph in memory at a time; slower.")
     parser.add_argument("--no-verify", action="store_true", help="Skip the SHA-256 of the bundle's files.")
     _add_words(parser.add_argument_group("words"))
     _add_batch(parser.add_argument_group("many files"))
-    group = parser.add_argument_group("options of the model; the default is the bundle's")
-    group.add_argument("--object-mask-threshold", type=float, metavar="P", help="Least score of a mask.")
-    group.add_argument("--overlap-threshold", type=float, metavar="P", help="Least share of its mask a segment keeps.")
+    group = parser.add_argument_group("options of the model")
     group.add_argument(
-        "--clip-weight-seen", type=float, metavar="W", help="CLIP's weight for classes seen in training."
+        "--object-mask-threshold", type=float, metavar="P", help="Least score of a mask. Default: the bundle's."
     )
-    group.add_argument("--clip-weight-unseen", type=float, metavar="W", help="CLIP's weight for other classes.")
-    group.add_argument("--short-edge", type=int, metavar="PIXELS", help="Shorter image edge inside the network.")
-    group.add_argument("--long-edge", type=int, metavar="PIXELS", help="Bound on the longer edge.")
+    group.add_argument(
+        "--overlap-threshold",
+        type=float,
+        metavar="P",
+        help="Least share of its mask that a segment keeps. Default: the bundle's.",
+    )
+    group.add_argument(
+        "--clip-weight-seen",
+        type=float,
+        metavar="W",
+        help="CLIP's weight for classes seen in training. Default: the bundle's.",
+    )
+    group.add_argument(
+        "--clip-weight-unseen", type=float, metavar="W", help="CLIP's weight for other classes. Default: the bundle's."
+    )
+    group.add_argument(
+        "--short-edge", type=int, metavar="PIXELS", help="Shorter image edge inside the network. Default: the bundle's."
+    )
+    group.add_argument(
+        "--long-edge", type=int, metavar="PIXELS", help="Bound on the longer edge. Default: the bundle's."
+    )
     group.add_argument("--max-pixels", type=int, metavar="N", help="Refuse larger images. Default: 64 megapixels.")
     parser.set_defaults(command=segment)
 
@@ -84,7 +100,7 @@ def _add_words(group: Any) -> None:
         "--lexicon",
         type=Path,
         metavar="FILE",
-        help="A lexicon of up to 100,000 nouns in place of that of --vocab auto.",
+        help="A lexicon of up to 100,000 nouns in place of that of --vocab auto. Default: none.",
     )
     group.add_argument(
         "--unknown",
@@ -102,13 +118,13 @@ def _add_words(group: Any) -> None:
 def _add_batch(group: Any) -> None:
     group.add_argument("--recursive", action="store_true", help="Search the folders inside folders too.")
     group.add_argument("--overwrite", action="store_true", help="Do again what an earlier run has finished.")
-    group.add_argument("--every", type=int, default=1, metavar="N", help="Of a video, each n-th frame. Default: 1.")
+    group.add_argument("--every", type=int, default=1, metavar="N", help="Of a video, each n-th frame.")
     group.add_argument(
         "--polygon-tolerance",
         type=float,
         default=1.0,
         metavar="PIXELS",
-        help="How far polygons (labelme, cvat) may leave the mask's outline; 0 is exact. Default: 1.",
+        help="How far polygons (labelme, cvat) may leave the mask's outline; 0 is exact.",
     )
     group.add_argument(
         "--ray",
@@ -119,7 +135,7 @@ def _add_batch(group: Any) -> None:
         "--ray-address",
         metavar="ADDRESS",
         help="Run on this Ray cluster: 'auto' for the one that this machine belongs to, HOST:PORT, or ray://HOST:PORT. "
-        "--out must be on a file system that all nodes share.",
+        "--out must be on a file system that all nodes share. Default: this machine alone.",
     )
     group.add_argument("--actors", type=int, metavar="N", help="With --ray: processes. Default: one a GPU, else one.")
 

@@ -97,9 +97,7 @@ def _device(text: str) -> str:
 
 def add_device_argument(parser: argparse.ArgumentParser, default: str = "auto") -> None:
     """Add ``--device``; what is parsed is there."""
-    parser.add_argument(
-        "--device", type=_device, default=default, help=f"auto, cpu, cuda or cuda:N. Default: {default}."
-    )
+    parser.add_argument("--device", type=_device, default=default, help="auto, cpu, cuda or cuda:N.")
 
 
 def parse_arguments(
@@ -114,7 +112,7 @@ def parse_arguments(
     """
     add_device_argument(parser, device)
     parser.add_argument(
-        "--threads", type=whole_number(1, MAX_THREADS), help="CPU threads of this process; by default PyTorch's choice."
+        "--threads", type=whole_number(1, MAX_THREADS), help="CPU threads of this process. Default: PyTorch's choice."
     )
     parsed = parser.parse_args(arguments)
     if parsed.threads is not None:

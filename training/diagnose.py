@@ -1,6 +1,6 @@
 """Say where a checkpoint or a bundle loses quality on a COCO-format panoptic data set.
 
-Example: python -m training.diagnose training/pretrained/odise-tiny --data runs/sticker --output out/diagnosis.json
+Example: python -m training.diagnose training/pretrained/odise-tiny --data runs/sticker --out out/diagnosis.json
 
 For every annotated segment: is there a mask for it among the proposals, and does that mask get the right name from the
 mask classifier, from CLIP, from both? Prints a table by seen and unseen, things and stuff, and size.
@@ -26,16 +26,18 @@ from training.evaluation_loop import progress_bar
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line."""
-    parser = CommandParser(
-        prog="python -m training.diagnose", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="python -m training.diagnose", description=__doc__)
     parser.add_argument("model", type=Path, help="A checkpoint folder, or a bundle folder made by export.")
     parser.add_argument("--data", type=Path, required=True, help="Folder of a COCO-format panoptic data set.")
     parser.add_argument("--split", default="val", help="The part of the data set to look at.")
-    parser.add_argument("--output", type=Path, help="JSON file with the averages and every segment.")
-    parser.add_argument("--limit", type=whole_number(1), help="Look at the first N pictures only.")
-    parser.add_argument("--clip-weight-seen", type=float, help="CLIP's weight for seen classes; default: the model's.")
-    parser.add_argument("--clip-weight-unseen", type=float, help="The same for unseen classes.")
+    parser.add_argument("--out", type=Path, help="JSON file with the averages and every segment. Default: none.")
+    parser.add_argument("--limit", type=whole_number(1), help="Look at the first N pictures only. Default: all.")
+    parser.add_argument(
+        "--clip-weight-seen", type=float, help="CLIP's weight for classes seen in training. Default: the model's."
+    )
+    parser.add_argument(
+        "--clip-weight-unseen", type=float, help="CLIP's weight for other classes. Default: the model's."
+    )
     return parse_arguments(parser, argv)
 
 
@@ -49,12 +51,12 @@ def main(argv: Sequence[str]) -> int:
     )
     data = CocoPanoptic.from_root(arguments.data, arguments.split, with_captions=False)
     indices = range(len(data))[: arguments.limit]
-    if arguments.output is not None:
-        check_writable(arguments.output)
+    if arguments.out is not None:
+        check_writable(arguments.out)
     with open_segmenter(arguments.model, arguments.device, arguments.threads) as segmenter:
         findings = diagnose(segmenter, data, indices, options, progress_bar("diagnose"))
-    if arguments.output is not None:
-        save_text(arguments.output, json.dumps(as_json(findings), indent=1))
+    if arguments.out is not None:
+        save_text(arguments.out, json.dumps(as_json(findings), indent=1))
     print(as_table(findings))
     return 0
 

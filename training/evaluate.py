@@ -3,10 +3,10 @@
 Panoptic sets are in COCO's format (--format coco, or ade20k-panoptic): PQ, mean IoU, mask AP. Semantic sets lie as they
 are published or prepared for detectron2: mean IoU and pixel accuracy; docs/training.md has a table of their folders.
 
-    python -m training.evaluate training/pretrained/odise-tiny --data runs/sticker --output out/eval
-    python -m training.evaluate CHECKPOINT_OR_BUNDLE --format voc-21 --data datasets --output out/voc
+    python -m training.evaluate training/pretrained/odise-tiny --data runs/sticker --out out/eval
+    python -m training.evaluate CHECKPOINT_OR_BUNDLE --format voc-21 --data datasets --out out/voc
 
-Writes OUTPUT/metrics.json and OUTPUT/pictures.html with the best and worst pictures.
+Writes OUT/metrics.json and OUT/pictures.html with the best and worst pictures.
 """
 
 from __future__ import annotations
@@ -46,40 +46,48 @@ FORMATS = ("coco", "ade20k-panoptic", *SEMANTIC_FORMATS)
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line."""
-    parser = CommandParser(
-        prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="python -m training.evaluate", description=__doc__)
     parser.add_argument("model", type=Path, help="A checkpoint folder, or a bundle folder made by export.")
     parser.add_argument(
-        "--format", choices=FORMATS, default="coco", help="What the data set is and how it lies on disk; default: coco."
+        "--format", choices=FORMATS, default="coco", help="What the data set is and how it lies on disk."
     )
     parser.add_argument(
         "--data", type=Path, help="Folder of the data set; of a published set also the folder that holds it."
     )
     parser.add_argument("--split", default="val", help="The part of the data set to measure on.")
-    parser.add_argument("--annotations", type=Path, help="Instead of --data, of a panoptic set: its JSON file,")
-    parser.add_argument("--images", type=Path, help="the folder of its pictures,")
-    parser.add_argument("--masks", type=Path, help="and the folder of its PNGs.")
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        help="Instead of --data, of a panoptic set: its JSON file. --images and --masks go with it.",
+    )
+    parser.add_argument("--images", type=Path, help="With --annotations: the folder of the pictures.")
+    parser.add_argument("--masks", type=Path, help="With --annotations: the folder of the PNGs.")
     parser.add_argument(
         "--classes",
         type=Path,
         help="Other words for the data set's classes, in its order: a file of OpenSeg's lines (id:synonym,synonym) or "
-        "JSON, such as the prompt-engineered lists of the published figures.",
+        "JSON, such as the prompt-engineered lists of the published figures. Default: its own.",
     )
-    parser.add_argument("--output", type=Path, required=True, help="Folder for metrics.json and pictures.html.")
-    parser.add_argument("--limit", type=whole_number(1), help="Measure on the first N pictures only.")
+    parser.add_argument("--out", type=Path, required=True, help="Folder for metrics.json and pictures.html.")
+    parser.add_argument("--limit", type=whole_number(1), help="Measure on the first N pictures only. Default: all.")
     parser.add_argument(
         "--metrics",
-        help="Comma-separated choice of pq, miou and ap for a panoptic set (default: all; pq is always computed); a "
-        "semantic set has miou only.",
+        help="Comma-separated choice of pq, miou and ap for a panoptic set; pq is always computed. A semantic set has "
+        "miou only. Default: all.",
     )
     parser.add_argument("--pictures", type=whole_number(0), default=8, help="Best and worst pictures to show of each.")
     parser.add_argument(
         "--cpu-engine", default="onnxruntime", help="For a bundle on a CPU: onnxruntime, openvino or openvino-bf16."
     )
-    parser.add_argument("--clip-weight-seen", type=float, help="CLIP's weight for seen classes; default: the model's.")
-    parser.add_argument("--clip-weight-unseen", type=float, help="The same for unseen classes.")
-    parser.add_argument("--overlap-threshold", type=float, help="Share of its mask that a segment must keep.")
+    parser.add_argument(
+        "--clip-weight-seen", type=float, help="CLIP's weight for classes seen in training. Default: the model's."
+    )
+    parser.add_argument(
+        "--clip-weight-unseen", type=float, help="CLIP's weight for other classes. Default: the model's."
+    )
+    parser.add_argument(
+        "--overlap-threshold", type=float, help="Least share of its mask that a segment keeps. Default: the model's."
+    )
     return parse_arguments(parser, argv)
 
 
@@ -182,7 +190,7 @@ def check_writable(path: Path) -> None:
         if path.is_dir():
             raise IsADirectoryError(f"{path.name} is a folder there")
     except OSError as exc:
-        raise OptionsError(f"cannot write {path} ({exc}): name another --output") from exc
+        raise OptionsError(f"cannot write {path} ({exc}): name another --out") from exc
 
 
 def save_text(path: Path, text: str) -> None:
@@ -208,7 +216,7 @@ def main(argv: Sequence[str]) -> int:
     data = open_data(arguments)
     kept = BestAndWorst(data, arguments.pictures)
     indices = range(len(data))[: arguments.limit]
-    table, page = arguments.output / "metrics.json", arguments.output / "pictures.html"
+    table, page = arguments.out / "metrics.json", arguments.out / "pictures.html"
     for path in (table, page):
         check_writable(path)
     with open_segmenter(arguments.model, arguments.device, arguments.threads, arguments.cpu_engine) as segmenter:

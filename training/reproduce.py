@@ -62,7 +62,7 @@ def plan(runs: Path, processes: int, device: str = "cpu", font: Path | None = No
 
     def train(experiment: str, frozen: str, out: str, *more: str) -> ModuleStage:
         threads = ("--threads", "1", "--workers", "0") if device == "cpu" else ()
-        places = (*data, "--frozen", str(runs / frozen), "--output", str(runs / out))
+        places = (*data, "--frozen", str(runs / frozen), "--out", str(runs / out))
         arguments = (experiment, *places, "--device", device, *threads, "--resume", *more)
         return ModuleStage(runs / out / "checkpoint/config.json", "training.train", arguments, processes)
 
@@ -94,7 +94,7 @@ def plan(runs: Path, processes: int, device: str = "cpu", font: Path | None = No
         ModuleStage(
             runs / "evaluation/metrics.json",
             "training.evaluate",
-            (str(runs / "shipped"), *data, "--output", str(runs / "evaluation")),
+            (str(runs / "shipped"), *data, "--out", str(runs / "evaluation")),
         ),
     ]
 
@@ -103,16 +103,18 @@ def plan(runs: Path, processes: int, device: str = "cpu", font: Path | None = No
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is not finished; returns the exit status of the first stage that fails."""
     parser = CommandParser(prog="python -m training.reproduce", description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of everything made (default runs)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="Folder of everything made.")
     add_device_argument(parser, "cpu")
     parser.add_argument(
         "--processes",
         type=int,
         choices=PROCESSES,
-        help="of the heads' training (default: as many as cores on a CPU, 1 on a GPU)",
+        help="Processes that train the heads. Default: as many as cores on a CPU, 1 on a GPU.",
     )
-    parser.add_argument("--font", type=Path, help="Noto Color Emoji font file")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands only")
+    parser.add_argument(
+        "--font", type=Path, help="Noto Color Emoji font file. Default: searched for in the usual places."
+    )
+    parser.add_argument("--dry-run", action="store_true", help="Print the commands only.")
     options = parser.parse_args(arguments)
     cores = os.cpu_count() or 1
     fitting = max(count for count in PROCESSES if count <= cores) if options.device == "cpu" else 1

@@ -121,7 +121,7 @@ class RunLog:
             yield
         except OSError as exc:
             raise CheckpointError(
-                f"cannot write {self.run / LOG_NAME} ({exc}): free some space or name another --output"
+                f"cannot write {self.run / LOG_NAME} ({exc}): free some space or name another --out"
             ) from exc
 
     def close(self) -> None:

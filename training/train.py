@@ -1,4 +1,4 @@
-"""Train ODISE: python -m training.train CONFIG --data ROOT --frozen CHECKPOINT --output FOLDER [--resume]
+"""Train ODISE: python -m training.train CONFIG --data ROOT --frozen CHECKPOINT --out FOLDER [--resume]
 
 Several processes: torchrun --nproc-per-node N -m training.train ... (the config's batch is that of all together).
 A run can be killed at any time; the same command with --resume goes on from the last saved state.
@@ -35,9 +35,7 @@ logger = logging.getLogger("training.train")
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line."""
-    parser = CommandParser(
-        prog="python -m training.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="python -m training.train", description=__doc__)
     parser.add_argument("config", help="Name of an experiment in training/configs, e.g. sticker_tiny_label.")
     parser.add_argument("--data", type=Path, required=True, help="Folder of a COCO-format panoptic data set.")
     parser.add_argument("--split", default="train", help="The part of the data set to train on.")
@@ -47,12 +45,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--heads",
         type=Path,
-        help="Checkpoint folder whose trained heads are the start, not fresh ones (fine-tuning); may be --frozen.",
+        help="Checkpoint folder whose trained heads are the start (fine-tuning); may be --frozen. Default: fresh ones.",
     )
     parser.add_argument(
-        "--output", dest="run", type=Path, required=True, help="Folder for states, log, pictures and the result."
+        "--out", dest="run", type=Path, required=True, help="Folder for states, log, pictures and the result."
     )
-    parser.add_argument("--cache", type=Path, help="Folder for features of frozen networks; OUTPUT/../feature_cache.")
+    parser.add_argument(
+        "--cache", type=Path, help="Folder for features of frozen networks. Default: OUT/../feature_cache."
+    )
     parser.add_argument("--resume", action="store_true", help="Go on from the last saved state of the run folder.")
     parser.add_argument("--workers", type=whole_number(0), default=2, help="Processes that read and augment pictures.")
     parser.add_argument(
@@ -62,14 +62,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="With several processes: each holds the whole model (ddp), or a part of every tensor (fsdp).",
     )
     parser.add_argument("--examples", default="val", help="The part of the data set to draw example predictions of.")
-    parser.add_argument("--tensorboard", action="store_true", help="Write curves to OUTPUT/tensorboard too.")
+    parser.add_argument("--tensorboard", action="store_true", help="Write curves to OUT/tensorboard too.")
     parser.add_argument(
-        "--until", type=whole_number(1), help="Stop after this many iterations in all, leaving the rest for later."
+        "--until",
+        type=whole_number(1),
+        help="Stop after this many iterations in all, leaving the rest for later. Default: all.",
     )
     parser.add_argument(
         "--finish",
         action="store_true",
-        help="Train no further: write the checkpoint from the last saved state to OUTPUT/checkpoint.",
+        help="Train no further: write the checkpoint from the last saved state to OUT/checkpoint.",
     )
     return parse_arguments(parser, argv)
 
@@ -135,7 +137,7 @@ def main(argv: Sequence[str]) -> int:
         states = saved_states(arguments.run)
         if states and not (arguments.resume or arguments.finish):
             raise CheckpointError(
-                f"{arguments.run} already holds a run (state {states[-1].name}): add --resume, or name a new --output"
+                f"{arguments.run} already holds a run (state {states[-1].name}): add --resume, or name a new --out"
             )
         cache = arguments.cache or arguments.run.parent / "feature_cache"
         parts = prepare_run(

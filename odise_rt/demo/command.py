@@ -27,13 +27,11 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
     parser.add_argument("--no-verify", action="store_true", help="Skip the SHA-256 of the bundle's files.")
     parser.add_argument("--max-pixels", type=int, metavar="N", help="Refuse larger pictures. Default: 32 megapixels.")
-    parser.add_argument(
-        "--memory", type=int, default=1024, metavar="MIB", help="Memory for visitors' pictures. Default: 1024."
-    )
+    parser.add_argument("--memory", type=int, default=1024, metavar="MIB", help="Memory for visitors' pictures.")
     parser.add_argument(
         "--word-cache",
         action="store_true",
-        help="Keep the embeddings of visitors' words on the disk. Default: in memory only.",
+        help="Keep the embeddings of visitors' words on the disk, and not in memory alone.",
     )
     parser.set_defaults(command=run_demo)
 

@@ -38,45 +38,66 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> argparse.Argum
     parser.add_argument(
         "--token-file",
         type=Path,
-        help=f"File with a token that requests must carry (Authorization: Bearer …). Or set ${TOKEN_VARIABLE}.",
+        help="File with a token that requests must carry (Authorization: Bearer …). Default: the token in "
+        f"${TOKEN_VARIABLE}, if any.",
     )
     model = parser.add_argument_group("model")
     add_engine_arguments(model, threads="cores over replicas")
-    model.add_argument("--concurrency", type=int, help="Requests in work per replica. Default: 1; on a GPU 4.")
+    model.add_argument(
+        "--concurrency", type=int, help="Requests in work per replica. Default: 1; on a GPU or with batching 4."
+    )
     model.add_argument(
         "--batch-windows",
         choices=["auto", "on", "off"],
         default="auto",
-        help="Run windows of concurrent requests together. auto: on a GPU without the CUDA kernels. Default: auto.",
+        help="Run windows of concurrent requests together. auto: on a GPU without the CUDA kernels.",
     )
-    model.add_argument(
-        "--batch-wait-ms", type=float, default=0.0, help="Wait this long for a batch to fill. Default: 0."
-    )
+    model.add_argument("--batch-wait-ms", type=float, default=0.0, help="Milliseconds to wait for a batch to fill.")
     model.add_argument("--max-batch-windows", type=int, help="Windows in one run. Default: the engine's choice.")
     model.add_argument("--word-cache", action="store_true", help="Keep embeddings of words on disk, requests' too.")
     model.add_argument("--no-verify", action="store_true", help="Skip the SHA-256 of the bundle's files.")
     replicas = parser.add_argument_group("replicas (Ray Serve)")
     replicas.add_argument("--in-process", action="store_true", help="One model in this process, without Ray.")
-    replicas.add_argument("--replicas", type=int, default=1, help="Copies of the model. Default: 1.")
-    replicas.add_argument("--max-replicas", type=int, help="Let Ray Serve add copies up to this number under load.")
-    replicas.add_argument("--cpus-per-replica", type=float, default=1.0, help="Default: 1.")
-    replicas.add_argument("--gpus-per-replica", type=float, default=0.0, help="Default: 0.")
-    replicas.add_argument("--ray-address", help="Use this Ray cluster (auto: the one of this machine).")
-    replicas.add_argument("--object-store-mb", type=int, help="Ray's shared memory. Default: enough for a full queue.")
+    replicas.add_argument("--replicas", type=int, default=1, help="Copies of the model.")
+    replicas.add_argument(
+        "--max-replicas", type=int, help="Let Ray Serve add copies up to this number under load. Default: none."
+    )
+    replicas.add_argument(
+        "--cpus-per-replica", type=float, default=1.0, help="CPUs, or a part of one, that Ray sets aside for each."
+    )
+    replicas.add_argument(
+        "--gpus-per-replica", type=float, default=0.0, help="GPUs, or a part of one, that Ray sets aside for each."
+    )
+    replicas.add_argument(
+        "--ray-address", help="Use this Ray cluster (auto: the one of this machine). Default: a new one here."
+    )
+    replicas.add_argument(
+        "--object-store-mb", type=int, help="MiB of Ray's shared memory. Default: enough for a full queue."
+    )
     limits = parser.add_argument_group("limits")
-    limits.add_argument("--max-request-mb", type=float, default=defaults.max_request_bytes / 2**20, help="Default: 32.")
     limits.add_argument(
-        "--max-pixels", type=int, default=defaults.max_pixels, help=f"Of an image. Default: {defaults.max_pixels:,}."
+        "--max-request-mb", type=float, default=defaults.max_request_bytes / 2**20, help="MiB of a request."
+    )
+    limits.add_argument("--max-pixels", type=int, default=defaults.max_pixels, help="Pixels of an image as given.")
+    limits.add_argument(
+        "--max-words", type=int, default=defaults.max_words, help="Words of a request, synonyms counted."
     )
     limits.add_argument(
-        "--max-words", type=int, default=defaults.max_words, help=f"Of a request. Default: {defaults.max_words:,}."
+        "--max-short-edge", type=int, help="Pixels: bound on the option short_edge. Default: the model's."
     )
-    limits.add_argument("--max-short-edge", type=int, help="Bound on the option short_edge. Default: the model's.")
-    limits.add_argument("--max-long-edge", type=int, help="Bound on the option long_edge. Default: the model's.")
-    limits.add_argument("--queue", type=int, default=defaults.queue, help="Requests that may wait. Default: 16.")
-    limits.add_argument("--timeout", type=float, default=defaults.timeout, help="Seconds to answer. Default: 120.")
-    limits.add_argument("--upload-timeout", type=float, default=defaults.upload_timeout, help="Default: 30 s.")
-    limits.add_argument("--drain-seconds", type=float, help="To finish when stopped. Default: --timeout.")
+    limits.add_argument(
+        "--max-long-edge", type=int, help="Pixels: bound on the option long_edge. Default: the model's."
+    )
+    limits.add_argument("--queue", type=int, default=defaults.queue, help="Requests that may wait.")
+    limits.add_argument(
+        "--timeout", type=float, default=defaults.timeout, help="Seconds from the end of the upload to the answer."
+    )
+    limits.add_argument("--upload-timeout", type=float, default=defaults.upload_timeout, help="Seconds for the upload.")
+    limits.add_argument(
+        "--drain-seconds",
+        type=float,
+        help="Seconds for accepted requests when the server is stopped. Default: --timeout.",
+    )
     return parser
 
 

@@ -12,8 +12,8 @@ from odise_rt.errors import DatasetError
 from training.command_line import command
 
 REQUIRED = {
-    "training.train": ["mini", "--data", "D", "--frozen", "F", "--output", "O"],
-    "training.evaluate": ["M", "--data", "D", "--output", "O"],
+    "training.train": ["mini", "--data", "D", "--frozen", "F", "--out", "O"],
+    "training.evaluate": ["M", "--data", "D", "--out", "O"],
     "training.diagnose": ["M", "--data", "D"],
     "training.ablation": ["--data", "D", "--frozen", "F", "--out", "O"],
     "training.reproduce": [],

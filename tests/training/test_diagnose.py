@@ -88,7 +88,7 @@ def test_the_command_looks_at_a_checkpoint(
     torch.set_num_threads(1)
     output = tmp_path / "out" / "diagnosis.json"
     flags = [str(mini_frozen), "--data", str(mini_data), "--device", "cpu", "--limit", "2"]
-    assert main([*flags, "--output", str(output)]) == 0
+    assert main([*flags, "--out", str(output)]) == 0
     assert "| unseen things | 2 |" in capsys.readouterr().out
     assert len(json.loads(output.read_text())["segments"]) == 6
 

@@ -135,7 +135,7 @@ def test_ade20k_panoptic_has_names_for_ids_and_covered_segments(mini_data: Path,
 def test_the_command_measures_a_checkpoint(mini_data: Path, mini_frozen: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     output = tmp_path / "out"
-    flags = [str(mini_frozen), "--data", str(mini_data), "--output", str(output), "--limit", "2", "--pictures", "1"]
+    flags = [str(mini_frozen), "--data", str(mini_data), "--out", str(output), "--limit", "2", "--pictures", "1"]
     assert main([*flags, "--device", "cpu"]) == 0
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["pictures"] == 2
@@ -159,14 +159,14 @@ def test_wrong_options_say_what_is_right(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main([str(mini_frozen), "--data", str(mini_data), "--output", str(tmp_path), *flags]) == 1
+    assert main([str(mini_frozen), "--data", str(mini_data), "--out", str(tmp_path), *flags]) == 1
     assert message in capsys.readouterr().err
 
 
 def test_a_folder_that_is_neither_checkpoint_nor_bundle(
     mini_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(tmp_path), "--data", str(mini_data), "--output", str(tmp_path)]) == 1
+    assert main([str(tmp_path), "--data", str(mini_data), "--out", str(tmp_path)]) == 1
     assert "neither a checkpoint" in capsys.readouterr().err
 
 
@@ -267,7 +267,7 @@ def test_the_command_measures_a_semantic_set(mini_frozen: Path, tmp_path: Path) 
         (root / folder).mkdir(parents=True)
     Image.fromarray(np.full((32, 48, 3), 80, np.uint8)).save(root / "images" / "validation" / "a.jpg")
     Image.fromarray(np.full((32, 48), 15, np.uint8)).save(root / "annotations_pascal21" / "validation" / "a.png")
-    flags = [str(mini_frozen), "--format", "voc-21", "--data", str(tmp_path / "data"), "--output", str(output)]
+    flags = [str(mini_frozen), "--format", "voc-21", "--data", str(tmp_path / "data"), "--out", str(output)]
     assert main([*flags, "--device", "cpu"]) == 0
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["miou"]["all"]["classes"] == 1
@@ -295,7 +295,7 @@ def test_the_command_measures_a_semantic_set(mini_frozen: Path, tmp_path: Path) 
 def test_a_data_set_that_is_not_named_right(
     flags: list[str], message: str, mini_frozen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(mini_frozen), "--output", str(tmp_path / "out"), *flags]) == 1
+    assert main([str(mini_frozen), "--out", str(tmp_path / "out"), *flags]) == 1
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
@@ -315,7 +315,7 @@ def test_a_place_that_takes_no_result_is_refused_before_the_work(
     else:
         (output / name).mkdir(parents=True)
     monkeypatch.setattr(evaluate_command, "open_segmenter", lambda *_: pytest.fail("it began to work"))
-    assert main([str(mini_frozen), "--data", str(mini_data), "--output", str(output)]) == 1
+    assert main([str(mini_frozen), "--data", str(mini_data), "--out", str(output)]) == 1
     assert "cannot write" in capsys.readouterr().err
 
 
@@ -332,7 +332,7 @@ def test_files_of_a_panoptic_set_named_one_by_one(mini_data: Path, mini_frozen: 
     words.write_text("0:heaven,sky\n1:lawn\n2:ball\n3:zebra\n")
     flags = ["--annotations", str(mini_data / "annotations" / "panoptic_val.json"), "--images", str(mini_data / "val")]
     flags += ["--masks", str(mini_data / "panoptic_val"), "--classes", str(words), "--limit", "1", "--metrics", "pq"]
-    assert main([str(mini_frozen), "--output", str(tmp_path / "out"), "--device", "cpu", *flags]) == 0
+    assert main([str(mini_frozen), "--out", str(tmp_path / "out"), "--device", "cpu", *flags]) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["pq"]["all"]["categories"] >= 3
     assert set(metrics["by_category"]) >= {"sky", "grass", "ball"}, "categories keep the data set's names"

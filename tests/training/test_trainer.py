@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 
 def arguments(data: Path, frozen: Path, run: Path, *extra: str) -> list[str]:
     return [
-        *("mini", "--data", str(data), "--frozen", str(frozen), "--output", str(run)),
+        *("mini", "--data", str(data), "--frozen", str(frozen), "--out", str(run)),
         *("--workers", "0", "--device", "cpu", "--cache", str(run.parent / "cache"), *extra),
     ]
 

@@ -43,9 +43,7 @@ logger = logging.getLogger("training.ablation")
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line."""
-    parser = CommandParser(
-        prog="python -m training.ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="python -m training.ablation", description=__doc__)
     parser.add_argument("--config", default="sticker_tiny_ablation", help="The experiment that is varied.")
     parser.add_argument("--data", type=Path, required=True, help="Folder of a COCO-format panoptic data set.")
     parser.add_argument("--split", default="train", help="The part of the data set to train on.")
@@ -58,16 +56,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "the diffusion model's text encoder.",
     )
     parser.add_argument("--out", type=Path, required=True, help="Folder for runs and table.")
-    parser.add_argument("--cache", type=Path, help="Folder for features of frozen networks; OUT/../feature_cache.")
+    parser.add_argument(
+        "--cache", type=Path, help="Folder for features of frozen networks. Default: OUT/../feature_cache."
+    )
     parser.add_argument(
         "--iterations",
         type=whole_number(1),
-        help="Training budget of each run, by default the experiment's own; phases keep their shares.",
+        help="Training budget of each run; phases keep their shares. Default: the experiment's own.",
     )
     parser.add_argument(
         "--seeds", type=whole_number(1), default=2, help="How many seeds, from the experiment's own upwards."
     )
-    parser.add_argument("--only", help="Comma-separated groups or rows, e.g. timestep,features/clip; default: all.")
+    parser.add_argument("--only", help="Comma-separated groups or rows, e.g. timestep,features/clip. Default: all.")
     parser.add_argument("--scenes", type=whole_number(1), default=100, help="Held-out scenes to evaluate on.")
     parser.add_argument("--workers", type=whole_number(0), default=2, help="Processes that read and augment pictures.")
     arguments = parse_arguments(parser, argv)

@@ -34,14 +34,12 @@ from training.config import PRESETS, preset
 @command("nothing was written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = CommandParser(
-        prog="python -m training.checkpoints", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="python -m training.checkpoints", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     convert = commands.add_parser("convert", help="Write a checkpoint directory from the published files.")
     convert.add_argument("--config", required=True, choices=list(PRESETS), help="Preset that the files belong to.")
-    convert.add_argument("--odise", type=Path, help="Released ODISE heads; left out, the heads start untrained.")
+    convert.add_argument("--odise", type=Path, help="Released ODISE heads. Default: untrained ones.")
     convert.add_argument(
         "--stable-diffusion", type=Path, required=True, help="CompVis sd-v1-*.ckpt, or a diffusers directory."
     )
@@ -50,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     convert.add_argument(
         "--training-labels",
         type=Path,
-        help="Label file (id:name,synonym,... a line) of the data the heads were trained on; by default COCO's names.",
+        help="Label file (id:name,synonym,... a line) of the data the heads were trained on. Default: COCO's names.",
     )
     convert.add_argument(
-        "--tokenizer", type=Path, help="`tokenizers` file of CLIP's text tower; by default that of OpenAI's CLIP."
+        "--tokenizer", type=Path, help="`tokenizers` file of CLIP's text tower. Default: that of OpenAI's CLIP."
     )
     convert.add_argument("--storage", choices=("fp16", "fp32"), default="fp32", help="Precision in the file.")
     convert.add_argument(

@@ -3,7 +3,7 @@
 Command::
 
     torchrun --nproc-per-node 2 -m training.train sticker_tiny_caption --threads 1 --data runs/sticker \\
-        --frozen runs/frozen-tiny --output runs/odise-tiny-caption
+        --frozen runs/frozen-tiny --out runs/odise-tiny-caption
 
 Same data, budget and hardware as :mod:`training.configs.sticker_tiny_label`; its feature caches are shared.
 """

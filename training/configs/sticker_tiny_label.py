@@ -3,7 +3,7 @@
 Command, after the frozen models are trained (see ``training/pretrained/odise-tiny/README.md`` for all steps)::
 
     torchrun --nproc-per-node 2 -m training.train sticker_tiny_label --threads 1 --data runs/sticker \\
-        --frozen runs/frozen-tiny --output runs/odise-tiny
+        --frozen runs/frozen-tiny --out runs/odise-tiny
 
 Hardware: two CPU cores. One process a core is faster than two threads, as the tensors are small. Frozen features of
 the first phase's single windows and of the second phase's whole scenes are kept on disk (some 4 GB).

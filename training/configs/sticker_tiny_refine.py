@@ -3,7 +3,7 @@
 Command, after ``sticker_tiny_label`` and the refinement of CLIP (``training/pretrained/odise-tiny/README.md``)::
 
     torchrun --nproc-per-node 2 -m training.train sticker_tiny_refine --threads 1 --data runs/sticker \\
-        --frozen runs/frozen-refined --heads runs/odise-tiny/checkpoint --output runs/odise-tiny-refined
+        --frozen runs/frozen-refined --heads runs/odise-tiny/checkpoint --out runs/odise-tiny-refined
 
 Muon moves the matrices: from fresh heads it reached in 200 iterations the loss that AdamW reached in some 300 (one try,
 peak rates 3e-3 and 1e-3, neither tuned). The rate falls linearly: in ``sticker_tiny_label`` the loss fell most when the

@@ -49,10 +49,12 @@ def plan(runs: Path, device: str = "cpu", font: Path | None = None) -> list[Stag
 def main(arguments: list[str] | None = None) -> int:
     """Run what is not finished; returns the exit status of the first stage that fails."""
     parser = CommandParser(prog="python -m training.pretrain", description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of everything made (default runs)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="Folder of everything made.")
     add_device_argument(parser, "cpu")
-    parser.add_argument("--font", type=Path, help="Noto Color Emoji font file")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands only")
+    parser.add_argument(
+        "--font", type=Path, help="Noto Color Emoji font file. Default: searched for in the usual places."
+    )
+    parser.add_argument("--dry-run", action="store_true", help="Print the commands only.")
     options = parser.parse_args(arguments)
     commands = {
         "draw": draw,

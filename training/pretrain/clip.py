@@ -176,22 +176,24 @@ class ClipTrainer:
 def main(arguments: list[str] | None = None) -> int:
     """Train, evaluate and save; returns the exit status."""
     parser = CommandParser(prog="python -m training.pretrain.clip", description=__doc__)
-    parser.add_argument("--scenes", type=Path, required=True, help="Sticker World drawn with --classes all")
-    parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder of model.safetensors, log and checkpoint")
-    parser.add_argument("--config", choices=CONFIGS, default="odise-tiny")
-    parser.add_argument("--steps", type=whole_number(1), default=2200)
-    parser.add_argument("--text-steps", type=whole_number(0), default=120, help="first steps, on captions alone")
-    parser.add_argument("--mosaics", type=whole_number(1), default=7, help="mosaics (twelve regions each) a step")
-    parser.add_argument("--collages", type=whole_number(1), default=8, help="collages (nine regions each) a step")
-    parser.add_argument("--close-ups", type=whole_number(1), default=8, help="close-ups a step")
-    parser.add_argument("--scene-batch", type=whole_number(1), default=8, help="scenes a step")
-    parser.add_argument("--start", type=Path, help="checkpoint folder whose CLIP is trained further, not a fresh one")
-    parser.add_argument("--freeze-text", action="store_true", help="train the image tower only, against fixed texts")
-    parser.add_argument("--rate", type=real_number(0, above=True), default=2e-3, help="peak learning rate")
-    parser.add_argument("--evaluate-every", type=whole_number(1), default=150, help="steps between evaluations")
+    parser.add_argument("--scenes", type=Path, required=True, help="Sticker World drawn with --classes all.")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json of training.pretrain.tokenizer.")
+    parser.add_argument("--out", type=Path, required=True, help="Folder of model.safetensors, log and checkpoint.")
+    parser.add_argument("--config", choices=CONFIGS, default="odise-tiny", help="Preset that sizes the networks.")
+    parser.add_argument("--steps", type=whole_number(1), default=2200, help="Training steps in all.")
+    parser.add_argument("--text-steps", type=whole_number(0), default=120, help="First steps, on captions alone.")
+    parser.add_argument("--mosaics", type=whole_number(1), default=7, help="Mosaics (twelve regions each) a step.")
+    parser.add_argument("--collages", type=whole_number(1), default=8, help="Collages (nine regions each) a step.")
+    parser.add_argument("--close-ups", type=whole_number(1), default=8, help="Close-ups a step.")
+    parser.add_argument("--scene-batch", type=whole_number(1), default=8, help="Scenes a step.")
     parser.add_argument(
-        "--evaluate-rounds", type=whole_number(1), default=4, help="pictures of each noun in the last evaluation"
+        "--start", type=Path, help="Checkpoint folder whose CLIP is trained further. Default: a fresh one."
+    )
+    parser.add_argument("--freeze-text", action="store_true", help="Train the image tower only, against fixed texts.")
+    parser.add_argument("--rate", type=real_number(0, above=True), default=2e-3, help="Peak learning rate.")
+    parser.add_argument("--evaluate-every", type=whole_number(1), default=150, help="Steps between evaluations.")
+    parser.add_argument(
+        "--evaluate-rounds", type=whole_number(1), default=4, help="Pictures of each noun in the last evaluation."
     )
     options = parse_options(parser, arguments)
     model_config = preset(options.config)

@@ -253,46 +253,46 @@ def load_vae(folder: Path) -> AutoencoderKL:
 def main(arguments: list[str] | None = None) -> int:
     """Cache latents, train, sample and save; returns the exit status."""
     parser = CommandParser(prog="python -m training.pretrain.diffusion", description=__doc__)
-    parser.add_argument("--scenes", type=Path, required=True, help="Sticker World drawn with --classes all")
-    parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder that unet/, text_encoder/, samples.png go to")
+    parser.add_argument("--scenes", type=Path, required=True, help="Sticker World drawn with --classes all.")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json of training.pretrain.tokenizer.")
+    parser.add_argument("--out", type=Path, required=True, help="Folder that unet/, text_encoder/, samples.png go to.")
     parser.add_argument(
-        "--vae", type=Path, help="autoencoder, or checkpoint whose autoencoder to use; default: OUT/vae"
+        "--vae", type=Path, help="Autoencoder, or checkpoint whose autoencoder to use. Default: OUT/vae."
     )
-    parser.add_argument("--config", choices=CONFIGS, default="odise-tiny")
-    parser.add_argument("--steps", type=whole_number(1), default=1600)
+    parser.add_argument("--config", choices=CONFIGS, default="odise-tiny", help="Preset that sizes the networks.")
+    parser.add_argument("--steps", type=whole_number(1), default=1600, help="Training steps in all.")
     parser.add_argument(
-        "--batch", type=whole_number(1), default=24, help="whole windows a step; twice as many small close-ups"
-    )
-    parser.add_argument(
-        "--small-rounds", type=whole_number(1), default=16, help="small close-ups of each noun in the cache"
+        "--batch", type=whole_number(1), default=24, help="Whole windows a step; twice as many small close-ups."
     )
     parser.add_argument(
-        "--window-rounds", type=whole_number(0), default=8, help="whole-window close-ups of each noun in the cache"
+        "--small-rounds", type=whole_number(1), default=16, help="Small close-ups of each noun in the cache."
     )
-    parser.add_argument("--windows", type=whole_number(1), default=600, help="windows of scenes in the cache")
+    parser.add_argument(
+        "--window-rounds", type=whole_number(0), default=8, help="Whole-window close-ups of each noun in the cache."
+    )
+    parser.add_argument("--windows", type=whole_number(1), default=600, help="Windows of scenes in the cache.")
     parser.add_argument(
         "--close-ups",
         choices=sorted(CLOSE_UPS),
         default="varied",
-        help="varied: turned, cut and half hidden; calm: large, whole and upright, learnt in fewer steps",
+        help="varied: turned, cut and half hidden; calm: large, whole and upright, learnt in fewer steps.",
     )
     parser.add_argument(
-        "--small-share", type=real_number(0, 1), default=0.55, help="share of the steps on small close-ups"
+        "--small-share", type=real_number(0, 1), default=0.55, help="Share of the steps on small close-ups."
     )
-    parser.add_argument("--rate", type=real_number(0, above=True), default=2e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=real_number(0, above=True), default=2e-3, help="Peak learning rate.")
     parser.add_argument(
         "--coarse-weight",
         type=real_number(0, 100),
         default=0.0,
-        help="1 draws noisy steps more often (P2 weighting); 0: all alike",
+        help="1 draws noisy steps more often (P2 weighting); 0: all alike.",
     )
-    parser.add_argument("--compile", action="store_true", help="train through torch.compile; needs a C++ compiler")
-    parser.add_argument("--sample-every", type=whole_number(1), default=300, help="steps between samples")
+    parser.add_argument("--compile", action="store_true", help="Train through torch.compile; needs a C++ compiler.")
+    parser.add_argument("--sample-every", type=whole_number(1), default=300, help="Steps between samples.")
     parser.add_argument(
-        "--sampler-steps", type=whole_number(1, MAX_SAMPLER_STEPS), default=30, help="DDIM steps of samples.png"
+        "--sampler-steps", type=whole_number(1, MAX_SAMPLER_STEPS), default=30, help="DDIM steps of samples.png."
     )
-    parser.add_argument("--guidance", type=real_number(0), default=4.0, help="weight of the prompt")
+    parser.add_argument("--guidance", type=real_number(0), default=4.0, help="Weight of the prompt.")
     options = parse_options(parser, arguments)
     config = preset(options.config)
     tokenizer = with_markers(read_tokenizer(options.tokenizer), config, options.tokenizer)

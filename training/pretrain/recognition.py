@@ -10,7 +10,6 @@ found and those that were not.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -135,17 +134,16 @@ def measure(
 @command("nothing was written")
 def main(arguments: list[str] | None = None) -> int:
     """Draw, judge and write; returns the exit status."""
-    parser = CommandParser(
-        prog="python -m training.pretrain.recognition",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--diffusion", type=Path, required=True, help="folder of unet/ and text_encoder/")
+    parser = CommandParser(prog="python -m training.pretrain.recognition", description=__doc__)
+    parser.add_argument("--diffusion", type=Path, required=True, help="Folder of unet/ and text_encoder/.")
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="whose autoencoder decodes and whose CLIP judges"
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="Checkpoint folder whose autoencoder decodes and whose CLIP judges.",
     )
-    parser.add_argument("--sampler-steps", type=whole_number(1, MAX_SAMPLER_STEPS), default=30, help="DDIM steps")
-    parser.add_argument("--guidance", type=real_number(0), default=4.0, help="weight of the prompt")
+    parser.add_argument("--sampler-steps", type=whole_number(1, MAX_SAMPLER_STEPS), default=30, help="DDIM steps.")
+    parser.add_argument("--guidance", type=real_number(0), default=4.0, help="Weight of the prompt.")
     options = parse_options(parser, arguments)
     checkpoint = load_checkpoint(options.checkpoint)
     checkpoint.model.to(options.device).eval()

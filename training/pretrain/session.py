@@ -38,8 +38,10 @@ def cosine_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 def parse_options(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """Parse a training's command line with the options that all of them have, and set the number of threads."""
-    parser.add_argument("--seed", type=whole_number(0, MAX_SEED), default=0)
-    parser.add_argument("--font", type=Path, help="Noto Color Emoji font file")
+    parser.add_argument("--seed", type=whole_number(0, MAX_SEED), default=0, help="Seed of all that is drawn.")
+    parser.add_argument(
+        "--font", type=Path, help="Noto Color Emoji font file. Default: searched for in the usual places."
+    )
     return parse_arguments(parser, arguments, device="cpu")
 
 

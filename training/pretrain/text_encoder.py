@@ -76,28 +76,24 @@ def caption_losses(
 @command("the same command goes on from the last saved state")
 def main(arguments: list[str] | None = None) -> int:
     """Cache latents, train, measure, sample and save; returns the exit status."""
-    parser = CommandParser(
-        prog="python -m training.pretrain.text_encoder",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder without a text encoder")
-    parser.add_argument("--scenes", type=Path, required=True, help="Sticker World drawn with --classes all")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
-    parser.add_argument("--steps", type=whole_number(1), default=1200)
-    parser.add_argument("--batch", type=whole_number(1), default=24, help="windows a step")
+    parser = CommandParser(prog="python -m training.pretrain.text_encoder", description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="Checkpoint folder without a text encoder.")
+    parser.add_argument("--scenes", type=Path, required=True, help="Sticker World drawn with --classes all.")
+    parser.add_argument("--out", type=Path, required=True, help="Checkpoint folder to write.")
+    parser.add_argument("--steps", type=whole_number(1), default=1200, help="Training steps in all.")
+    parser.add_argument("--batch", type=whole_number(1), default=24, help="Windows a step.")
     parser.add_argument(
-        "--window-rounds", type=whole_number(0), default=6, help="close-ups of each noun in the cache; needs the font"
+        "--window-rounds", type=whole_number(0), default=6, help="Close-ups of each noun in the cache; needs the font."
     )
-    parser.add_argument("--windows", type=whole_number(1), default=1200, help="windows of scenes in the cache")
+    parser.add_argument("--windows", type=whole_number(1), default=1200, help="Windows of scenes in the cache.")
     parser.add_argument(
-        "--held-out", type=whole_number(1), default=200, help="windows of other scenes, for metrics.json"
+        "--held-out", type=whole_number(1), default=200, help="Windows of other scenes, for metrics.json."
     )
-    parser.add_argument("--rate", type=real_number(0, above=True), default=2e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=real_number(0, above=True), default=2e-3, help="Peak learning rate.")
     parser.add_argument(
-        "--sampler-steps", type=whole_number(1, MAX_SAMPLER_STEPS), default=30, help="DDIM steps of samples.png"
+        "--sampler-steps", type=whole_number(1, MAX_SAMPLER_STEPS), default=30, help="DDIM steps of samples.png."
     )
-    parser.add_argument("--guidance", type=real_number(0), default=4.0, help="weight of the prompt")
+    parser.add_argument("--guidance", type=real_number(0), default=4.0, help="Weight of the prompt.")
     options = parse_options(parser, arguments)
     _train(options)
     return 0

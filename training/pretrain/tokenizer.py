@@ -112,8 +112,8 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], context_length: int
 def main(arguments: list[str] | None = None) -> int:
     """Train and save; returns the exit status."""
     parser = CommandParser(prog="python -m training.pretrain.tokenizer", description=__doc__)
-    parser.add_argument("--captions", type=Path, required=True, help="COCO captions JSON")
-    parser.add_argument("--out", type=Path, required=True, help="tokenizer.json to write")
+    parser.add_argument("--captions", type=Path, required=True, help="COCO captions JSON.")
+    parser.add_argument("--out", type=Path, required=True, help="File tokenizer.json to write.")
     options = parser.parse_args(arguments)
     captions = [text for texts in read_captions(options.captions).values() for text in texts]
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -20,32 +20,36 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> argparse.Argum
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="The bundle's folder.")
     parser.add_argument("--out", type=Path, required=True, help="The repository's folder; made.")
     parser.add_argument("--force", action="store_true", help="Replace a repository at --out.")
-    parser.add_argument("--name", default="odise", help="Of the model that clients call. Default: odise.")
+    parser.add_argument("--name", default="odise", help="Of the model that clients call.")
     parser.add_argument(
         "--stages",
         choices=["triton", "python", "inside"],
         default="triton",
         help="Who runs the graphs: Triton's ONNX Runtime and TensorRT backends, Python-backend models, or the "
-        "orchestrator itself. Default: triton.",
+        "orchestrator itself.",
     )
-    parser.add_argument("--variant", metavar="KEY", help="Graphs or engines of this key where the bundle has them.")
+    parser.add_argument(
+        "--variant",
+        metavar="KEY",
+        help="Graphs or engines of this key where the bundle has them. Default: the portable graphs.",
+    )
     parser.add_argument(
         "--plans",
         metavar="GPU",
-        help="Take the TensorRT plans for this GPU where the bundle has them; any: the only ones.",
+        help="Take the TensorRT plans for this GPU where the bundle has them; any: the only ones. Default: none.",
     )
-    parser.add_argument("--kind", choices=["cpu", "gpu"], default="cpu", help="Device of the stages. Default: cpu.")
-    parser.add_argument("--instances", type=int, default=1, help="Copies of each stage on each device. Default: 1.")
-    parser.add_argument("--orchestrators", type=int, default=1, help="Images in work at a time. Default: 1.")
+    parser.add_argument("--kind", choices=["cpu", "gpu"], default="cpu", help="Device of the stages.")
+    parser.add_argument("--instances", type=int, default=1, help="Copies of each stage on each device.")
+    parser.add_argument("--orchestrators", type=int, default=1, help="Images in work at a time.")
+    parser.add_argument("--batch-delay-us", type=int, default=500, help="Microseconds a request may wait for others.")
+    parser.add_argument("--max-pixels", type=int, default=DEFAULT_MAX_PIXELS, help="Refuse images of more pixels.")
     parser.add_argument(
-        "--batch-delay-us", type=int, default=500, help="Microseconds a request may wait for others. Default: 500."
-    )
-    parser.add_argument("--max-pixels", type=int, default=DEFAULT_MAX_PIXELS, help="Refuse larger images.")
-    parser.add_argument(
-        "--max-words", type=int, default=DEFAULT_MAX_WORDS, help=f"Of a request. Default: {DEFAULT_MAX_WORDS:,}."
+        "--max-words", type=int, default=DEFAULT_MAX_WORDS, help="Words of a request, synonyms counted."
     )
     parser.add_argument(
-        "--environment", metavar="PATH", help="Archive with a Python environment for the Python backend (conda-pack)."
+        "--environment",
+        metavar="PATH",
+        help="Archive with a Python environment for the Python backend (conda-pack). Default: none.",
     )
     return parser
 

@@ -18,21 +18,21 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m training.data.sticker_world",
         description="Draw Sticker World: scenes of emoji on textures as a COCO panoptic data set with captions.",
     )
-    parser.add_argument("out", type=Path, help="folder of the data set; made if absent")
-    parser.add_argument("--images", type=whole_number(1), required=True, help="number of scenes")
-    parser.add_argument("--seed", type=whole_number(0), required=True, help="the same seed draws the same scenes")
-    parser.add_argument("--split", choices=("train", "val"), default="train")
-    parser.add_argument("--size", type=whole_number(64), default=256, help="pixels of a side (default 256)")
+    parser.add_argument("out", type=Path, help="Folder of the data set; made if absent.")
+    parser.add_argument("--images", type=whole_number(1), required=True, help="Number of scenes.")
+    parser.add_argument("--seed", type=whole_number(0), required=True, help="The same seed draws the same scenes.")
+    parser.add_argument("--split", choices=("train", "val"), default="train", help="The part of the data set to draw.")
+    parser.add_argument("--size", type=whole_number(64), default=256, help="Pixels of a side.")
     parser.add_argument(
         "--classes",
         choices=("seen", "all"),
-        help="seen: only nouns that masks may name (default for train); all: every noun (default for val)",
+        help="seen: only nouns that masks may name; all: every noun. Default: seen for train, all for val.",
     )
-    parser.add_argument("--font", type=Path, help="Noto Color Emoji font file; searched for in the usual places")
     parser.add_argument(
-        "--workers", type=whole_number(1), default=os.cpu_count() or 1, help="processes (default: all cores)"
+        "--font", type=Path, help="Noto Color Emoji font file. Default: searched for in the usual places."
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the split if it exists")
+    parser.add_argument("--workers", type=whole_number(1), default=os.cpu_count() or 1, help="Processes that draw.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace the split if it exists.")
     options = parser.parse_args(arguments)
     classes: ClassSelection = options.classes or ("seen" if options.split == "train" else "all")
     recipe = Recipe(options.seed, options.split, options.size, classes, options.font)
