@@ -22,8 +22,9 @@ import numpy as np
 
 from benchmarks.harness import Summary, interleave, paired_ratio
 from odise_rt import Segmenter, SegmentOptions
+from odise_rt.backends.select import MAX_THREADS
 from odise_rt.backends.window_batching import WindowBatching
-from odise_rt.command_parser import CommandParser
+from odise_rt.command_line import CommandParser, command, whole_number
 
 WORDS = "car; truck; tree; stuff: sky; stuff: road"
 
@@ -76,15 +77,20 @@ def measure(
     }
 
 
+@command("nothing was measured")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = CommandParser(prog="python -m benchmarks.bench_window_batching", description=__doc__)
     parser.add_argument("bundle", type=Path, help="The bundle's folder.")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda.")
-    parser.add_argument("--threads", type=int, help="CPU threads inside an operator. Default: all usable cores.")
-    parser.add_argument("--callers", type=int, default=4, help="Threads that segment.")
-    parser.add_argument("--images", type=int, default=12, help="Images in a round.")
-    parser.add_argument("--repeats", type=int, default=7, help="Measured rounds.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="What runs the model.")
+    parser.add_argument(
+        "--threads",
+        type=whole_number(1, MAX_THREADS),
+        help="CPU threads inside an operator. Default: all usable cores.",
+    )
+    parser.add_argument("--callers", type=whole_number(1), default=4, help="Threads that segment.")
+    parser.add_argument("--images", type=whole_number(1), default=12, help="Images in a round.")
+    parser.add_argument("--repeats", type=whole_number(1), default=7, help="Measured rounds.")
     parser.add_argument("--max-batch-windows", type=int, help="Windows in one run. Default: the engine's choice.")
     parser.add_argument("--batch-wait-ms", type=float, default=0.0, help="Milliseconds to wait for a batch to fill.")
     args = parser.parse_args(argv)

@@ -35,7 +35,7 @@ from benchmarks.gpu_rows import (
 from benchmarks.harness import environment, write_json
 from benchmarks.machine import REPOSITORY
 from benchmarks.preparation import TINY_CHECKPOINT
-from odise_rt.command_parser import CommandParser
+from odise_rt.command_line import CommandParser, real_number
 from odise_rt.files import atomic_writer
 
 TOTAL_SECONDS = 465.0
@@ -118,7 +118,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="Fewer sizes and repeats: a minute or two.")
     parser.add_argument(
         "--seconds",
-        type=float,
+        type=real_number(0, above=True),
         default=TOTAL_SECONDS,
         help="Time of the whole check: parts are cut to fit, and get what others leave.",
     )
@@ -142,8 +142,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--emit", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    if options.seconds <= 0:
-        parser.error("--seconds must be above 0")
     if options.emit is not None and len(options.parts) != 1:
         parser.error("--emit goes with one part")
     return options

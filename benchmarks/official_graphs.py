@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.variants import load_model
-from odise_rt.command_parser import CommandParser
-from odise_rt.errors import OdiseError
+from odise_rt.command_line import MAX_SEED, CommandParser, command, whole_number
 from odise_rt.partial_folder import partial_folder
 from odise_rt.specs import StageSpec, stage_specs
 from odise_rt.windows import window_grid
@@ -160,27 +158,32 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+@command("nothing was written")
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = CommandParser(prog="python -m benchmarks.official_graphs", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, help="A checkpoint directory of this project.")
     parser.add_argument("--config", help="A preset with random weights instead.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the random weights.")
+    parser.add_argument("--seed", type=whole_number(0, MAX_SEED), default=0, help="Seed of the random weights.")
     parser.add_argument(
-        "--size", type=int, nargs="+", required=True, help="Image side, or height and width, in pixels."
+        "--size",
+        type=whole_number(64, 4096),
+        nargs="+",
+        required=True,
+        help="Image side, or height and width, in pixels.",
     )
     parser.add_argument("--out", type=Path, required=True, help="A new folder for the graphs.")
     options = parser.parse_args(argv)
     if (options.checkpoint is None) == (options.config is None):
         parser.error("expected either --checkpoint or --config")
+    if len(options.size) > 2:
+        parser.error("--size takes one or two sides")
+    if options.out.exists():
+        parser.error(f"--out {options.out} is there already: choose another folder")
     source = {"config": options.config, "seed": options.seed}
     if options.checkpoint is not None:
         source = {"checkpoint": str(options.checkpoint)}
-    try:
-        export_official(load_model(source).model, options.size[0], options.size[-1], options.out)
-    except OdiseError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 1
+    export_official(load_model(source).model, options.size[0], options.size[-1], options.out)
     return 0
 
 

@@ -14,21 +14,21 @@ Tables are those of benchmarks/report_tables.py (``TABLES``). ``--check`` exits 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.harness import REPOSITORY
 from benchmarks.report_tables import TABLES
 from benchmarks.results import ResultsError, Run
-from odise_rt.command_parser import CommandParser
-from odise_rt.errors import OdiseError
+from odise_rt.command_line import CommandParser, command
+from odise_rt.files import atomic_writer
 
 DOCUMENTS = ("README.md", "docs/benchmarks.md")
 _OPENING = re.compile(r"^<!-- benchmark: (?P<table>\S+) (?P<file>\S+) -->[ \t]*$", re.M)
 _CLOSING = "<!-- /benchmark -->"
 
 
+@command("tables that are named above are written", failed=2)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = CommandParser(prog="python -m benchmarks.readme", description=__doc__)
@@ -36,23 +36,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=REPOSITORY, help="The repository. Default: this one.")
     options = parser.parse_args(argv)
     stale = []
-    try:
-        for name in DOCUMENTS:
-            path = options.root / name
-            if not path.is_file():
-                continue
-            text = path.read_text(encoding="utf-8")
-            filled, count = fill(text, options.root, name)
-            if filled != text:
-                stale.append(name)
-                if not options.check:
-                    beside = path.with_name(f".{path.name}.partial")
-                    beside.write_text(filled, encoding="utf-8")
-                    beside.replace(path)
-            print(f"{name}: {count} tables")
-    except OdiseError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
+    for name in DOCUMENTS:
+        path = options.root / name
+        if not path.is_file():
+            continue
+        text = path.read_text(encoding="utf-8")
+        filled, count = fill(text, options.root, name)
+        if filled != text:
+            stale.append(name)
+            if not options.check:
+                with atomic_writer(path) as file:
+                    file.write(filled.encode())
+        print(f"{name}: {count} tables")
     if options.check and stale:
         print(f"error: {', '.join(stale)} differ from the committed results: run python -m benchmarks.readme")
         return 1

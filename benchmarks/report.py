@@ -15,7 +15,6 @@ import argparse
 import base64
 import html
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,8 +41,7 @@ from benchmarks.report_tables import (
     words_table,
 )
 from benchmarks.results import ResultsError, Run
-from odise_rt.command_parser import CommandParser
-from odise_rt.errors import OdiseError
+from odise_rt.command_line import CommandParser, command
 
 METHOD = (
     "Every implementation runs in a process of its own. In each round each of them segments the same picture once, one "
@@ -68,19 +66,16 @@ class Section:
     plots: tuple[Plot, ...] = ()
 
 
+@command("the report is as it was", failed=2)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = parse(argv)
-    try:
-        if options.compare:
-            base_path, run_path = options.compare
-            return compare_files(base_path, run_path, options.force)
-        run = Run.load(options.run)
-        base = Run.load(options.base) if options.base else None
-        write_report(run, base, options.out)
-    except OdiseError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 2
+    if options.compare:
+        base_path, run_path = options.compare
+        return compare_files(base_path, run_path, options.force)
+    run = Run.load(options.run)
+    base = Run.load(options.base) if options.base else None
+    write_report(run, base, options.out)
     print(f"report: {options.out / 'report.html'}")
     return 0
 

@@ -39,8 +39,9 @@ from benchmarks.results import Result, Run
 from benchmarks.stage_costs import with_roofline
 from benchmarks.targets import targets_of
 from benchmarks.variants import VARIANTS
-from odise_rt.command_parser import CommandParser
-from odise_rt.errors import BackendError, OdiseError
+from odise_rt.backends.select import MAX_THREADS
+from odise_rt.command_line import MAX_SEED, CommandParser, command, whole_number
+from odise_rt.errors import BackendError
 
 SUITES = ("cpu", "gpu", "kernels")
 GPU_VARIANTS = ("official", "pruned", "compile", "ort-portable", "runtime", "runtime-again", "runtime-fp16")
@@ -55,36 +56,30 @@ _GROUPS = {
 }
 
 
+@command("nothing was written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = parse(argv)
     started = time.perf_counter()
     suites = SUITES if options.suite == "all" else (options.suite,)
     run = Run(options.suite, _command(options), options.quick, environment(options.threads))
-    try:
-        if options.suite == "gpu" and not gpu_facts():
-            raise BackendError("the gpu suite needs an NVIDIA GPU and nvidia-smi finds none: use --suite cpu")
-        run.clocks.append({"when": "start", **clocks()})
-        run.rates.append(measure_rates(options.threads))
-        if "gpu" in suites and gpu_facts():
-            run.gpu_rates = _gpu_rates(run)
-        for suite in suites:
-            print(f"suite {suite}", flush=True)
-            if suite == "kernels":
-                run.results += _kernels(options.quick)
-            elif suite == "gpu" and not gpu_facts():
-                label = "all GPU measurements"
-                run.results.append(Result.missing("gpu/all", label, "absent", "no NVIDIA GPU on this machine"))
-            else:
-                _measure(run, options, "cuda" if suite == "gpu" else "cpu", prefix=len(suites) > 1)
-        run.rates.append(measure_rates(options.threads))
-        run.clocks.append({"when": "end", **clocks()})
-    except OdiseError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped: nothing was written", file=sys.stderr)
-        return 130
+    if options.suite == "gpu" and not gpu_facts():
+        raise BackendError("the gpu suite needs an NVIDIA GPU and nvidia-smi finds none: use --suite cpu")
+    run.clocks.append({"when": "start", **clocks()})
+    run.rates.append(measure_rates(options.threads))
+    if "gpu" in suites and gpu_facts():
+        run.gpu_rates = _gpu_rates(run)
+    for suite in suites:
+        print(f"suite {suite}", flush=True)
+        if suite == "kernels":
+            run.results += _kernels(options.quick)
+        elif suite == "gpu" and not gpu_facts():
+            label = "all GPU measurements"
+            run.results.append(Result.missing("gpu/all", label, "absent", "no NVIDIA GPU on this machine"))
+        else:
+            _measure(run, options, "cuda" if suite == "gpu" else "cpu", prefix=len(suites) > 1)
+    run.rates.append(measure_rates(options.threads))
+    run.clocks.append({"when": "end", **clocks()})
     costs = run.model.get("costs", {})
     run.results = [_with_roofline(result, costs, run) for result in run.results]
     run.seconds = time.perf_counter() - started
@@ -104,7 +99,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="JSON file to write. Default: only printed.")
     parser.add_argument("--config", default=plan.config, help="A preset; odise-tiny takes the shipped weights.")
     parser.add_argument("--checkpoint", type=Path, help="A checkpoint directory. Default: the preset's weights.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of random weights, as given to the export.")
+    parser.add_argument(
+        "--seed", type=whole_number(0, MAX_SEED), default=0, help="Seed of random weights, as given to the export."
+    )
     parser.add_argument("--bundle", type=Path, help="Bundle of the same weights. Default: exported on the fly.")
     parser.add_argument(
         "--bundle-fp16",
@@ -112,7 +109,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="Its mixed-precision twin. Default: exported on the fly for odise-tiny, else none.",
     )
     parser.add_argument(
-        "--size", type=int, nargs="+", default=list(plan.size), help="Image side, or height and width, in pixels."
+        "--size",
+        type=whole_number(64, 4096),
+        nargs="+",
+        default=list(plan.size),
+        help="Image side, or height and width, in pixels.",
     )
     parser.add_argument(
         "--variants",
@@ -121,11 +122,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="Implementations. Default: all that fit the model and device.",
     )
     parser.add_argument("--groups", nargs="+", choices=GROUPS, help="Parts of the suite. Default: all.")
-    parser.add_argument("--repeats", type=int, default=plan.repeats, help="Measured rounds.")
-    parser.add_argument("--warmup", type=int, default=plan.warmup, help="Rounds before them.")
-    parser.add_argument("--threads", type=int, default=plan.threads, help="Threads of every implementation.")
+    parser.add_argument("--repeats", type=whole_number(1), default=plan.repeats, help="Measured rounds.")
+    parser.add_argument("--warmup", type=whole_number(0), default=plan.warmup, help="Rounds before them.")
     parser.add_argument(
-        "--scenes", type=int, help="Pictures for panoptic quality; 0: none. Default: 50 for odise-tiny, else 0."
+        "--threads", type=whole_number(1, MAX_THREADS), default=plan.threads, help="Threads of every implementation."
+    )
+    parser.add_argument(
+        "--scenes",
+        type=whole_number(0),
+        help="Pictures for panoptic quality; 0: none. Default: 50 for odise-tiny, else 0.",
     )
     parser.add_argument(
         "--one-at-a-time",
@@ -134,10 +139,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "as many stay loaded as fit.",
     )
     options = parser.parse_args(argv)
-    if len(options.size) > 2 or min(options.size) < 64 or max(options.size) > 4096:
-        parser.error("--size takes one or two sides of 64 to 4096 pixels")
-    if options.repeats < 1 or options.warmup < 0 or options.threads < 1:
-        parser.error("--repeats and --threads must be at least 1, --warmup at least 0")
+    if len(options.size) > 2:
+        parser.error("--size takes one or two sides")
     return options
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from odise_rt.errors import BackendError
+
 ROOT = Path(__file__).parents[1]
 BOUNDARY = "odise-boundary"
 
@@ -31,22 +33,32 @@ class RunningServer:
         self.port = urllib.parse.urlsplit(self.url).port
 
     def wait_for(self, event: str, seconds: float = 120) -> dict[str, str]:
-        """The next event of a kind that the server prints."""
+        """The next event of a kind that the server prints.
+
+        Raises:
+            BackendError: it ended, cannot start, or says nothing of that kind.
+        """
         assert self.process.stdout is not None
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if not select.select([self.process.stdout], [], [], 0.5)[0]:
-                assert self.process.poll() is None, self.log.read_text()[-3000:]
+                if self.process.poll() is not None:
+                    raise self._ended("the server ended")
                 continue
             line = self.process.stdout.readline()
-            assert line, f"the server ended: {self.log.read_text()[-3000:]}"
+            if not line:
+                raise self._ended("the server ended")
             if not line.startswith("{"):
                 continue
             said: dict[str, str] = json.loads(line)
-            assert "error" not in said, f"the server could not start: {line}"
+            if "error" in said:
+                raise BackendError(f"the server could not start: {line}")
             if said.get("event") == event:
                 return said
-        raise AssertionError(f"no {event!r} within {seconds} s: {self.log.read_text()[-3000:]}")
+        raise self._ended(f"no {event!r} within {seconds} s")
+
+    def _ended(self, what: str) -> BackendError:
+        return BackendError(f"{what}: {self.log.read_text()[-3000:]}")
 
     def connect(self, timeout: float = 60) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port or 0, timeout=timeout)

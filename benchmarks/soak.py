@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.running_server import RunningServer, form, running_server
-from odise_rt.command_parser import CommandParser
+from odise_rt.command_line import CommandParser, command, real_number, whole_number
+from odise_rt.errors import OptionsError
 
 VOCABULARIES = (
     "car; truck, pickup truck; tree; stuff: sky; stuff: road",
@@ -169,7 +170,7 @@ def soak(
     late = times >= 60 * minutes * WARM_UP
     times, sizes = envelope(times[late], sizes[late])
     if len(times) < 4:
-        raise SystemExit(f"too few samples ({len(samples)}) for a slope: use more --minutes or a smaller --every")
+        raise OptionsError(f"too few samples ({len(samples)}) for a slope: use more --minutes or a smaller --every")
     half = len(times) // 2
     rate = slope(times, sizes)
     halves = [slope(times[:half], sizes[:half]), slope(times[half:], sizes[half:])]
@@ -213,23 +214,31 @@ def report(result: dict[str, Any]) -> str:
     )
 
 
+@command("nothing was written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = CommandParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("bundle", type=Path, help="The bundle's folder.")
-    parser.add_argument("--minutes", type=float, default=10.0, help="Minutes of requests.")
-    parser.add_argument("--concurrency", type=int, default=4, help="Clients at a time.")
-    parser.add_argument("--every", type=float, default=2.0, help="Seconds between samples of memory.")
+    parser.add_argument("--minutes", type=real_number(0, above=True), default=10.0, help="Minutes of requests.")
+    parser.add_argument("--concurrency", type=whole_number(1), default=4, help="Clients at a time.")
+    parser.add_argument(
+        "--every", type=real_number(0, above=True), default=2.0, help="Seconds between samples of memory."
+    )
     parser.add_argument("--server-arguments", default="--in-process", help="Options of odise-rt serve.")
     parser.add_argument(
-        "--short-edge", help="Pixels, sent with every request: smaller is faster. Default: the model's."
+        "--short-edge",
+        type=whole_number(1),
+        help="Pixels, sent with every request: smaller is faster. Default: the model's.",
     )
     parser.add_argument(
-        "--max-growth", type=float, default=0.5, help="Growth of memory that is accepted, as a share of it in 24 hours."
+        "--max-growth",
+        type=real_number(0),
+        default=0.5,
+        help="Growth of memory that is accepted, as a share of it in 24 hours.",
     )
     parser.add_argument("--out", type=Path, help="JSON file for the result. Default: only printed.")
     args = parser.parse_args(argv)
-    fields = {"short_edge": args.short_edge} if args.short_edge else {}
+    fields = {} if args.short_edge is None else {"short_edge": str(args.short_edge)}
     server = shlex.split(args.server_arguments)
     result = soak(args.bundle, args.minutes, args.concurrency, server, args.every, fields)
     print(report(result))

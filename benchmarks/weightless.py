@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -28,8 +27,8 @@ import numpy as np
 from tqdm import tqdm
 
 from odise_rt.bundle import CONSTANTS_NAME, MANIFEST_NAME, TOKENIZER_NAME, Bundle, StageFile, file_sha256
-from odise_rt.command_parser import CommandParser
-from odise_rt.errors import BundleError, OdiseError
+from odise_rt.command_line import MAX_SEED, CommandParser, command, whole_number
+from odise_rt.errors import BundleError
 from odise_rt.files import atomic_writer, write_json
 from odise_rt.partial_folder import partial_folder
 
@@ -262,6 +261,7 @@ def _name_as_noise(manifest: dict[str, Any], hashes: dict[str, str]) -> None:
                 file["extra_files"][relative] = hashes[relative]
 
 
+@command("nothing was written")
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = CommandParser(prog="python -m benchmarks.weightless", description=__doc__)
@@ -272,24 +272,14 @@ def main(argv: list[str] | None = None) -> int:
     filling = commands.add_parser("fill", help="Archive to a bundle of noise.")
     filling.add_argument("archive", type=Path, help="What pack wrote.")
     filling.add_argument("out", type=Path, help="The new bundle's folder.")
-    filling.add_argument("--seed", type=int, default=SEED, help="Seed of the noise.")
+    filling.add_argument("--seed", type=whole_number(0, MAX_SEED), default=SEED, help="Seed of the noise.")
     options = parser.parse_args(argv)
-    try:
-        if options.command == "pack":
-            pack(options.bundle, options.archive)
-            print(f"{options.archive}: {options.archive.stat().st_size / 1e6:.1f} MB")
-        else:
-            bundle = fill(options.archive, options.out, options.seed)
-            print(f"{options.out}: {bundle.name}, digest {bundle.digest[:12]}")
-    except OdiseError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 1
-    except OSError as exc:
-        print(f"error: {exc}: check the paths and the space on the disk", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
+    if options.command == "pack":
+        pack(options.bundle, options.archive)
+        print(f"{options.archive}: {options.archive.stat().st_size / 1e6:.1f} MB")
+    else:
+        bundle = fill(options.archive, options.out, options.seed)
+        print(f"{options.out}: {bundle.name}, digest {bundle.digest[:12]}")
     return 0
 
 

@@ -41,7 +41,7 @@ from export.verify import engine_references
 from odise_rt.backends.machine import this_machine
 from odise_rt.backends.select import MAX_THREADS
 from odise_rt.bundle import Bundle
-from odise_rt.command_parser import CommandParser
+from odise_rt.command_line import MAX_SEED, CommandParser, whole_number
 from odise_rt.engine_facts import ENGINE_KINDS
 from odise_rt.engines import FOLDER as ENGINES_FOLDER
 from odise_rt.errors import ExportError, InputError, OdiseError, first_line, is_out_of_memory
@@ -275,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"Size and variant of released or random weights. Default: {_CONFIG}.",
     )
     source.add_argument("--init", choices=["random"], help="Export --config with random weights.")
-    source.add_argument("--seed", type=int, help="Seed of the random weights. Default: 0.")
+    source.add_argument("--seed", type=whole_number(0, MAX_SEED), help="Seed of the random weights. Default: 0.")
     parser.add_argument("--out", type=Path, help="The new bundle's folder; made, and replaced only by --force.")
     parser.add_argument(
         "--precision",
@@ -296,7 +296,9 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-going", action="store_true", help="Check the remaining stages, too, after one that does not agree."
     )
     parser.add_argument(
-        "--threads", type=_threads, help="Threads inside an operator when graphs are run. Default: all usable cores."
+        "--threads",
+        type=whole_number(1, MAX_THREADS),
+        help="Threads inside an operator when graphs are run. Default: all usable cores.",
     )
     _add_engine_arguments(parser)
     return parser
@@ -353,12 +355,6 @@ def _size(text: str) -> tuple[int, int]:
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise argparse.ArgumentTypeError(f"{text!r} is no size: expected HEIGHTxWIDTH in pixels, e.g. 1024x1408")
     return int(height), int(width)
-
-
-def _threads(text: str) -> int:
-    if not (text.isdecimal() and 1 <= int(text) <= MAX_THREADS):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads: expected 1 to {MAX_THREADS}")
-    return int(text)
 
 
 def _target(text: str) -> str:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from odise_rt import segment_command
-from odise_rt.command_parser import CommandParser
+from odise_rt.command_line import CommandParser
 from odise_rt.completion import SHELLS
 from odise_rt.demo import command as demo_command
 from odise_rt.errors import OdiseError

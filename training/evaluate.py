@@ -22,14 +22,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from odise_rt.backends.base import Device
-from odise_rt.command_parser import CommandParser
+from odise_rt.command_line import CommandParser, command, whole_number
 from odise_rt.errors import CheckpointError, DatasetError, OptionsError
 from odise_rt.files import atomic_writer
 from odise_rt.options import SegmentOptions
 from odise_rt.segmenter import Segmenter
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints.own_format import load_checkpoint
-from training.command_line import command, parse_arguments, whole_number
+from training.command_line import parse_arguments
 from training.data.coco_panoptic import CocoPanoptic
 from training.data.semantic_formats import SEMANTIC_FORMATS
 from training.data.semantic_sets import SemanticSet

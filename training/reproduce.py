@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from odise_rt.command_parser import CommandParser
+from odise_rt.command_line import CommandParser, command
 from training.chain import Stage, run_chain
-from training.command_line import add_device_argument, command
+from training.command_line import add_device_argument
 
 PRESET = "odise-tiny"
 PROCESSES = (1, 2, 4)

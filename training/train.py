@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from odise_rt.command_parser import CommandParser
+from odise_rt.command_line import CommandParser, command, whole_number
 from odise_rt.errors import CheckpointError, OptionsError, first_line
 from training.checkpoints.own_format import save_checkpoint
-from training.command_line import command, parse_arguments, whole_number
+from training.command_line import parse_arguments
 from training.data.coco_panoptic import CocoPanoptic
 from training.distributed import leave
 from training.example_pictures import ExamplePictures

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from odise_rt import cli
-from odise_rt.command_parser import CommandParser
+from odise_rt.command_line import CommandParser
 
 ROOT = Path(__file__).parents[2]
 FILES = [
@@ -64,6 +64,12 @@ def test_every_option_of_odise_rt_is_described() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_every_option_is_described(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check(parser_of(module, monkeypatch))
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"export.build_engines", "benchmarks.gpu_check"}))
+def test_every_command_ends_with_one_line(module: str) -> None:
+    """By the decorator ``command``; the others have more to say when they end."""
+    assert hasattr(importlib.import_module(module).main, "__wrapped__")
 
 
 def test_all_commands_share_the_parser() -> None:

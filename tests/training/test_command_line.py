@@ -1,4 +1,4 @@
-"""Options that all commands check alike, and errors that are one line."""
+"""Options that all commands check alike."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-
-from odise_rt.errors import DatasetError
-from training.command_line import command
 
 REQUIRED = {
     "training.train": ["mini", "--data", "D", "--frozen", "F", "--out", "O"],
@@ -87,38 +84,3 @@ def test_a_wrong_option_is_refused_before_anything_else(
         main_of(module)([*REQUIRED[module], f"{option}={value}"])
     assert caught.value.code == 2
     assert f"argument {option}" in capsys.readouterr().err
-
-
-def fails(error: BaseException) -> Callable[[], int]:
-    @command("all is whole")
-    def main() -> int:
-        raise error
-
-    return main
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "message"),
-    [
-        (DatasetError("two lines\nof it"), 1, "error: two lines of it"),
-        (KeyboardInterrupt(), 130, "stopped: all is whole"),
-        (PermissionError(13, "Permission denied", "/a/b"), 1, "error: the system refused /a/b (Permission denied)"),
-        (OSError("odd"), 1, "error: the system refused (odd)"),
-        (
-            torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"),
-            1,
-            "error: memory ran out (CUDA out of memory. Tried)",
-        ),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "error: memory ran out"),
-    ],
-)
-def test_what_goes_wrong_is_one_line(
-    error: BaseException, status: int, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert fails(error)() == status
-    assert capsys.readouterr().err.startswith(message)
-
-
-def test_our_own_mistakes_keep_their_traceback() -> None:
-    with pytest.raises(RuntimeError, match="a mistake"):
-        fails(RuntimeError("a mistake"))()

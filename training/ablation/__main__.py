@@ -22,7 +22,7 @@ from typing import Any
 import torch.distributed as dist
 
 from odise_rt.bundle import file_sha256
-from odise_rt.command_parser import CommandParser
+from odise_rt.command_line import CommandParser, command, whole_number
 from odise_rt.errors import CheckpointError, MissingPackageError, OdiseError, OptionsError
 from odise_rt.files import write_json
 from training.ablation.measure import Places, RunTask, carry_out, prepare, read_evaluation
@@ -30,7 +30,7 @@ from training.ablation.plot import draw
 from training.ablation.rows import Row, chosen_rows, with_budget
 from training.ablation.table import collect, markdown, write_table
 from training.checkpoints.own_format import WEIGHTS_NAME, read_description
-from training.command_line import command, parse_arguments, whole_number
+from training.command_line import parse_arguments
 from training.data.coco_panoptic import CocoPanoptic
 from training.distributed import leave, rank, world_size
 from training.experiment import Experiment

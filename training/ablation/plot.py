@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from odise_rt.command_line import command
 from odise_rt.errors import CheckpointError, MissingPackageError
 from odise_rt.files import atomic_writer
 from training.ablation.rows import GROUPS
-from training.command_line import command
 
 _SERIES = {
     "pq": ("all classes", "#1f4e79", 46),

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from odise_rt.command_parser import CommandParser
+from odise_rt.command_line import CommandParser, command
 from odise_rt.errors import OptionsError
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints.own_format import (
@@ -27,7 +27,6 @@ from training.checkpoints.own_format import (
 )
 from training.checkpoints.released import load_released
 from training.checkpoints.tensor_files import TensorFile, read_tensors
-from training.command_line import command
 from training.config import PRESETS, preset
 
 

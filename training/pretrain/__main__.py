@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from odise_rt.command_parser import CommandParser
+from odise_rt.command_line import CommandParser, command
 from training.chain import Stage, run_chain
-from training.command_line import add_device_argument, command
+from training.command_line import add_device_argument
 from training.data.sticker_world.__main__ import main as draw
 from training.pretrain import clip, diffusion, tokenizer, vae
 

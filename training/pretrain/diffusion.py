@@ -26,10 +26,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from odise_rt.command_parser import CommandParser
+from odise_rt.command_line import CommandParser, command, real_number, whole_number
 from odise_rt.errors import CheckpointError, first_line
 from training.checkpoints.own_format import is_checkpoint, load_checkpoint, read_tokenizer
-from training.command_line import command, real_number, whole_number
 from training.config import OdiseConfig, preset
 from training.data.sticker_world.nouns import all_nouns
 from training.models.frozen import build_sd_text, build_unet

@@ -23,10 +23,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPTextModel
 
-from odise_rt.command_parser import CommandParser
+from odise_rt.command_line import CommandParser, command, real_number, whole_number
 from odise_rt.errors import CheckpointError, first_line
 from training.checkpoints.own_format import LoadedCheckpoint, load_checkpoint
-from training.command_line import command, real_number, whole_number
 from training.config import OdiseConfig
 from training.data.sticker_world.nouns import all_nouns
 from training.pretrain.closeups import PHOTO_TEMPLATE, CloseUpSampler

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from odise_rt.command_line import MAX_SEED, whole_number
 from odise_rt.errors import CheckpointError, first_line
 from odise_rt.files import atomic_writer
-from training.command_line import parse_arguments, whole_number
+from training.command_line import parse_arguments
 from training.config import PRESETS
 from training.muon import Muon
 from training.pretrain.closeups import LARGEST_SIDE
@@ -23,7 +24,6 @@ from training.run_log import LOG_NAME, cut_log
 from training.run_state import UNREADABLE
 
 STATE_FILE = "state.pt"
-MAX_SEED = 2**63 - 1
 CONFIGS = [name for name, config in PRESETS.items() if config.window <= LARGEST_SIDE]
 """Models of which these trainings can draw a window."""
 

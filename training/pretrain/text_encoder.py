@@ -19,10 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from odise_rt.command_parser import CommandParser
+from odise_rt.command_line import CommandParser, command, real_number, whole_number
 from odise_rt.errors import CheckpointError
 from training.checkpoints.own_format import load_checkpoint, save_checkpoint
-from training.command_line import command, real_number, whole_number
 from training.pretrain.closeups import CloseUpSampler
 from training.pretrain.diffusion import (
     MAX_SAMPLER_STEPS,

@@ -16,10 +16,9 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from odise_rt.command_parser import CommandParser
+from odise_rt.command_line import CommandParser, command
 from odise_rt.errors import CheckpointError
 from odise_rt.files import atomic_writer
-from training.command_line import command
 from training.config import OdiseConfig
 from training.data.coco_panoptic import read_captions
 from training.data.sticker_world.nouns import all_nouns

@@ -18,9 +18,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from odise_rt.command_parser import CommandParser
+from odise_rt.command_line import CommandParser, command, real_number, whole_number
 from odise_rt.errors import OptionsError
-from training.command_line import command, real_number, whole_number
 from training.config import preset
 from training.data.sticker_world.nouns import all_nouns
 from training.models.frozen import build_vae

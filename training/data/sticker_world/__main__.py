@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from odise_rt.command_parser import CommandParser
-from training.command_line import command, whole_number
+from odise_rt.command_line import CommandParser, command, whole_number
 from training.data.sticker_world.nouns import ClassSelection
 from training.data.sticker_world.writer import Recipe, write_dataset
 
