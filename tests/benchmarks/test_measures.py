@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks import run
 from benchmarks.machine import Rates
 from benchmarks.measure_peers import agreement
 from benchmarks.measure_scaling import linear_fit
 from benchmarks.plan import Plan
+from benchmarks.results import Result, Status
 from benchmarks.run import parse, plan_of
 from benchmarks.stage_costs import outside_share, with_roofline
 from benchmarks.targets import targets_of
@@ -100,3 +102,20 @@ def test_usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFi
         parse(arguments)
     assert raised.value.code == 2
     capsys.readouterr()
+
+
+def test_a_model_that_does_not_exist_is_refused_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        parse(["--config", "nosuch"])
+    assert exited.value.code == 2
+    assert "invalid choice: 'nosuch'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("status", "expected"), [("failed", 1), ("absent", 0), ("oom", 0)])
+def test_a_measurement_that_failed_is_the_exit_status(
+    monkeypatch: pytest.MonkeyPatch, status: Status, expected: int
+) -> None:
+    rates = Rates({"numpy": 50.0, "torch": 100.0}, 10.0)
+    monkeypatch.setattr(run, "measure_rates", lambda threads: rates)
+    monkeypatch.setattr(run, "_kernels", lambda quick: [Result.missing("kernels/all", "all", status, "a reason")])
+    assert run.main(["--suite", "kernels"]) == expected
