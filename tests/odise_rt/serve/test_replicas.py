@@ -27,8 +27,9 @@ FIELDS = {"vocabulary": load.VOCABULARIES[0], "masks": "none"}
 
 
 def test_numbers_of_replicas_must_make_sense() -> None:
-    with pytest.raises(OptionsError, match="at least 1"):
-        ReplicaSettings(replicas=0)
+    for number in (0, 1025):
+        with pytest.raises(OptionsError, match=f"replicas is {number}: expected 1 to 1024"):
+            ReplicaSettings(replicas=number)
     with pytest.raises(OptionsError, match="below"):
         ReplicaSettings(replicas=2, max_replicas=1)
     with pytest.raises(OptionsError):
