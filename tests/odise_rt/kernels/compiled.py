@@ -68,10 +68,12 @@ class PtxKernels(Kernels):
         """Run a kernel on the arrays that were last put on the GPU."""
         self.launched.append((plan, self.run(plan, arguments, self._arrays)))
 
-    def run(self, plan: Launch, arguments: Sequence[Any], memory: Sequence[np.ndarray]) -> Counts:
-        """Run a kernel on all of the memory that there is."""
+    def run(self, plan: Launch, arguments: Sequence[Any], memory: Sequence[np.ndarray], **options: Any) -> Counts:
+        """Run a kernel on all of the memory that there is; options as those of all launches."""
         entry = self.instead.get(plan.kernel) or self.entry(plan.kernel)
-        return self.machine.run(entry, plan.grid, plan.threads, plan.shared_bytes, arguments, memory, **self.options)
+        return self.machine.run(
+            entry, plan.grid, plan.threads, plan.shared_bytes, arguments, memory, **{**self.options, **options}
+        )
 
     @property
     def machine(self) -> Machine:

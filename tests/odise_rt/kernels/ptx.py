@@ -137,7 +137,7 @@ class Machine:
             arrays: all the memory that it may touch.
             blocks: the first block to run and the one behind the last, counted along x, then y, then z.
             backwards: last block and last warp first.
-            watch: look for races, which takes most of the time and 20 bytes of memory for each byte of an array.
+            watch: look for races, which takes most of the time and 24 bytes of memory for each byte of an array.
             approximate: let approximate instructions be off by as much as they may be.
 
         Raises:

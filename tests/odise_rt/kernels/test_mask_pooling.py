@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from odise_rt.kernels.launch_plans import FLOAT16, GpuFacts, plan_mask_pool
 from odise_rt.kernels.reference import from_bfloat16, mask_pool, to_bfloat16
 from tests.odise_rt.kernels.compiled import Compiled, chosen
 from tests.odise_rt.kernels.emulated import Emulation
@@ -130,18 +131,41 @@ def test_same_bits_whatever_the_copies_do(emulation: Emulation) -> None:
     np.testing.assert_array_equal(early[0], late[0])
 
 
-def test_indices_beyond_32_bits(emulation: Emulation) -> None:
+def far_masks() -> tuple[np.ndarray, np.ndarray]:
     """The last mask lies more than 2^31 elements in. Virtual memory: only what the last split reads is ever touched."""
     pixels, queries = 1 << 26, 33
     logits = np.zeros((1, queries, 1, pixels), np.float16)  # 4.4 GB, untouched pages are not there
     features = np.zeros((1, 1, 1, pixels), np.float16)
     logits[0, -1, 0, -40:] = 1
     features[0, 0, 0, -30:] = 2
-    splits = 1 << 14
-    sums, counts, plan = emulation.pool_one_split(logits, features, splits, splits - 1)
-    assert plan[3] == splits
+    return logits, features
+
+
+SPLITS = 1 << 14
+
+
+def test_indices_beyond_32_bits(emulation: Emulation) -> None:
+    sums, counts, plan = emulation.pool_one_split(*far_masks(), SPLITS, SPLITS - 1)
+    assert plan[3] == SPLITS
     assert sums[-1, 0] == 60.0
-    assert counts.tolist() == [0] * (queries - 1) + [40]
+    assert counts.tolist() == [0] * 32 + [40]
+
+
+@pytest.mark.parametrize("capability", [75, 90, 100])
+def test_compiled_indices_beyond_32_bits(compiled_for: Callable[[int], Compiled], capability: int) -> None:
+    kernels = compiled_for(capability).kernels
+    logits, features = far_masks()
+    plan = plan_mask_pool(FLOAT16, 1, 33, 1, 1 << 26, GpuFacts(SPLITS, 65_536, capability))
+    assert plan.splits == SPLITS
+    sums, counts = np.full((SPLITS, 33, 1), np.nan, np.float32), np.full((SPLITS, 33), -7, np.int32)
+    arrays = (logits, features, sums, counts)
+    pointers = [array.ctypes.data for array in arrays]
+    sizes = map(np.int32, (33, 1, 1 << 26, SPLITS, plan.stages))
+    blocks = (SPLITS - 1, SPLITS)
+    kernels.run(plan.sums, (*pointers[:2], *sizes, *pointers[2:]), arrays, watch=False, blocks=blocks)
+    assert sums[-1, -1, 0] == 60.0
+    assert counts[-1].tolist() == [0] * 32 + [40]
+    assert np.isnan(sums[:-1]).all()
 
 
 @pytest.mark.parametrize(
