@@ -23,7 +23,8 @@ def examine(bundles: Iterable[Path] = ()) -> dict[str, Any]:
 
     Returns:
         ``packages`` and ``engines`` (name to version or ``None``), ``devices`` (name to ``"works"`` or why not),
-        ``gpu`` (its name, or why there is none), ``bundles`` (path to what is wrong, ``None`` if nothing is, and to its
+        ``gpu`` (its name, or why there is none), ``kernels`` (where the compiled CUDA kernels are, or why there are
+        none), ``bundles`` (path to what is wrong, ``None`` if nothing is, and to its
         engines with whether they fit), and ``ready``: whether a device works and every
         bundle is sound.
     """
@@ -44,6 +45,7 @@ def examine(bundles: Iterable[Path] = ()) -> dict[str, Any]:
         "engines": {name: package_version(name) for name in ENGINES},
         "devices": devices,
         "gpu": _gpu(),
+        "kernels": _kernels(),
         "bundles": checked,
         "ready": ready,
     }
@@ -61,6 +63,7 @@ def report(findings: dict[str, Any]) -> str:
     lines.append("devices:")
     lines += [f"  {name:<30}{state}" for name, state in findings["devices"].items()]
     lines.append(f"  {'GPU':<30}{findings['gpu']}")
+    lines.append(f"  {'CUDA kernels':<30}{findings['kernels']}")
     if findings["bundles"]:
         lines.append("bundles:")
     for path, entry in findings["bundles"].items():
@@ -74,6 +77,16 @@ def _gpu() -> str:
     """The device that TensorRT would use, or why there is none."""
     machine = this_machine()
     return f"{machine.gpu}, compute capability {machine.compute_capability}" if machine.gpu else str(machine.no_gpu)
+
+
+def _kernels() -> str:
+    """Without them images pass through host memory between the stages of a GPU."""
+    from odise_rt.kernels.native import kernel_folder
+
+    try:
+        return f"of this version, in {kernel_folder()}"
+    except OdiseError as exc:
+        return str(exc)
 
 
 def _devices() -> dict[str, str]:

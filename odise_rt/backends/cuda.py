@@ -18,7 +18,7 @@ from odise_rt.bundle import Bundle
 from odise_rt.engine_facts import ENGINE_KINDS, TITLES, Machine
 from odise_rt.engines import Engine, Engines, find_engines
 from odise_rt.errors import BackendError, MissingPackageError
-from odise_rt.kernels.native import MODULES, kernel_file
+from odise_rt.kernels.native import kernel_folder
 from odise_rt.specs import STAGES
 
 logger = logging.getLogger(__name__)
@@ -145,8 +145,7 @@ def why_no_stream() -> str | None:
     """What keeps stages in ONNX Runtime from sharing a stream with our kernels, or ``None``."""
     try:
         import_cuda_core()
-        for name in MODULES:
-            kernel_file(f"{name}.fatbin")
+        kernel_folder()
     except (BackendError, MissingPackageError) as exc:
         return str(exc)
     return None

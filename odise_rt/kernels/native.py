@@ -83,13 +83,24 @@ def kernel_file(name: str) -> Path:
     )
 
 
+def kernel_folder() -> Path:
+    """Where all compiled kernels are.
+
+    Raises:
+        BackendError: as for :func:`kernel_file`.
+    """
+    files = [kernel_file(f"{name}.fatbin") for name in MODULES]
+    return files[0].parent
+
+
 def kernels_are_here() -> bool:
     """Whether the kernels are built and cuda-core is installed; no GPU is looked for."""
     try:
         import_cuda_core()
-        return all(kernel_file(f"{name}.fatbin") for name in MODULES)
+        kernel_folder()
     except (BackendError, MissingPackageError):
         return False
+    return True
 
 
 def gpu_array(value: object, name: str) -> DeviceArray:

@@ -18,9 +18,12 @@ from PIL import Image
 from odise_rt import cli
 from odise_rt.doctor import REQUIRED
 from odise_rt.inputs import find_inputs, output_names, result_names
+from odise_rt.kernels.native import FOLDER_VARIABLE
+from odise_rt.kernels.sources import STAMP
 from odise_rt.result_files import FORMATS
 from odise_rt.run_log import FILE_NAME as RUN_LOG
 from tests.odise_rt.fake_bundle import colour_image
+from tests.odise_rt.fake_gpu import write_fatbins
 
 WORDS = "red; green; blue; white"
 
@@ -248,6 +251,20 @@ def test_doctor(label_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not findings["ready"]
     assert "not a bundle" in findings["bundles"][str(tmp_path)]["problem"]
     assert findings["devices"]["cpu (CPUExecutionProvider)"] == "works"
+
+
+def test_doctor_tells_of_the_kernels(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    assert cli.main(["doctor"]) == 0, "a CPU needs none"
+    assert f"the CUDA kernels are not built: no mask_pooling.fatbin in {tmp_path}" in capsys.readouterr().out
+    write_fatbins(tmp_path)
+    cli.main(["doctor", "--json"])
+    assert json.loads(capsys.readouterr().out)["kernels"] == f"of this version, in {tmp_path}"
+    (tmp_path / STAMP).write_text("0" * 64)
+    cli.main(["doctor"])
+    assert "they were compiled from other sources" in capsys.readouterr().out
 
 
 def test_doctor_looks_for_every_package_that_is_required() -> None:
