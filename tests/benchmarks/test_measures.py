@@ -104,13 +104,6 @@ def test_usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFi
     capsys.readouterr()
 
 
-def test_a_model_that_does_not_exist_is_refused_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exited:
-        parse(["--config", "nosuch"])
-    assert exited.value.code == 2
-    assert "invalid choice: 'nosuch'" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(("status", "expected"), [("failed", 1), ("absent", 0), ("oom", 0)])
 def test_a_measurement_that_failed_is_the_exit_status(
     monkeypatch: pytest.MonkeyPatch, status: Status, expected: int
