@@ -101,8 +101,16 @@ class Compiled:
     def __init__(self, kernels: PtxKernels) -> None:
         self.kernels = kernels
         self.alignment = 16
-        """Bytes: where workspaces begin. More than they need would hide that they need more."""
+        """Bytes: where results and workspaces begin. More than they need would hide that they need more."""
         self._naming = NamingKernels(kernels)
+
+    def _full(self, shape: int | tuple[int, ...], value: float, dtype: Any) -> np.ndarray:
+        """As numpy's, where memory of a GPU may begin."""
+        filled = (
+            aligned_empty(int(np.prod(shape)) * np.dtype(dtype).itemsize, self.alignment).view(dtype).reshape(shape)
+        )
+        filled.fill(value)
+        return filled
 
     def mask_pool(
         self,
@@ -115,8 +123,10 @@ class Compiled:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Pooled (B, Q, C) of the features' type and areas (B, Q)."""
         self.kernels.gpu = GpuFacts(multiprocessors, shared_limit, self.kernels.gpu.compute_capability)
-        pooled = np.full((*logits.shape[:2], features.shape[1]), NO_NUMBER.get(features.dtype, np.nan), features.dtype)
-        areas = np.full(logits.shape[:2], -7, np.int32)
+        pooled = self._full(
+            (*logits.shape[:2], features.shape[1]), NO_NUMBER.get(features.dtype, np.nan), features.dtype
+        )
+        areas = self._full(logits.shape[:2], -7, np.int32)
         workspace = aligned_empty(self.kernels.mask_pool_workspace(*self.kernels.put(logits, features)), self.alignment)
         workspace.fill(0xFF)
         self.kernels.mask_pool(*self.kernels.put(logits, features, workspace, pooled, areas), STREAM)
@@ -126,8 +136,10 @@ class Compiled:
         self, logits: np.ndarray, scores: np.ndarray, test: tuple[int, int], original: tuple[int, int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Owner (h, w) and areas (3, Q)."""
-        tables = [np.full(shape, -9, kind) for n in original for shape, kind in ((n, np.int32), ((3, n), np.float32))]
-        owner, areas = np.full(original, -77, np.int16), np.full((3, len(logits)), -9, np.int32)
+        tables = [
+            self._full(shape, -9, kind) for n in original for shape, kind in ((n, np.int32), ((3, n), np.float32))
+        ]
+        owner, areas = self._full(original, -77, np.int16), self._full((3, len(logits)), -9, np.int32)
         masks, score, first, weights, columns, column_weights, *out = self.kernels.put(
             logits, scores.astype(np.float32), *tables, owner, areas
         )
@@ -140,9 +152,9 @@ class Compiled:
         """Row table (first, weights), column table (first, weights), cleared areas."""
         rows, columns = original
         arrays = (
-            np.full(rows, -9, np.int32), np.full((3, rows), np.nan, np.float32),
-            np.full(columns, -9, np.int32), np.full((3, columns), np.nan, np.float32),
-            np.full((3, queries), -9, np.int32),
+            self._full(rows, -9, np.int32), self._full((3, rows), np.nan, np.float32),
+            self._full(columns, -9, np.int32), self._full((3, columns), np.nan, np.float32),
+            self._full((3, queries), -9, np.int32),
         )  # fmt: skip
         plan = plan_panoptic_merge(FLOAT32, queries, cells, test, original, MASK_STRIDE).prepare
         sizes = map(np.int32, (*cells, MASK_STRIDE, *test, *original, queries))
@@ -159,7 +171,7 @@ class Compiled:
     ) -> np.ndarray:
         """(B, M, heads, C)."""
         batch, queries, heads, *_ = offsets.shape
-        out = np.full((batch, queries, heads, value.shape[3]), NO_NUMBER.get(value.dtype, np.nan), value.dtype)
+        out = self._full((batch, queries, heads, value.shape[3]), NO_NUMBER.get(value.dtype, np.nan), value.dtype)
         values, *rest = self.kernels.put(value, references, offsets, weight_logits, out)
         self.kernels.deformable_attention(values, shapes, *rest, STREAM)
         return out
@@ -167,8 +179,8 @@ class Compiled:
     def resize(self, pixels: np.ndarray, size: tuple[int, int], canvas_size: tuple[int, int]) -> np.ndarray:
         """Canvas (3, H, W) of pixels (h, w, 3)."""
         down, across = (resize_table(*lengths) for lengths in zip(size, pixels.shape[:2], strict=True))
-        between = np.full((pixels.shape[0], size[1], 3), 77, np.uint8)
-        canvas = np.full((3, *canvas_size), np.nan, np.float32)
+        between = self._full((pixels.shape[0], size[1], 3), 77, np.uint8)
+        canvas = self._full((3, *canvas_size), np.nan, np.float32)
         source, half, out, *tables = self.kernels.put(
             pixels, between, canvas, across.first, across.weights, down.first, down.weights
         )
@@ -177,20 +189,20 @@ class Compiled:
 
     def cut_windows(self, canvas: np.ndarray, side: tuple[int, int], start: int, count: int) -> np.ndarray:
         """Windows (count, C, sh, sw) of a canvas (C, H, W)."""
-        windows = np.full((count, len(canvas), *side), np.nan, np.float32)
+        windows = self._full((count, len(canvas), *side), np.nan, np.float32)
         source, out = self.kernels.put(canvas, windows)
         self.kernels.cut_windows(source, start, out, STREAM)
         return windows
 
     def stitch_windows(self, windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Canvas (C, H, W) of all its windows."""
-        canvas = np.full((windows.shape[1], *size), np.nan, np.float32)
+        canvas = self._full((windows.shape[1], *size), np.nan, np.float32)
         self.kernels.stitch_windows(*self.kernels.put(windows, canvas), STREAM)
         return canvas
 
     def text_cosines(self, embeddings: np.ndarray, texts: np.ndarray, scale: float) -> np.ndarray:
         """Cosines (Q, L) times ``scale``."""
-        cosines = np.full((len(embeddings), len(texts)), np.nan, np.float32)
+        cosines = self._full((len(embeddings), len(texts)), np.nan, np.float32)
         masks, words, out = self.kernels.put(embeddings, texts, cosines)
         self._naming.text_cosines(masks, words, scale, out, STREAM)
         return cosines
@@ -212,11 +224,11 @@ class Compiled:
         queries, classes = len(clip_cosines), len(clip_weight)
         with_unknown = unknown is not None
         out = {
-            "probabilities": np.full((queries, classes + 1 + with_unknown), np.nan, np.float32),
-            "labels": np.full(queries, -9, np.int32),
-            "scores": np.full(queries, np.nan, np.float32),
-            "ranked": np.full((queries, best), -9, np.int32),
-            "ranked_scores": np.full((queries, best, 3), np.nan, np.float32),
+            "probabilities": self._full((queries, classes + 1 + with_unknown), np.nan, np.float32),
+            "labels": self._full(queries, -9, np.int32),
+            "scores": self._full(queries, np.nan, np.float32),
+            "ranked": self._full((queries, best), -9, np.int32),
+            "ranked_scores": self._full((queries, best, 3), np.nan, np.float32),
         }
         thresholds = np.array([unknown if with_unknown else 9, threshold], np.float32)  # 9 must not be looked at
         objects = [] if object_logits is None else [object_logits]
@@ -239,9 +251,9 @@ class Compiled:
     ) -> tuple[np.ndarray, list[tuple[int, int, float, tuple[int, ...]]]]:
         """The segment map, and of each segment query, class, score, and left, top, right, bottom and area."""
         queries = len(labels)
-        ids, count, of, classes = (np.full(n, -9, np.int32) for n in (queries, 2, queries, queries))
-        best, facts = np.full(queries, np.nan, np.float32), np.full((5, queries), -9, np.int32)
-        segment_map, least = np.full(owner.shape, -9, np.int32), np.array([overlap], np.float64)
+        ids, count, of, classes = (self._full(n, -9, np.int32) for n in (queries, 2, queries, queries))
+        best, facts = self._full(queries, np.nan, np.float32), self._full((5, queries), -9, np.int32)
+        segment_map, least = self._full(owner.shape, -9, np.int32), np.array([overlap], np.float64)
         inputs = (labels, scores, areas, things, least)
         put = self.kernels.put(*inputs, ids, count, of, classes, best, facts, owner, segment_map)
         made = SegmentArrays(*put[len(inputs) : -2])
