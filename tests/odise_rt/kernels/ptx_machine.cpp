@@ -24,10 +24,8 @@
 #include <cstring>
 #include <deque>
 #include <limits>
-#include <map>
 #include <memory>
 #include <set>
-#include <string>
 #include <vector>
 
 namespace {
