@@ -7,7 +7,7 @@ import pytest
 
 from odise_rt.kernels.reference import MergedPixels, from_bfloat16, merge_errors, panoptic_merge, to_bfloat16
 from odise_rt.postprocessing import MaskResizer, _assign_pixels
-from tests.odise_rt.kernels.compiled import Compiled, chosen
+from tests.odise_rt.kernels.compiled import NEWER, Compiled, chosen
 from tests.odise_rt.kernels.emulated import Emulation
 
 # cells, test size, original size: same size, smaller and larger original, cropped canvas, one cell, one pixel.
@@ -27,7 +27,7 @@ SIZES = [
 ]
 
 
-@pytest.fixture(params=["source", "sm_75", "sm_90", "sm_100"])
+@pytest.fixture(params=["source", "sm_75", "sm_90", NEWER])
 def implementation(request: pytest.FixtureRequest) -> Emulation | Compiled:
     """The oldest GPUs have other copies, products and sums."""
     return chosen(request)
