@@ -322,7 +322,7 @@ def test_masks_outlive_the_next_image_and_their_buffers_come_back(bundle: Bundle
         del held
         gc.collect()
         level = gpu.device_bytes
-        for _ in range(20):
+        for _ in range(5):
             segmenter.find_masks(first)
             gc.collect()
         assert gpu.device_bytes == level
