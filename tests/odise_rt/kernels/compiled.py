@@ -23,6 +23,7 @@ from odise_rt.kernels.reference import MASK_STRIDE
 from odise_rt.kernels.resize_tables import resize_table
 from tests.odise_rt.kernels.builds import HERE, KERNELS, cached, library
 from tests.odise_rt.kernels.emulated import Emulation, aligned_empty
+from tests.odise_rt.kernels.naming_calls import NamingCalls
 from tests.odise_rt.kernels.ptx import Counts, Entry, Machine, Reader
 
 STREAM = 0
@@ -97,7 +98,7 @@ class PtxKernels(Kernels):
         return [DeviceArray(a.ctypes.data, a.shape, a.dtype, a) for a in arrays]
 
 
-class Compiled:
+class Compiled(NamingCalls):
     """Calls the kernels as tests call the emulation; results are filled with other values before."""
 
     def __init__(self, kernels: PtxKernels) -> None:
@@ -106,7 +107,7 @@ class Compiled:
         """Bytes: where results and workspaces begin. More than they need would hide that they need more."""
         self._naming = NamingKernels(kernels)
 
-    def _full(self, shape: int | tuple[int, ...], value: float, dtype: Any) -> np.ndarray:
+    def full(self, shape: int | tuple[int, ...], value: float, dtype: Any) -> np.ndarray:
         """As numpy's, where memory of a GPU may begin."""
         filled = (
             aligned_empty(int(np.prod(shape)) * np.dtype(dtype).itemsize, self.alignment).view(dtype).reshape(shape)
@@ -125,10 +126,10 @@ class Compiled:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Pooled (B, Q, C) of the features' type and areas (B, Q)."""
         self.kernels.gpu = GpuFacts(multiprocessors, shared_limit, self.kernels.gpu.compute_capability)
-        pooled = self._full(
+        pooled = self.full(
             (*logits.shape[:2], features.shape[1]), NO_NUMBER.get(features.dtype, np.nan), features.dtype
         )
-        areas = self._full(logits.shape[:2], -7, np.int32)
+        areas = self.full(logits.shape[:2], -7, np.int32)
         workspace = aligned_empty(self.kernels.mask_pool_workspace(*self.kernels.put(logits, features)), self.alignment)
         workspace.fill(0xFF)
         self.kernels.mask_pool(*self.kernels.put(logits, features, workspace, pooled, areas), STREAM)
@@ -138,10 +139,8 @@ class Compiled:
         self, logits: np.ndarray, scores: np.ndarray, test: tuple[int, int], original: tuple[int, int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Owner (h, w) and areas (3, Q)."""
-        tables = [
-            self._full(shape, -9, kind) for n in original for shape, kind in ((n, np.int32), ((3, n), np.float32))
-        ]
-        owner, areas = self._full(original, -77, np.int16), self._full((3, len(logits)), -9, np.int32)
+        tables = [self.full(shape, -9, kind) for n in original for shape, kind in ((n, np.int32), ((3, n), np.float32))]
+        owner, areas = self.full(original, -77, np.int16), self.full((3, len(logits)), -9, np.int32)
         masks, score, first, weights, columns, column_weights, *out = self.kernels.put(
             logits, scores.astype(np.float32), *tables, owner, areas
         )
@@ -154,9 +153,9 @@ class Compiled:
         """Row table (first, weights), column table (first, weights), cleared areas."""
         rows, columns = original
         arrays = (
-            self._full(rows, -9, np.int32), self._full((3, rows), np.nan, np.float32),
-            self._full(columns, -9, np.int32), self._full((3, columns), np.nan, np.float32),
-            self._full((3, queries), -9, np.int32),
+            self.full(rows, -9, np.int32), self.full((3, rows), np.nan, np.float32),
+            self.full(columns, -9, np.int32), self.full((3, columns), np.nan, np.float32),
+            self.full((3, queries), -9, np.int32),
         )  # fmt: skip
         plan = plan_panoptic_merge(FLOAT32, queries, cells, test, original, MASK_STRIDE).prepare
         sizes = map(np.int32, (*cells, MASK_STRIDE, *test, *original, queries))
@@ -173,7 +172,7 @@ class Compiled:
     ) -> np.ndarray:
         """(B, M, heads, C)."""
         batch, queries, heads, *_ = offsets.shape
-        out = self._full((batch, queries, heads, value.shape[3]), NO_NUMBER.get(value.dtype, np.nan), value.dtype)
+        out = self.full((batch, queries, heads, value.shape[3]), NO_NUMBER.get(value.dtype, np.nan), value.dtype)
         values, *rest = self.kernels.put(value, references, offsets, weight_logits, out)
         self.kernels.deformable_attention(values, shapes, *rest, STREAM)
         return out
@@ -181,8 +180,8 @@ class Compiled:
     def resize(self, pixels: np.ndarray, size: tuple[int, int], canvas_size: tuple[int, int]) -> np.ndarray:
         """Canvas (3, H, W) of pixels (h, w, 3)."""
         down, across = (resize_table(*lengths) for lengths in zip(size, pixels.shape[:2], strict=True))
-        between = self._full((pixels.shape[0], size[1], 3), 77, np.uint8)
-        canvas = self._full((3, *canvas_size), np.nan, np.float32)
+        between = self.full((pixels.shape[0], size[1], 3), 77, np.uint8)
+        canvas = self.full((3, *canvas_size), np.nan, np.float32)
         source, half, out, *tables = self.kernels.put(
             pixels, between, canvas, across.first, across.weights, down.first, down.weights
         )
@@ -191,80 +190,50 @@ class Compiled:
 
     def cut_windows(self, canvas: np.ndarray, side: tuple[int, int], start: int, count: int) -> np.ndarray:
         """Windows (count, C, sh, sw) of a canvas (C, H, W)."""
-        windows = self._full((count, len(canvas), *side), np.nan, np.float32)
+        windows = self.full((count, len(canvas), *side), np.nan, np.float32)
         source, out = self.kernels.put(canvas, windows)
         self.kernels.cut_windows(source, start, out, STREAM)
         return windows
 
     def stitch_windows(self, windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Canvas (C, H, W) of all its windows."""
-        canvas = self._full((windows.shape[1], *size), np.nan, np.float32)
+        canvas = self.full((windows.shape[1], *size), np.nan, np.float32)
         self.kernels.stitch_windows(*self.kernels.put(windows, canvas), STREAM)
         return canvas
 
     def text_cosines(self, embeddings: np.ndarray, texts: np.ndarray, scale: float) -> np.ndarray:
         """Cosines (Q, L) times ``scale``."""
-        cosines = self._full((len(embeddings), len(texts)), np.nan, np.float32)
+        cosines = self.full((len(embeddings), len(texts)), np.nan, np.float32)
         masks, words, out = self.kernels.put(embeddings, texts, cosines)
         self._naming.text_cosines(masks, words, scale, out, STREAM)
         return cosines
 
-    def name_classes(
+    def launch_classes(
         self,
-        mask_cosines: np.ndarray,
-        clip_cosines: np.ndarray,
-        first_word: np.ndarray,
-        clip_weight: np.ndarray,
+        inputs: Sequence[np.ndarray],
         object_logits: np.ndarray | None,
-        *,
-        unknown: float | None,
-        threshold: float,
-        best: int,
+        thresholds: np.ndarray,
+        out: Sequence[np.ndarray],
         rank_all: bool,
-    ) -> dict[str, np.ndarray]:
-        """Probabilities, labels, scores, ranked, ranked_scores."""
-        queries, classes = len(clip_cosines), len(clip_weight)
-        with_unknown = unknown is not None
-        out = {
-            "probabilities": self._full((queries, classes + 1 + with_unknown), np.nan, np.float32),
-            "labels": self._full(queries, -9, np.int32),
-            "scores": self._full(queries, np.nan, np.float32),
-            "ranked": self._full((queries, best), -9, np.int32),
-            "ranked_scores": self._full((queries, best, 3), np.nan, np.float32),
-        }
-        thresholds = np.array([unknown if with_unknown else 9, threshold], np.float32)  # 9 must not be looked at
+        with_unknown: bool,
+    ) -> None:
+        """See :class:`NamingCalls`."""
         objects = [] if object_logits is None else [object_logits]
-        put = self.kernels.put(*out.values(), mask_cosines, clip_cosines, first_word, clip_weight, thresholds, *objects)
+        put = self.kernels.put(*out, *inputs, thresholds, *objects)
         made, (masks, clip, first, weight, limits, *rest) = ClassArrays(*put[: len(out)]), put[len(out) :]
         self._naming.name_classes(
             masks, clip, first, weight, rest[0] if rest else None, limits, made, STREAM, rank_all=rank_all,
             with_unknown=with_unknown,
         )  # fmt: skip
-        return out
 
-    def segments(
-        self,
-        labels: np.ndarray,
-        scores: np.ndarray,
-        owner: np.ndarray,
-        areas: np.ndarray,
-        things: np.ndarray,
-        overlap: float,
-    ) -> tuple[np.ndarray, list[tuple[int, int, float, tuple[int, ...]]]]:
-        """The segment map, and of each segment query, class, score, and left, top, right, bottom and area."""
-        queries = len(labels)
-        ids, count, of, classes = (self._full(n, -9, np.int32) for n in (queries, 2, queries, queries))
-        best, facts = self._full(queries, np.nan, np.float32), self._full((5, queries), -9, np.int32)
-        segment_map, least = self._full(owner.shape, -9, np.int32), np.array([overlap], np.float64)
-        inputs = (labels, scores, areas, things, least)
-        put = self.kernels.put(*inputs, ids, count, of, classes, best, facts, owner, segment_map)
-        made = SegmentArrays(*put[len(inputs) : -2])
-        self._naming.choose_segments(*put[: len(inputs)], made, STREAM)
-        self._naming.paint_segments(put[-2], made, put[-1], STREAM)
-        found = zip(of, classes, best, facts.T, strict=True)
-        segments = [(int(q), int(c), float(s), tuple(int(v) for v in f)) for q, c, s, f in found]
-        assert count[1] == (labels < -1).sum()
-        return segment_map, segments[: count[0]]
+    def launch_segments(
+        self, inputs: Sequence[np.ndarray], made: Sequence[np.ndarray], owner: np.ndarray, segment_map: np.ndarray
+    ) -> None:
+        """See :class:`NamingCalls`."""
+        put = self.kernels.put(*inputs, *made, owner, segment_map)
+        segments = SegmentArrays(*put[len(inputs) : -2])
+        self._naming.choose_segments(*put[: len(inputs)], segments, STREAM)
+        self._naming.paint_segments(put[-2], segments, put[-1], STREAM)
 
 
 def chosen(request: pytest.FixtureRequest) -> Emulation | Compiled:

@@ -6,6 +6,7 @@ Emulation, not a GPU: see ``emulation.hpp``. Arrays of dtype uint16 stand for bf
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from odise_rt.kernels.launch_plans import WindowLayout
 from odise_rt.kernels.resize_tables import resize_table
 from tests.odise_rt.kernels.builds import HERE, KERNELS, library
+from tests.odise_rt.kernels.naming_calls import NamingCalls
 
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2}
 
@@ -25,7 +27,7 @@ def build(folder: Path) -> Path:
     return library(folder, HERE / "emulation.cpp", headers, flags)
 
 
-class Emulation:
+class Emulation(NamingCalls):
     """The C functions of ``emulation.cpp``."""
 
     def __init__(self, library: Path) -> None:
@@ -189,67 +191,34 @@ class Emulation:
         )
         return cosines
 
-    def name_classes(
+    def launch_classes(
         self,
-        mask_cosines: np.ndarray,
-        clip_cosines: np.ndarray,
-        first_word: np.ndarray,
-        clip_weight: np.ndarray,
+        inputs: Sequence[np.ndarray],
         object_logits: np.ndarray | None,
-        *,
-        unknown: float | None,
-        threshold: float,
-        best: int,
+        thresholds: np.ndarray,
+        out: Sequence[np.ndarray],
         rank_all: bool,
-    ) -> dict[str, np.ndarray]:
-        """Probabilities, labels, scores, ranked, ranked_scores; everything is filled with other values before."""
-        (queries, words), classes = clip_cosines.shape, len(clip_weight)
-        out = {
-            "probabilities": np.full((queries, classes + (1 if unknown is None else 2)), np.nan, np.float32),
-            "labels": np.full(queries, -9, np.int32),
-            "scores": np.full(queries, np.nan, np.float32),
-            "ranked": np.full((queries, best), -9, np.int32),
-            "ranked_scores": np.full((queries, best, 3), np.nan, np.float32),
-        }
-        thresholds = np.array([9 if unknown is None else unknown, threshold], np.float32)  # 9 must not be looked at
+        with_unknown: bool,
+    ) -> None:
+        """See :class:`NamingCalls`."""
+        (queries, words), classes, best = inputs[1].shape, len(inputs[3]), out[3].shape[1]
         status = self._call(
-            "emulate_name_classes", _at(mask_cosines), _at(clip_cosines), _at(first_word), _at(clip_weight),
-            None if object_logits is None else _at(object_logits),
-            _at(thresholds), queries, words, classes, best,
-            int(rank_all), int(unknown is not None),
-            *(_at(array) for array in out.values()),
+            "emulate_name_classes", *map(_at, inputs), None if object_logits is None else _at(object_logits),
+            _at(thresholds), queries, words, classes, best, int(rank_all), int(with_unknown), *map(_at, out),
         )  # fmt: skip
         assert status == 0, status
-        return out
 
-    def segments(
-        self,
-        labels: np.ndarray,
-        scores: np.ndarray,
-        owner: np.ndarray,
-        areas: np.ndarray,
-        things: np.ndarray,
-        overlap: float,
-    ) -> tuple[np.ndarray, list[tuple[int, int, float, tuple[int, ...]]]]:
-        """The segment map, and of each segment query, class, score, and left, top, right, bottom and area."""
-        queries = len(labels)
-        ids, count, of, classes = (np.full(n, -9, np.int32) for n in (queries, 2, queries, queries))
-        best, facts = np.full(queries, np.nan, np.float32), np.full((5, queries), -9, np.int32)
-        least, outputs = np.array([overlap], np.float64), (ids, count, of, classes, best, facts)
-        status = self._call(
-            "emulate_name_choose", _at(labels), _at(scores), _at(areas), _at(things), _at(least), queries,
-            *(_at(array) for array in outputs),
-        )  # fmt: skip
+    def launch_segments(
+        self, inputs: Sequence[np.ndarray], made: Sequence[np.ndarray], owner: np.ndarray, segment_map: np.ndarray
+    ) -> None:
+        """See :class:`NamingCalls`."""
+        queries, (ids, count, *_, facts) = len(inputs[0]), made
+        status = self._call("emulate_name_choose", *map(_at, inputs), queries, *map(_at, made))
         assert status == 0, status
-        segment_map = np.full(owner.shape, -9, np.int32)
         status = self._call(
             "emulate_name_paint", _at(owner), _at(ids), _at(count), queries, *owner.shape, _at(facts), _at(segment_map)
         )
         assert status == 0, status
-        found = zip(of, classes, best, facts.T, strict=True)
-        segments = [(int(q), int(c), float(s), tuple(int(v) for v in f)) for q, c, s, f in found]
-        assert count[1] == (labels < -1).sum()
-        return segment_map, segments[: count[0]]
 
     def launch(self, kernel: str, arguments: tuple[Any, ...]) -> None:
         """Run a kernel by the name and arguments that cuda-core is given: pointers as int, numbers as numpy's."""

@@ -41,6 +41,21 @@ def problem(
     return [stored[0], references, *stored[1:]], [true[0], references, *true[1:]]
 
 
+def check(
+    implementation: Emulation | Compiled,
+    arrays: tuple[list[np.ndarray], list[np.ndarray]],
+    kind: str,
+    shapes: list[tuple[int, int]],
+) -> None:
+    stored, true = arrays
+    out = implementation.deformable_attention(stored[0], shapes, *stored[1:])
+    expected = deformable_attention(true[0], shapes, *true[1:])
+    values = from_bfloat16(out) if kind == "bfloat16" else out.astype(np.float64)
+    difference = np.abs(values - expected)
+    print(f"{kind}: largest difference {difference.max():.3g}, mean {difference.mean():.3g}")
+    assert difference.max() <= TOLERANCE[kind] * max(1.0, np.abs(expected).max())
+
+
 @pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize(
     ("batch", "queries", "heads", "channels", "points", "shapes"),
@@ -62,13 +77,7 @@ def test_body_equals_the_definition(
     shapes: list[tuple[int, int]],
     kind: str,
 ) -> None:
-    stored, true = problem(kind, batch, queries, heads, channels, points, shapes, seed=batch)
-    out = implementation.deformable_attention(stored[0], shapes, *stored[1:])
-    expected = deformable_attention(true[0], shapes, *true[1:])
-    values = from_bfloat16(out) if kind == "bfloat16" else out.astype(np.float64)
-    difference = np.abs(values - expected)
-    print(f"{kind}: largest difference {difference.max():.3g}, mean {difference.mean():.3g}")
-    assert difference.max() <= TOLERANCE[kind] * max(1.0, np.abs(expected).max())
+    check(implementation, problem(kind, batch, queries, heads, channels, points, shapes, seed=batch), kind, shapes)
 
 
 def test_references_of_every_image(implementation: Emulation | Compiled) -> None:

@@ -9,13 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from odise_rt.kernels.reference import (
-    MergedPixels,
-    deformable_attention,
-    from_bfloat16,
-    merge_errors,
-    to_bfloat16,
-)
+from odise_rt.kernels.reference import MergedPixels, from_bfloat16, merge_errors, to_bfloat16
 from tests.odise_rt.kernels import test_deformable_attention, test_mask_pooling
 from tests.odise_rt.kernels.compiled import Compiled
 from tests.odise_rt.kernels.test_panoptic_merge import blobs
@@ -36,11 +30,9 @@ def compiled(request: pytest.FixtureRequest, compiled_for: Callable[[int], Compi
 @settings(max_examples=120)
 @given(
     kind=KINDS,
-    batch=st.integers(1, 2),
-    queries=st.integers(1, 130),
-    channels=st.integers(1, 300),
-    height=st.integers(1, 20),
-    width=st.integers(1, 70),
+    sizes=st.tuples(
+        st.integers(1, 2), st.integers(1, 130), st.integers(1, 300), st.integers(1, 20), st.integers(1, 70)
+    ),
     multiprocessors=st.integers(1, 12),
     shared_limit=st.sampled_from([65_536, 101_376, 166_912, 232_448]),
     seed=SEEDS,
@@ -48,16 +40,13 @@ def compiled(request: pytest.FixtureRequest, compiled_for: Callable[[int], Compi
 def test_mask_pool(
     compiled: Compiled,
     kind: str,
-    batch: int,
-    queries: int,
-    channels: int,
-    height: int,
-    width: int,
+    sizes: tuple[int, int, int, int, int],
     multiprocessors: int,
     shared_limit: int,
     seed: int,
 ) -> None:
-    arrays = test_mask_pooling.problem(batch, queries, channels, height, width, kind, seed)
+    """Sizes are B, Q, C, H, W."""
+    arrays = test_mask_pooling.problem(*sizes, kind, seed)
     test_mask_pooling.check(compiled, arrays, kind, multiprocessors=multiprocessors, shared_limit=shared_limit)
 
 
@@ -97,28 +86,17 @@ def test_panoptic_merge(
 @settings(max_examples=80)
 @given(
     kind=KINDS,
-    batch=st.integers(1, 2),
-    queries=st.integers(1, 40),
-    heads=st.integers(1, 4),
-    channels=st.integers(1, 20) | st.sampled_from([16, 24, 32]),
-    points=st.integers(1, 5),
+    sizes=st.tuples(
+        st.integers(1, 2), st.integers(1, 40), st.integers(1, 4),
+        st.integers(1, 20) | st.sampled_from([16, 24, 32]), st.integers(1, 5),
+    ),
     shapes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=8),
     seed=SEEDS,
-)
+)  # fmt: skip
 def test_attention(
-    compiled: Compiled,
-    kind: str,
-    batch: int,
-    queries: int,
-    heads: int,
-    channels: int,
-    points: int,
-    shapes: list[tuple[int, int]],
-    seed: int,
+    compiled: Compiled, kind: str, sizes: tuple[int, int, int, int, int], shapes: list[tuple[int, int]], seed: int
 ) -> None:
-    stored, true = test_deformable_attention.problem(kind, batch, queries, heads, channels, points, shapes, seed)
-    out = compiled.deformable_attention(stored[0], shapes, *stored[1:])
-    expected = deformable_attention(true[0], shapes, *true[1:])
-    values = from_bfloat16(out) if kind == "bfloat16" else out.astype(np.float64)
-    most = test_deformable_attention.TOLERANCE[kind] * max(1.0, np.abs(expected).max())
-    assert np.abs(values - expected).max() <= most
+    """Sizes are B, M, heads, C, points."""
+    test_deformable_attention.check(
+        compiled, test_deformable_attention.problem(kind, *sizes, shapes, seed), kind, shapes
+    )
