@@ -230,6 +230,5 @@ inline int last_bit(uint32_t bits) { return 31 - __builtin_clz(bits); }
 #endif
 
 ODISE_DEVICE float larger(float a, float b) { return a < b ? b : a; }
-ODISE_DEVICE float smaller(float a, float b) { return b < a ? b : a; }
 
 }  // namespace odise

@@ -235,38 +235,6 @@ ODISE_DEVICE int merge_claim(const T* mask, int query, float inverse_score, cons
   return count;
 }
 
-/// Lets the listed masks claim the pixels of a warp, and counts where they are.
-template <bool kTiny, class T, class Block>
-ODISE_DEVICE void merge_claims(const Block& block, const typename Block::Warp& warp, const T* logits,
-                               const float* scores, const int32_t* list, int count, int64_t mask_size,
-                               const MergeCells<kTiny>& cells, const AxisTable& vertical, int64_t top,
-                               const typename Block::Warp::template Lane<MergeTaps>& taps,
-                               typename Block::Warp::template Lane<MergePixels>& pixels, int32_t* area) {
-  using Warp = typename Block::Warp;
-  for (int base = 0; base < count; base += kWarp) {
-    typename Warp::template Lane<int> listed;
-    typename Warp::template Lane<float> inverses;
-    warp.each([&](int lane) {
-      listed[lane] = base + lane < count ? list[base + lane] : 0;
-      inverses[lane] = 1.0f / scores[listed[lane]];
-    });
-    const int here = count - base < kWarp ? count - base : kWarp;
-    for (int i = 0; i < here; ++i) {
-      const int query = warp.from(listed, i);
-      const float inverse = warp.from(inverses, i);
-      typename Warp::template Lane<int> inside;
-      warp.each([&](int lane) {
-        inside[lane] = merge_claim<T, kTiny>(logits + query * mask_size, query, inverse, taps[lane], cells, vertical, top,
-                                             pixels[lane]);
-      });
-      const int total = warp.sum(inside);
-      warp.each([&](int lane) {
-        if (lane == 0 && total) block.add(&area[query], total);
-      });
-    }
-  }
-}
-
 /// Grid: (ceil(columns / kMergeColumns), ceil(rows / kMergeTileRows)); kMergeThreads threads; merge_shared_bytes().
 ///
 /// `scores` below or equal to zero (or NaN) say that a mask does not take part. `areas` is (3, queries), cleared before.
@@ -371,12 +339,34 @@ ODISE_DEVICE void panoptic_merge(const Block& block, char* shared, const T* logi
         pixels[lane].owner[r] = count ? list[0] : 0;
       }
     });
+    const auto claim = [&](const auto& cells) {  // in order, 32 masks at a time
+      for (int base = 0; base < count; base += kWarp) {
+        typename Warp::template Lane<int> queries_here;
+        typename Warp::template Lane<float> inverses;
+        warp.each([&](int lane) {
+          queries_here[lane] = base + lane < count ? list[base + lane] : 0;
+          inverses[lane] = 1.0f / scores[queries_here[lane]];
+        });
+        const int here = count - base < kWarp ? count - base : kWarp;
+        for (int i = 0; i < here; ++i) {
+          const int query = warp.from(queries_here, i);
+          const float inverse = warp.from(inverses, i);
+          typename Warp::template Lane<int> inside;
+          warp.each([&](int lane) {
+            inside[lane] =
+                merge_claim(logits + query * mask_size, query, inverse, taps[lane], cells, vertical, y0, pixels[lane]);
+          });
+          const int total = warp.sum(inside);
+          warp.each([&](int lane) {
+            if (lane == 0 && total) block.add(&area[query], total);
+          });
+        }
+      }
+    };
     if (cell_rows >= kMergeTaps && cell_columns >= kMergeTaps) {
-      merge_claims<false>(block, warp, logits, scores, list, count, mask_size, {cell_rows, cell_columns}, vertical, y0,
-                          taps, pixels, area);
+      claim(MergeCells<false>{cell_rows, cell_columns});
     } else {
-      merge_claims<true>(block, warp, logits, scores, list, count, mask_size, {cell_rows, cell_columns}, vertical, y0,
-                         taps, pixels, area);
+      claim(MergeCells<true>{cell_rows, cell_columns});
     }
 #pragma unroll
     for (int r = 0; r < kMergeRows; ++r) {
