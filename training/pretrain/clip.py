@@ -36,7 +36,7 @@ from training.pretrain.clip_forward import encode_images, encode_tokens
 from training.pretrain.closeups import PHOTO_TEMPLATE, CloseUpSampler, caption
 from training.pretrain.regions import draw_collages, draw_mosaics
 from training.pretrain.scene_bank import SceneBank
-from training.pretrain.session import CONFIGS, Session, parse_options, write_atomically
+from training.pretrain.session import Session, add_world_arguments, parse_options, write_atomically
 from training.pretrain.tokenizer import encode_texts, with_markers
 
 WEIGHTS_FILE = "model.safetensors"
@@ -175,10 +175,9 @@ class ClipTrainer:
 def main(arguments: list[str] | None = None) -> int:
     """Train, evaluate and save; returns the exit status."""
     parser = CommandParser(prog="python -m training.pretrain.clip", description=__doc__)
-    parser.add_argument("--scenes", type=Path, required=True, help="Sticker World drawn with --classes all.")
+    add_world_arguments(parser)
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json of training.pretrain.tokenizer.")
     parser.add_argument("--out", type=Path, required=True, help="Folder of model.safetensors, log and checkpoint.")
-    parser.add_argument("--config", choices=CONFIGS, default="odise-tiny", help="Preset that sizes the networks.")
     parser.add_argument("--steps", type=whole_number(1), default=2200, help="Training steps in all.")
     parser.add_argument("--text-steps", type=whole_number(0), default=120, help="First steps, on captions alone.")
     parser.add_argument("--mosaics", type=whole_number(1), default=7, help="Mosaics (twelve regions each) a step.")

@@ -34,7 +34,7 @@ from training.data.sticker_world.nouns import all_nouns
 from training.models.frozen import build_sd_text, build_unet
 from training.pretrain.closeups import CloseUpSampler, caption
 from training.pretrain.scene_bank import SceneBank
-from training.pretrain.session import CONFIGS, Session, parse_options
+from training.pretrain.session import Session, add_world_arguments, parse_options
 from training.pretrain.tokenizer import encode_texts, with_markers
 from training.run_state import UNREADABLE
 
@@ -252,13 +252,12 @@ def load_vae(folder: Path) -> AutoencoderKL:
 def main(arguments: list[str] | None = None) -> int:
     """Cache latents, train, sample and save; returns the exit status."""
     parser = CommandParser(prog="python -m training.pretrain.diffusion", description=__doc__)
-    parser.add_argument("--scenes", type=Path, required=True, help="Sticker World drawn with --classes all.")
+    add_world_arguments(parser)
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json of training.pretrain.tokenizer.")
     parser.add_argument("--out", type=Path, required=True, help="Folder that unet/, text_encoder/, samples.png go to.")
     parser.add_argument(
         "--vae", type=Path, help="Autoencoder, or checkpoint whose autoencoder to use. Default: OUT/vae."
     )
-    parser.add_argument("--config", choices=CONFIGS, default="odise-tiny", help="Preset that sizes the networks.")
     parser.add_argument("--steps", type=whole_number(1), default=1600, help="Training steps in all.")
     parser.add_argument(
         "--batch", type=whole_number(1), default=24, help="Whole windows a step; twice as many small close-ups."

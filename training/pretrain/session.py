@@ -36,6 +36,13 @@ def cosine_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
+def add_world_arguments(parser: argparse.ArgumentParser, sized: bool = True) -> None:
+    """Options of what is trained on drawn scenes: where these are and, if ``sized``, the preset of its networks."""
+    parser.add_argument("--scenes", type=Path, required=True, help="Sticker World drawn with --classes all.")
+    if sized:
+        parser.add_argument("--config", choices=CONFIGS, default="odise-tiny", help="Preset that sizes the networks.")
+
+
 def parse_options(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """Parse a training's command line with the options that all of them have, and set the number of threads."""
     parser.add_argument("--seed", type=whole_number(0, MAX_SEED), default=0, help="Seed of all that is drawn.")

@@ -34,7 +34,7 @@ from training.pretrain.diffusion import (
     sd_tokens,
 )
 from training.pretrain.scene_bank import SceneBank
-from training.pretrain.session import Session, parse_options, write_atomically
+from training.pretrain.session import Session, add_world_arguments, parse_options, write_atomically
 from training.pretrain.tokenizer import with_markers
 
 
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Cache latents, train, measure, sample and save; returns the exit status."""
     parser = CommandParser(prog="python -m training.pretrain.text_encoder", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="Checkpoint folder without a text encoder.")
-    parser.add_argument("--scenes", type=Path, required=True, help="Sticker World drawn with --classes all.")
+    add_world_arguments(parser, sized=False)
     parser.add_argument("--out", type=Path, required=True, help="Checkpoint folder to write.")
     parser.add_argument("--steps", type=whole_number(1), default=1200, help="Training steps in all.")
     parser.add_argument("--batch", type=whole_number(1), default=24, help="Windows a step.")

@@ -25,7 +25,7 @@ from training.data.sticker_world.nouns import all_nouns
 from training.models.frozen import build_vae
 from training.pretrain.closeups import CloseUpSampler
 from training.pretrain.scene_bank import SceneBank
-from training.pretrain.session import CONFIGS, Session, parse_options
+from training.pretrain.session import Session, add_world_arguments, parse_options
 
 KL_WEIGHT = 1e-5
 EDGE_WEIGHT = 0.5
@@ -88,9 +88,8 @@ def save_reconstructions(vae: AutoencoderKL, images: Tensor, path: Path) -> floa
 def main(arguments: list[str] | None = None) -> int:
     """Train, normalise and save; returns the exit status."""
     parser = CommandParser(prog="python -m training.pretrain.vae", description=__doc__)
-    parser.add_argument("--scenes", type=Path, required=True, help="Sticker World drawn with --classes all.")
+    add_world_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="Diffusers folder to write.")
-    parser.add_argument("--config", choices=CONFIGS, default="odise-tiny", help="Preset that sizes the networks.")
     parser.add_argument("--steps", type=whole_number(1), default=1400, help="Training steps in all.")
     parser.add_argument("--batch", type=whole_number(1), default=8, help="Crops a step.")
     parser.add_argument("--side", type=whole_number(1), default=64, help="Pixels of the small crops.")
