@@ -272,7 +272,7 @@ def write_reference(path: Path, cases: Sequence[Case]) -> None:
     for number, case in enumerate(cases):
         for side, values in (("inputs", case.inputs), ("outputs", case.outputs)):
             arrays |= {f"{number}.{side}.{name}": np.ascontiguousarray(array) for name, array in values.items()}
-    np.savez_compressed(path, allow_pickle=False, **arrays)
+    np.savez_compressed(path, **arrays)
 
 
 def read_reference(path: Path, spec: StageSpec) -> list[Case]:

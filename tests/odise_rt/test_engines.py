@@ -15,7 +15,7 @@ from odise_rt import Bundle, BundleError, engines
 from odise_rt.backends.machine import engine_platform
 from odise_rt.engine_check import Bounds, Case, check_output, check_stage
 from odise_rt.engine_facts import EngineFacts, Machine, ShapeRange
-from odise_rt.engines import find_engines, open_engine, read_reference
+from odise_rt.engines import find_engines, open_engine, read_reference, write_reference
 from odise_rt.errors import BackendError
 from tests.odise_rt.engine_bundle import replace_file, write_engine, write_engines
 from tests.odise_rt.fake_gpu import GPU, VERSION
@@ -180,9 +180,19 @@ def test_reference_of_another_stage_or_damaged(bundle: Bundle, monkeypatch: pyte
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(BundleError, match="damaged or of another stage"):
         read_reference(path, specs["clip_image"])
-    np.savez(path, allow_pickle=True, **{"0.inputs.windows": np.array([{}], object)})  # type: ignore[arg-type]
+    np.savez(path, **{"0.inputs.windows": np.array([{}], object)})  # type: ignore[arg-type]
     with pytest.raises(BundleError, match="damaged or of another stage"):
         read_reference(path, specs["clip_image"])
+
+
+def test_a_reference_file_holds_the_arrays_alone(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stored: dict[str, Any] = {}
+    # As numpy before 2.2 does it: what it has no name for is an array.
+    monkeypatch.setattr(np, "savez_compressed", lambda file, *args, **arrays: stored.update(arrays))
+    write_reference(tmp_path / "reference.npz", [Case({"windows": np.ones(2)}, {"image_embedding": np.ones(3)})] * 2)
+    assert list(stored) == [f"{k}.{name}" for k in (0, 1) for name in ("inputs.windows", "outputs.image_embedding")]
 
 
 def test_reference_that_is_no_archive_of_numbers(bundle: Bundle) -> None:
