@@ -313,7 +313,7 @@ def _safe_path(root: Path, relative: str, present: bool = True) -> Path:
     """The file inside the bundle, or an error if the path would leave the folder or, if ``present``, is no file."""
     pure = PurePosixPath(relative)
     unsafe = (
-        not relative
+        not pure.parts  # "" or ".", which are the folder itself
         or pure.is_absolute()
         or ".." in pure.parts
         or "\\" in relative

@@ -106,6 +106,8 @@ def test_manifest_that_is_no_manifest(new_bundle: NewBundle, content: str) -> No
         "onnx/../../outside.onnx",
         "/etc/passwd",
         "",
+        ".",
+        "./",
         "onnx\\..\\..\\x",
         "C:/windows",
         "onnx/\x00",
