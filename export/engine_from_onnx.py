@@ -77,6 +77,8 @@ class BuildResult:
     plan_bytes: int
     layers: int
     """Of the parsed network."""
+    warning: str | None = None
+    """What went wrong beside the engine, which is whole."""
 
 
 def build_flags(engine: EngineKind, optimization_level: int) -> tuple[str, ...]:
@@ -129,9 +131,13 @@ def build_engine(job: BuildJob) -> BuildResult:
         file.write(memoryview(plan))
         file.flush()
         os.fsync(file.fileno())
+    warning = None
     if cache is not None and job.timing_cache is not None:
-        _save_timing_cache(config, job.timing_cache)
-    return BuildResult(time.perf_counter() - started, job.plan.stat().st_size, layers)
+        try:
+            _save_timing_cache(config, job.timing_cache)
+        except OSError as exc:
+            warning = f"timings for the next build cannot be kept in {job.timing_cache.parent} ({exc.strerror or exc})"
+    return BuildResult(time.perf_counter() - started, job.plan.stat().st_size, layers, warning)
 
 
 def _describe(error: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from typing import Any
 from export.engine_from_onnx import RESULT_NAME, BuildJob, BuildResult
 from odise_rt.engine_facts import TITLES
 from odise_rt.errors import ExportError
+
+logger = logging.getLogger(__name__)
 
 _JOB_NAME = "job.json"
 _LOG_NAME = "build.log"
@@ -53,7 +56,10 @@ def build_in_process(job: BuildJob, folder: Path, note: Callable[[str], None] = 
                 raise
         outcome = _outcome(result_file)
         if code == 0 and isinstance(outcome.get("result"), dict) and job.plan.is_file():
-            return BuildResult(**outcome["result"])
+            result = BuildResult(**outcome["result"])
+            if result.warning is not None:
+                logger.warning("stage %s: %s", job.stage, result.warning)
+            return result
         raise ExportError(outcome.get("error") or _obituary(job, code, log_file))
     finally:
         for path in paths:

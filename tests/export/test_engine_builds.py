@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -272,7 +273,9 @@ def _first(look: Callable[[], Any], seconds: float = 60.0) -> Any:
     return found
 
 
-def test_a_long_build_says_that_it_goes_on(tmp_path: Path, gpu: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_build_says_that_it_goes_on(
+    tmp_path: Path, gpu: Calls, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from export import engine_process
 
     monkeypatch.setattr(engine_process, "_REPORT_SECONDS", 0.1)
@@ -295,6 +298,11 @@ def test_a_long_build_says_that_it_goes_on(tmp_path: Path, gpu: Calls, monkeypat
         job.plan.unlink()
         build_in_process(job, tmp_path)
         assert cache.read_bytes() == then
+    # Nor is a place that cannot be written.
+    job.plan.unlink()
+    build_in_process(dataclasses.replace(job, timing_cache=path / "timing"), tmp_path)
+    assert job.plan.is_file()
+    assert f"stage clip_text: timings for the next build cannot be kept in {path} (" in caplog.text
 
 
 def layered_bundle(folder: Path) -> Bundle:
