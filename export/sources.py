@@ -10,6 +10,7 @@ from odise_rt.bundle import file_sha256
 from odise_rt.errors import ExportError
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints import LoadedCheckpoint, load_checkpoint, load_released
+from training.checkpoints.stable_diffusion import diffusers_files
 from training.config import preset
 from training.initialization import random_checkpoint
 
@@ -66,10 +67,10 @@ def from_released(config_name: str, odise: Path, stable_diffusion: Path, clip: P
 
 
 def _hashes(path: Path) -> dict[str, str]:
-    """SHA-256 of a file, or of every file in a folder, by name."""
+    """SHA-256 of a file, or of those of a diffusers directory, by name."""
     if path.is_file():
         return {path.name: file_sha256(path)}
-    return {str(p.relative_to(path)): file_sha256(p) for p in sorted(path.rglob("*")) if p.is_file()}
+    return {p.relative_to(path).as_posix(): file_sha256(p) for p in diffusers_files(path)}
 
 
 def from_random(config_name: str, seed: int) -> Source:

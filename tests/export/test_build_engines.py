@@ -124,13 +124,17 @@ def test_stages_are_checked_without_a_place(
 
 
 def test_files_of_one_name_keep_their_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder, text in (("odise", "one"), ("clip", "two"), ("sd/unet", "three"), ("sd/vae", "four")):
+    parts = ("vae", "unet", "text_encoder")
+    for folder in ("odise", "clip", *(f"sd/{part}" for part in parts)):
         (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "model.pt").write_text(text)
+        (tmp_path / folder / "model.bin").write_text(folder)
+    (tmp_path / "sd/.cache").mkdir()
+    for name in (".cache/model.bin.metadata", "unet/config.json", "README.md"):  # what no weight depends on
+        (tmp_path / "sd" / name).write_text("today")
     monkeypatch.setattr(sources, "load_released", lambda *args, **options: None)
     made = sources.from_released(
-        "odise-sd1", tmp_path / "odise/model.pt", tmp_path / "sd", tmp_path / "clip/model.pt"
+        "odise-sd1", tmp_path / "odise/model.bin", tmp_path / "sd", tmp_path / "clip/model.bin"
     ).created_from
-    files = ["clip/model.pt", "odise/model.pt", "stable_diffusion/unet/model.pt", "stable_diffusion/vae/model.pt"]
-    assert sorted(made["files"]) == files
-    assert len(set(made["files"].values())) == 4
+    files = ["clip/model.bin", "odise/model.bin", *(f"stable_diffusion/{part}/model.bin" for part in parts)]
+    assert sorted(made["files"]) == sorted(files)
+    assert len(set(made["files"].values())) == 5

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel
 from odise_rt.errors import CheckpointError
 from training.checkpoints.key_table import KeyTable, Tensors, load_strict, quote_keys
 from training.checkpoints.report import PartReport
-from training.checkpoints.tensor_files import TensorFile, read_tensors
+from training.checkpoints.tensor_files import read_tensors
 
 UNET_LEVELS = 4
 VAE_LEVELS = 4
@@ -206,13 +206,10 @@ def _attention_as_linear(tensors: Tensors) -> Tensors:
 
 def _load_diffusers(root: Path, vae: nn.Module, unet: nn.Module, text: CLIPTextModel) -> list[PartReport]:
     reports = []
-    for folder, module, name, kind in (
-        ("vae", vae, "vae", "AutoencoderKL"),
-        ("unet", unet, "unet", "UNet2DConditionModel"),
-        ("text_encoder", text, "sd_text", "CLIPTextModel"),
-    ):
+    parts = ((vae, "vae", "AutoencoderKL"), (unet, "unet", "UNet2DConditionModel"), (text, "sd_text", "CLIPTextModel"))
+    for folder, (module, name, kind) in zip(_DIFFUSERS_FOLDERS, parts, strict=True):
         _check_diffusers_config(root / folder, kind)
-        file = _diffusers_weights(root / folder)
+        file = read_tensors(_diffusers_weights(root / folder))
         table = _diffusers_table(name, file.tensors, text)
         reports.append(load_strict(module, file.tensors, table, source=str(file.path), name=name, advice=_ADVICE))
     return reports
@@ -232,6 +229,7 @@ def _diffusers_table(name: str, tensors: Tensors, text: CLIPTextModel) -> KeyTab
     return KeyTable(names)
 
 
+_DIFFUSERS_FOLDERS = ("vae", "unet", "text_encoder")
 _DIFFUSERS_FILES = tuple(
     f"{stem}{precision}.{suffix}"
     for suffix in ("safetensors", "bin")
@@ -240,10 +238,19 @@ _DIFFUSERS_FILES = tuple(
 )
 
 
-def _diffusers_weights(folder: Path) -> TensorFile:
+def diffusers_files(root: Path) -> list[Path]:
+    """The files of a diffusers directory that hold the weights; nothing else in it changes the model.
+
+    Raises:
+        CheckpointError: a part has none.
+    """
+    return [_diffusers_weights(root / folder) for folder in _DIFFUSERS_FOLDERS]
+
+
+def _diffusers_weights(folder: Path) -> Path:
     for name in _DIFFUSERS_FILES:
         if (folder / name).is_file():
-            return read_tensors(folder / name)
+            return folder / name
     found = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     raise CheckpointError(
         f"{folder} holds no weights (found {', '.join(found) or 'nothing'}): expected a diffusers directory with "
