@@ -16,7 +16,7 @@ from rich.console import Console
 
 from export.engine_folder import EngineFolder, existing_engine
 from export.engine_from_onnx import BuildJob, build_flags
-from export.engine_graphs import PreparedGraph, graph_blocks, prepare_graph, stage_bounds
+from export.engine_graphs import PreparedGraph, graph_blocks, precision_advice, prepare_graph, stage_bounds
 from export.engine_options import RTX_TARGETS, EngineOptions, check_engine_options
 from export.engine_process import build_in_process
 from export.engine_profiles import engine_shapes, stage_profiles
@@ -151,7 +151,8 @@ class _StageBuild:
 
         file = self.bundle.stages[self.stage].file
         # The last graph that is tried is the one that agrees.
-        search = search_precision(graph_blocks(file.path), agrees, self.stage, problem)
+        advice = precision_advice(self.bundle.precision)
+        search = search_precision(graph_blocks(file.path), agrees, self.stage, advice, problem)
         self.progress.note(f"in float32, as they do not bear {self.precision} here: " + ", ".join(search.kept))
         return last
 

@@ -57,6 +57,17 @@ def stage_bounds(stage: str, precision: EnginePrecision) -> Bounds:
     return Bounds(tolerance.max, tolerance.mean)
 
 
+def precision_advice(from_precision: str) -> str:
+    """What to do where engines do not bear half precision.
+
+    Args:
+        from_precision: of the bundle; one in fp16 has no float32 engines.
+    """
+    if from_precision == "fp32":
+        return "build these engines with --engine-precision fp32"
+    return "export the bundle with --precision fp32, and build its engines with --engine-precision fp32"
+
+
 def prepare_graph(
     file: StageFile,
     spec: StageSpec,
@@ -96,7 +107,8 @@ def prepare_graph(
         return model
 
     if precision != "fp32":
-        found_bad = blocks_to_keep(make, graph_blocks(file.path), spec, cases, bounds, folder, threads)
+        advice = precision_advice(from_precision)
+        found_bad = blocks_to_keep(make, graph_blocks(file.path), spec, cases, bounds, folder, advice, threads)
         model = make(found_bad)
         keep = (*keep, *found_bad)
     else:
@@ -117,6 +129,7 @@ def blocks_to_keep(
     cases: Sequence[Case],
     bounds: Bounds,
     folder: Path,
+    advice: str,
     threads: int | None = None,
 ) -> tuple[str, ...]:
     """The blocks that must stay in float32 for a mixed graph to agree on the CPU; none if all of it does.
@@ -128,6 +141,7 @@ def blocks_to_keep(
         cases: what it must compute.
         bounds: how well.
         folder: for files of trials.
+        advice: what to do when too many blocks are bad, for messages.
         threads: inside an operator; ``None``: ONNX Runtime's choice.
 
     Raises:
@@ -141,7 +155,7 @@ def blocks_to_keep(
     found = problems(())
     if not found:
         return ()
-    return search_precision(blocks, lambda keep: not problems(keep), spec.name, found[0]).kept
+    return search_precision(blocks, lambda keep: not problems(keep), spec.name, advice, found[0]).kept
 
 
 def graph_blocks(path: Path) -> list[str]:

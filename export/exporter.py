@@ -149,9 +149,11 @@ class Exporter:
             path = self.writer.graphs / files.graph()
             save_graph(model, path, store)
             check_graph(path, name)
-        comparisons = self._compare(stage, "portable", path, examples)
+        with self.progress.step(f"{name}: compare"):
+            comparisons = self._compare(stage, "portable", path, examples)
         if precision == "fp32":
-            comparisons += self._cpu_variant(stage, model, files, nodes, notes, examples)
+            with self.progress.step(f"{name}: make and compare {VARIANT}"):
+                comparisons += self._cpu_variant(stage, model, files, nodes, notes, examples)
         del model, exported
         gc.collect()
         self.writer.stages[name] = files
@@ -179,12 +181,12 @@ class Exporter:
         cases = [Case(example.inputs[stage.name], example.outputs[stage.name]) for example in examples]
         blocks = list(dict.fromkeys(node_blocks(model.graph).values()))
         bounds = stage_bounds(stage.name, self.options.precision)
-        return blocks_to_keep(make, blocks, stage.spec, cases, bounds, self.writer.graphs, self.options.threads)
+        advice = "build this bundle with --precision fp32"
+        return blocks_to_keep(make, blocks, stage.spec, cases, bounds, self.writer.graphs, advice, self.options.threads)
 
     def _compare(self, stage: StageGraph, form: str, path: Path, examples: list[Example]) -> list[Comparison]:
         """Run one graph on all examples."""
-        with self.progress.step(f"{stage.name}: compare {form}"):
-            comparisons = compare_stage(path, stage.spec, form, self.options.precision, examples, self.options.threads)
+        comparisons = compare_stage(path, stage.spec, form, self.options.precision, examples, self.options.threads)
         gc.collect()
         return comparisons
 
@@ -330,8 +332,7 @@ def check_stages(source: Source, options: ExportOptions, console: Console) -> Ex
 
 
 def _steps(options: ExportOptions) -> int:
-    forms = 4 if options.precision == "fp32" else 3
-    return 2 + (1 + forms) * len(options.stages) + (2 if options.stages == STAGES else 0)
+    return 2 + 4 * len(options.stages) + (2 if options.stages == STAGES else 0)
 
 
 def peak_memory() -> int:

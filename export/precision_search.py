@@ -30,7 +30,7 @@ class PrecisionSearch:
 
 
 def search_precision(
-    blocks: Iterable[str], agrees: Callable[[Collection[str]], bool], stage: str, problem: str = ""
+    blocks: Iterable[str], agrees: Callable[[Collection[str]], bool], stage: str, advice: str, problem: str = ""
 ) -> PrecisionSearch:
     """Find the blocks to keep in float32, of a graph that does not agree with all of them in half precision.
 
@@ -38,6 +38,7 @@ def search_precision(
         blocks: of the graph's nodes (:func:`export.precision.node_blocks`) in topological order.
         agrees: whether the graph agrees when the given blocks, and only they, stay in float32.
         stage: for messages.
+        advice: what to do when too many blocks are bad, for messages.
         problem: what is wrong with the whole graph in half precision, for messages.
 
     Raises:
@@ -59,7 +60,7 @@ def search_precision(
         if len(kept) == MAX_KEPT:
             raise ExportError(
                 f"stage {stage}: {MAX_KEPT} blocks do not bear half precision ({', '.join(kept)}) and it still does "
-                f"not agree ({problem}): build this bundle with --precision fp32"
+                f"not agree ({problem}): {advice}"
             )
         good, bad = 0, len(blocks)  # the invariant of the bisection
         while bad - good > 1:
@@ -72,7 +73,7 @@ def search_precision(
         if block in kept:
             raise ExportError(
                 f"stage {stage}: block {block!r} stays in float32 and is bad all the same ({problem}): comparisons do "
-                "not repeat; build this bundle with --precision fp32"
+                f"not repeat; {advice}"
             )
         kept.append(block)
         logger.warning("stage %s: block %r does not bear half precision and stays in float32", stage, block)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from export import precision_search
 from export.engine_graphs import check_on_cpu, graph_blocks, prepare_graph, stage_bounds
 from export.precision import node_blocks, to_mixed_precision
 from export.precision_search import MAX_KEPT, search_precision
@@ -95,6 +96,20 @@ def test_overflow_is_found_named_and_kept_in_float32(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("bundle", "advice"),
+    [("fp32", "build these engines with --engine-precision fp32"), ("fp16", "export the bundle with --precision fp32")],
+)
+def test_engines_that_bear_fp16_nowhere_get_an_advice_that_can_be_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bundle: str, advice: str
+) -> None:
+    monkeypatch.setattr(precision_search, "MAX_KEPT", 1)
+    model = chain(OVERFLOW)
+    expected = cases(model)
+    with pytest.raises(ExportError, match=rf"stage clip_text: 1 blocks do not bear .*: {advice}"):
+        prepare_graph(stored(model, tmp_path), SPEC, "tensorrt", bundle, "fp16", expected, tmp_path, 1)
+
+
 def test_a_graph_that_bears_fp16_is_left_alone(tmp_path: Path) -> None:
     model = chain([1.0] * 4)
     expected = cases(model)
@@ -155,18 +170,18 @@ def test_exactly_the_bad_blocks_are_found(bad: set[int]) -> None:
     def agrees(keep: Collection[str]) -> bool:
         return {f"b{k}" for k in bad} <= set(keep)
 
-    search = search_precision(blocks, agrees, "unet_tap")
+    search = search_precision(blocks, agrees, "unet_tap", "do without")
     assert search.kept == tuple(f"b{k}" for k in sorted(bad))
     assert search.trials <= 2 + len(bad) * 6
 
 
 def test_too_many_bad_blocks_are_an_error() -> None:
     blocks = [f"b{k}" for k in range(MAX_KEPT + 5)]
-    with pytest.raises(ExportError, match=r"16 blocks do not bear half precision \(b0, b1.*--precision fp32"):
-        search_precision(blocks, lambda keep: set(keep) >= set(blocks), "unet_tap", "y has NaN")
+    with pytest.raises(ExportError, match=r"16 blocks do not bear half precision \(b0, b1.*: do without$"):
+        search_precision(blocks, lambda keep: set(keep) >= set(blocks), "unet_tap", "do without", "y has NaN")
 
 
 def test_comparisons_that_do_not_repeat_are_an_error() -> None:
     answers = iter([True, False, False, False, False])
-    with pytest.raises(ExportError, match="comparisons do not repeat"):
-        search_precision(["b0", "b1"], lambda keep: next(answers, False), "unet_tap")
+    with pytest.raises(ExportError, match="comparisons do not repeat; do without"):
+        search_precision(["b0", "b1"], lambda keep: next(answers, False), "unet_tap", "do without")
