@@ -110,7 +110,8 @@ def _run(args: argparse.Namespace, console: Console, placed: list[str]) -> None:
     report.show(console)
     console.print(f"bundle: {args.out}")
     if engines is not None:
-        _add_engines(Bundle.open(args.out), engines, console, placed, engine_references(source.loaded))
+        references = engine_references(source.loaded, max(engines.windows))
+        _add_engines(Bundle.open(args.out), engines, console, placed, references)
 
 
 def _add_engines(

@@ -76,7 +76,7 @@ def add_engines(
     with ExportProgress(steps, console) as progress:
         if references is None:
             with progress.step("run the CPU graphs on two pictures"):
-                references = references_from_bundle(bundle, options.threads)
+                references = references_from_bundle(bundle, max(options.windows), options.threads)
         for kind in options.kinds:
             for stage in options.stages:
                 with progress.step(f"{stage}: {TITLES[kind]}, {precision}"):

@@ -133,16 +133,20 @@ def engine_pictures(facts: ModelFacts) -> tuple[np.ndarray, np.ndarray]:
     return landscape(window, window), landscape(window - pad, width - pad, seed=1)
 
 
-def reference_options(pixels: np.ndarray) -> SegmentOptions:
-    """Options under which the network sees a picture at its own size, two windows at a time."""
-    return SegmentOptions(short_edge=min(pixels.shape[:2]), long_edge=max(pixels.shape[:2]), windows_per_batch=2)
+def reference_options(pixels: np.ndarray, largest_batch: int) -> SegmentOptions:
+    """Options under which the network sees a picture at its own size, two windows at a time, or one where engines take
+    no more."""
+    return SegmentOptions(
+        short_edge=min(pixels.shape[:2]), long_edge=max(pixels.shape[:2]), windows_per_batch=min(2, largest_batch)
+    )
 
 
-def references_from_bundle(bundle: Bundle, threads: int | None = None) -> References:
+def references_from_bundle(bundle: Bundle, largest_batch: int, threads: int | None = None) -> References:
     """Run the engine pictures through a bundle on the CPU.
 
     Args:
         bundle: opened.
+        largest_batch: of windows that the engines take.
         threads: inside an operator; ``None``: all cores.
     """
     cases: dict[str, list[Case]] = {name: [] for name in STAGES}
@@ -150,7 +154,7 @@ def references_from_bundle(bundle: Bundle, threads: int | None = None) -> Refere
         backend = RecordingBackend(OrtBackend("cpu", threads))
         stages = StagePool(backend, bundle, keep=frozenset())
         with Segmenter(bundle, backend, stages, TextEmbedder(bundle, stages, cache=None)) as segmenter:
-            segmenter.segment(pixels, Vocabulary.parse(words), reference_options(pixels))
+            segmenter.segment(pixels, Vocabulary.parse(words), reference_options(pixels, largest_batch))
         for name, case in backend.cases().items():
             cases[name].append(case)
     version = import_onnxruntime().__version__

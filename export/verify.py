@@ -145,17 +145,18 @@ def with_segments(examples: Sequence[Example]) -> Example:
     return next((example for example in examples if example.result.segments), examples[0])
 
 
-def engine_references(loaded: LoadedCheckpoint) -> References:
+def engine_references(loaded: LoadedCheckpoint, largest_batch: int) -> References:
     """What PyTorch makes of the pictures that engines are compared on.
 
     Args:
         loaded: the model.
+        largest_batch: of windows that the engines take.
     """
     cases: dict[str, list[Case]] = {name: [] for name in STAGES}
     for pixels, words in zip(engine_pictures(model_facts(loaded.model)), ENGINE_WORDS, strict=True):
         backend = RecordingBackend(TorchBackend(loaded.model))
         with torch_segmenter(loaded.model, loaded.tokenizer_json, loaded.training_vocabulary, backend) as segmenter:
-            segmenter.segment(pixels, Vocabulary.parse(words), reference_options(pixels))
+            segmenter.segment(pixels, Vocabulary.parse(words), reference_options(pixels, largest_batch))
         for name, case in backend.cases().items():
             cases[name].append(case)
     return References(f"PyTorch {torch.__version__}", cases)

@@ -87,6 +87,12 @@ def test_builds_compares_and_runs(bundle: Bundle, gpu: Calls) -> None:
         assert np.array_equal(segmenter.segment(colour_image(), words).segment_map, expected.segment_map)
 
 
+def test_engines_for_single_windows_are_compared_on_single_windows(bundle: Bundle, gpu: Calls) -> None:
+    (engine,) = add_engines(bundle, EngineOptions(**{**vars(ONE), "windows": (1,)}), QUIET).built
+    cases = engine.reference(bundle.stages["clip_image"].spec)
+    assert [case.inputs["windows"].shape[0] for case in cases] == [1, 1]
+
+
 def test_what_is_up_to_date_is_kept_and_what_changed_is_built(bundle: Bundle, gpu: Calls) -> None:
     (first,) = add_engines(bundle, ONE, QUIET).built
     stamp = first.path.stat().st_mtime_ns

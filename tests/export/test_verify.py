@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.engine_profiles import engine_shapes, stage_profiles
+from export.engine_profiles import WINDOW_COUNTS, engine_shapes, stage_profiles
 from export.report import ExportReport
 from export.tolerances import RESULT_AGREEMENT, STAGE_TOLERANCES
 from export.verify import (
@@ -54,14 +54,17 @@ def test_the_two_pictures_differ_in_every_dimension(small: LoadedCheckpoint) -> 
     assert (landscape(40, 50) != landscape(40, 50, seed=1)).any()
 
 
-def test_references_of_engines_are_whole_windows_by_pytorch(small: LoadedCheckpoint) -> None:
-    references = engine_references(small)
+@pytest.mark.parametrize(("windows", "recorded"), [(WINDOW_COUNTS, 2), ((1,), 1)])
+def test_references_of_engines_are_whole_windows_by_pytorch(
+    small: LoadedCheckpoint, windows: tuple[int, ...], recorded: int
+) -> None:
+    references = engine_references(small, max(windows))
     assert references.by.startswith("PyTorch ")
     window = small.config.window
     shapes = [case.inputs["windows"].shape for case in references.cases["unet_tap"]]
-    assert shapes == [(1, 3, window, window), (2, 3, window, window)]
+    assert shapes == [(1, 3, window, window), (recorded, 3, window, window)]
     facts = model_facts(small.model)
-    specs, shapes_of = stage_specs(facts), engine_shapes(facts)
+    specs, shapes_of = stage_specs(facts), engine_shapes(facts, windows=windows)
     for stage, cases in references.cases.items():
         profiles = stage_profiles(specs[stage], facts, shapes_of, few=True)
         for case in cases:
