@@ -31,7 +31,7 @@ from rich.console import Console
 from export.bundle_writer import BundleWriter
 from export.engine_builds import EngineReport, add_engines
 from export.engine_options import RTX_TARGETS, EngineOptions, check_engine_options
-from export.engine_profiles import WINDOW_COUNTS
+from export.engine_profiles import WINDOW_COUNTS, engine_shapes
 from export.engine_reference import References
 from export.exporter import ExportOptions, build_bundle, check_stages
 from export.precision import EnginePrecision, Precision
@@ -39,6 +39,7 @@ from export.progress import export_console
 from export.sources import Source, from_checkpoint, from_random, from_released
 from export.verify import engine_references
 from odise_rt.backends.machine import this_machine
+from odise_rt.backends.ort import import_onnxruntime
 from odise_rt.backends.select import MAX_THREADS
 from odise_rt.bundle import Bundle
 from odise_rt.command_line import MAX_SEED, CommandParser, whole_number
@@ -48,6 +49,7 @@ from odise_rt.errors import ExportError, InputError, OdiseError, first_line, is_
 from odise_rt.preprocessing import load_image
 from odise_rt.specs import STAGES
 from training.config import PRESETS
+from training.torch_stages import model_facts
 
 _CONFIG = "odise-sd1"
 _EXPORT_ONLY = (
@@ -84,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, console: Console, placed: list[str]) -> None:
     """Do what was asked for, and say in ``placed`` what an error that follows does not take back."""
     _check_arguments(args)
+    import_onnxruntime()  # every graph is compared in it: without it all work would be for nothing
     bundle = Bundle.open(args.bundle) if args.bundle is not None else None
     engines = _engine_options(args)
     if bundle is not None:
@@ -105,6 +108,8 @@ def _run(args: argparse.Namespace, console: Console, placed: list[str]) -> None:
     with BundleWriter(args.out, args.force):
         pass  # a place that cannot be written is refused before minutes of work
     source = _source(args)
+    if engines is not None:
+        engine_shapes(model_facts(source.loaded.model), engines.sizes, engines.windows)  # refuses what is out of range
     report = build_bundle(source, args.out, options, console)
     placed.append(f"the bundle is whole and in place: {args.out}")
     report.show(console)
@@ -346,7 +351,7 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--unverified",
         action="store_true",
-        help="Build although no GPU is here to compare engines on; the runtime compares them at their first load.",
+        help="Build also what cannot be compared here, for want of its GPU; the runtime compares it at the first load.",
     )
     group.add_argument("--rebuild", action="store_true", help="Build engines that are up to date, too.")
 

@@ -17,9 +17,9 @@ from rich.console import Console
 from export.engine_folder import EngineFolder, existing_engine
 from export.engine_from_onnx import BuildJob, build_flags
 from export.engine_graphs import PreparedGraph, graph_blocks, precision_advice, prepare_graph, stage_bounds
-from export.engine_options import RTX_TARGETS, EngineOptions, check_engine_options
+from export.engine_options import RTX_TARGETS, EngineOptions, check_engine_options, why_not_compared
 from export.engine_process import build_in_process
-from export.engine_profiles import engine_shapes, stage_profiles
+from export.engine_profiles import EngineShapes, engine_shapes, stage_profiles
 from export.engine_reference import References, references_from_bundle
 from export.precision import EnginePrecision, Precision
 from export.precision_search import search_precision
@@ -66,10 +66,12 @@ def add_engines(
 
     Raises:
         MissingPackageError: the package of an engine is not installed.
+        OptionsError: a size or a count of windows is out of range.
         ExportError: an engine cannot be built here or does not agree. Those that were finished before stay.
     """
     machine = this_machine() if machine is None else machine
-    check_engine_options(options, machine)
+    check_engine_options(options, machine, bundle.precision)
+    shapes = engine_shapes(bundle.facts, options.sizes, options.windows)
     precision = options.precision or _precision_of(bundle)
     report = EngineReport() if report is None else report
     steps = len(options.kinds) * len(options.stages) + (references is None)
@@ -80,7 +82,7 @@ def add_engines(
         for kind in options.kinds:
             for stage in options.stages:
                 with progress.step(f"{stage}: {TITLES[kind]}, {precision}"):
-                    build = _StageBuild(bundle, stage, kind, precision, options, machine, references, progress)
+                    build = _StageBuild(bundle, stage, kind, precision, options, shapes, machine, references, progress)
                     engine, is_new = build.run()
                 (report.built if is_new else report.kept).append(engine)
     return report
@@ -99,6 +101,7 @@ class _StageBuild:
     kind: EngineKind
     precision: EnginePrecision
     options: EngineOptions
+    shapes: EngineShapes
     machine: Machine
     references: References
     progress: ExportProgress
@@ -113,8 +116,9 @@ class _StageBuild:
                 return known, False
             write_reference(folder.path / REFERENCE_FILE, self._cases)
             engine = self._build(graph, folder.path)
-            if self.machine.gpu is None:
-                self.progress.note("not compared: no GPU here; the runtime does it at its first load")
+            problem = why_not_compared(self.kind, self.options, self.machine)
+            if problem is not None:
+                self.progress.note(f"not compared: {problem}; the runtime does it at its first load")
                 return folder.publish(engine.facts.key), True
             checks = self._compare(engine)
             if self.precision != "fp32" and not all(check.passed for check in checks):
@@ -180,9 +184,8 @@ class _StageBuild:
     def _profiles(self) -> tuple[Profile, ...]:
         if self.kind == "ort-cuda":
             return ()
-        facts = self.bundle.facts
-        shapes = engine_shapes(facts, self.options.sizes, self.options.windows)
-        return stage_profiles(self.bundle.stages[self.stage].spec, facts, shapes, few=self.kind == "tensorrt-rtx")
+        spec = self.bundle.stages[self.stage].spec
+        return stage_profiles(spec, self.bundle.facts, self.shapes, few=self.kind == "tensorrt-rtx")
 
     def _targets(self) -> tuple[str, ...]:
         if self.kind != "tensorrt-rtx":

@@ -160,20 +160,36 @@ def _add_profiles(builder: Any, network: Any, config: Any, job: BuildJob) -> Non
             raise ExportError(f"stage {job.stage}: profile {number} was refused: {profile}")
 
 
-def _set_targets(trt: Any, config: Any, job: BuildJob) -> None:
+def check_targets(trt: Any, targets: Sequence[str]) -> None:
+    """Refuse compute capabilities that a package does not know.
+
+    Args:
+        trt: the package of TensorRT-RTX.
+        targets: such as "8.9".
+
+    Raises:
+        ExportError: naming those that it knows.
+    """
     known = trt.ComputeCapability.__members__
-    names = [f"SM{target.replace('.', '')}" for target in job.targets]
-    unknown = [target for target, name in zip(job.targets, names, strict=True) if name not in known]
+    unknown = [target for target in targets if _capability_name(target) not in known]
     if unknown:
         possible = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in known if n.startswith("SM"))
         raise ExportError(
             f"{trt.__name__} {trt.__version__} has no target {', '.join(unknown)}: it builds for {possible}; for other "
             "GPUs use --engine tensorrt or ort-cuda"
         )
-    config.num_compute_capabilities = len(names)
-    for index, name in enumerate(names):
-        if not config.set_compute_capability(known[name], index):
-            raise ExportError(f"stage {job.stage}: target {job.targets[index]} was refused")
+
+
+def _capability_name(target: str) -> str:
+    return f"SM{target.replace('.', '')}"
+
+
+def _set_targets(trt: Any, config: Any, job: BuildJob) -> None:
+    check_targets(trt, job.targets)
+    config.num_compute_capabilities = len(job.targets)
+    for index, target in enumerate(job.targets):
+        if not config.set_compute_capability(trt.ComputeCapability.__members__[_capability_name(target)], index):
+            raise ExportError(f"stage {job.stage}: target {target} was refused")
 
 
 def _load_timing_cache(config: Any, path: Path | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,9 @@ from export.build_engines import main
 from export.bundle_writer import BundleWriter
 from export.exporter import ExportOptions
 from export.progress import ExportProgress, export_console
+from odise_rt.engine_facts import Machine
 from odise_rt.errors import ExportError
+from training.checkpoints import LoadedCheckpoint
 
 ODD = "a[bold]b[/]c:smile:[/red]" + "x" * 150
 
@@ -64,6 +67,7 @@ def test_an_error_after_the_bundle_is_in_place_says_so(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    small: LoadedCheckpoint,
     error: BaseException,
     code: int,
     message: str,
@@ -71,7 +75,7 @@ def test_an_error_after_the_bundle_is_in_place_says_so(
     def fail(*args: Any) -> None:
         raise error
 
-    source = SimpleNamespace(loaded=None)
+    source = SimpleNamespace(loaded=small)
     monkeypatch.setattr(build_engines, "from_checkpoint", lambda path: source)
     monkeypatch.setattr(build_engines, "build_bundle", lambda *args: SimpleNamespace(show=lambda console: None))
     monkeypatch.setattr(build_engines.Bundle, "open", lambda path: None)
@@ -91,6 +95,34 @@ def test_our_own_mistakes_keep_their_traceback(
     monkeypatch.setattr(build_engines, "from_checkpoint", fail)
     with pytest.raises(RuntimeError, match="a mistake"):
         main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "bundle")])
+
+
+@pytest.mark.parametrize("size", ["16x16", "64x20000"])
+def test_a_size_for_engines_is_refused_before_the_export(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    small: LoadedCheckpoint,
+    size: str,
+) -> None:
+    here = Machine("linux-x86_64", None, None, "there is no GPU", {"tensorrt-rtx": "1.7"})
+    monkeypatch.setattr(build_engines, "this_machine", lambda: here)
+    monkeypatch.setattr(build_engines, "from_checkpoint", lambda path: SimpleNamespace(loaded=small))
+    monkeypatch.setattr(build_engines, "build_bundle", lambda *args: pytest.fail("work was done"))
+    engines = ["--engine", "tensorrt-rtx", "--unverified", "--size", size]
+    assert main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "bundle"), *engines]) == 1
+    assert f"size {size}: expected edges from 64 to 16384 pixels" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_without_onnxruntime_ends_before_any_work(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(build_engines, "from_checkpoint", lambda path: pytest.fail("work was done"))
+    assert main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "bundle")]) == 1
+    assert "ONNX Runtime, which is not installed: pip install" in capsys.readouterr().err
 
 
 def test_an_error_before_says_that_nothing_is_in_place(

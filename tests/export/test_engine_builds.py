@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,13 +26,14 @@ from export import engine_builds, engine_folder
 from export.build_engines import main
 from export.engine_builds import add_engines
 from export.engine_folder import EngineFolder
-from export.engine_from_onnx import BuildJob
+from export.engine_from_onnx import BuildJob, BuildResult
 from export.engine_graphs import load_single_precision
 from export.engine_options import EngineOptions
 from export.engine_process import build_in_process
 from export.weight_store import WeightStore, save_graph
 from odise_rt.backends import device, machine
 from odise_rt.bundle import Bundle
+from odise_rt.engine_check import OutputCheck
 from odise_rt.engine_facts import CHANNELS_LAST, ShapeRange
 from odise_rt.engines import find_engines
 from odise_rt.errors import ExportError, MissingPackageError, OptionsError
@@ -359,14 +362,16 @@ def test_a_block_that_does_not_bear_fp16_on_the_gpu_is_found(tmp_path: Path, gpu
     assert [kept.folder for kept in again.kept] == [engine.folder], "the search is not repeated"
 
 
-def test_fp16_engines_of_an_fp16_bundle_and_no_fp32_ones(bundle: Bundle, gpu: Calls) -> None:
+def half_precision(bundle: Bundle) -> Bundle:
+    """The bundle, said to be in fp16."""
     manifest = read_manifest(bundle.root)
     manifest["precision"] = "fp16"
     write_manifest(bundle.root, manifest)
-    half = Bundle.open(bundle.root)
-    assert add_engines(half, ONE, QUIET).built[0].facts.precision == "fp16"
-    with pytest.raises(ExportError, match="its weights are rounded already"):
-        add_engines(half, EngineOptions(**{**vars(ONE), "precision": "fp32"}), QUIET)
+    return Bundle.open(bundle.root)
+
+
+def test_engines_of_an_fp16_bundle_are_fp16(bundle: Bundle, gpu: Calls) -> None:
+    assert add_engines(half_precision(bundle), ONE, QUIET).built[0].facts.precision == "fp16"
 
 
 def test_graphs_for_onnxruntime_on_cuda_without_a_gpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,6 +390,39 @@ def test_graphs_for_onnxruntime_on_cuda_without_a_gpu(bundle: Bundle, monkeypatc
         model = ir.load(engine.path)
         assert [value.name for value in model.graph.outputs]
         load_single_precision(engine.path)
+
+
+def test_engines_for_other_gpus_are_not_compared_on_this_one(
+    bundle: Bundle, gpu: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = dataclasses.replace(machine.this_machine(), versions={"tensorrt-rtx": "1.7"})
+    package = types.SimpleNamespace(
+        __name__="tensorrt_rtx", __version__="1.7", ComputeCapability=enum.Enum("Capability", "SM89 SM90")
+    )
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", package)
+    built: list[BuildJob] = []
+
+    def build(job: BuildJob, *args: Any) -> BuildResult:
+        built.append(job)
+        job.plan.write_bytes(b"plan")
+        return BuildResult(1.0, 4, 1)
+
+    def options(*targets: str, **changes: Any) -> EngineOptions:
+        return EngineOptions(("tensorrt-rtx",), stages=("clip_text",), threads=1, targets=targets, **changes)
+
+    monkeypatch.setattr(engine_builds, "build_in_process", build)
+    with pytest.raises(ExportError, match=r"no target 8\.8, 9\.9: it builds for 8\.9, 9\.0"):
+        add_engines(bundle, options("9.0", "8.8", "9.9"), QUIET, machine=here)
+    with pytest.raises(ExportError, match=r"for the compute capabilities 8\.9, and that of the Fake GPU here is 9\.0"):
+        add_engines(bundle, options("8.9"), QUIET, machine=here)
+    assert not built
+    (engine,) = add_engines(bundle, options("8.9", unverified=True), QUIET, machine=here).built
+    assert engine.verified == ()
+    agrees = OutputCheck(0, "text_embedding", 1.0, 0.0, 0.0, 0, True)
+    monkeypatch.setattr(engine_builds._StageBuild, "_compare", lambda self, engine: [agrees])
+    for targets in ((), ("9.0",), ("8.9", "9.0")):
+        (engine,) = add_engines(bundle, options(*targets, rebuild=True), QUIET, machine=here).built
+        assert engine.is_verified_on(GPU)
 
 
 def test_packages_and_gpus_that_are_missing(bundle: Bundle, gpu: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,9 +503,26 @@ def test_command_refuses_what_it_cannot_read(capsys: pytest.CaptureFixture[str],
     assert message in capsys.readouterr().err
 
 
-def test_sizes_out_of_range_are_refused(bundle: Bundle, gpu: Calls) -> None:
-    with pytest.raises(OptionsError, match="size 1x64"):
-        add_engines(bundle, EngineOptions(**{**vars(ONE), "sizes": ((1, 64),)}), QUIET)
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"sizes": ((1, 64),)}, OptionsError, "size 1x64"),
+        ({"windows": (1, 100)}, OptionsError, "window counts are"),
+        ({"precision": "fp32"}, ExportError, "its weights are rounded already"),
+        ({"kinds": ("ort-cuda",)}, ExportError, r"cannot be compared .* has no CUDAExecutionProvider .* --unverified"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_any_work(
+    bundle: Bundle,
+    gpu: Calls,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    monkeypatch.setattr(engine_builds, "references_from_bundle", lambda *args: pytest.fail("work was done"))
+    with pytest.raises(error, match=message):
+        add_engines(half_precision(bundle), EngineOptions(**{**vars(ONE), **changes}), QUIET)
     assert not (bundle.root / "engines").exists()
 
 
