@@ -271,7 +271,6 @@ class _StageBuild:
 
     def _judge(self, engine: Engine, checks: list[OutputCheck]) -> None:
         """Write down that an engine agrees, or refuse it."""
-        assert self.machine.gpu is not None
         wrong = [check.describe(engine.bounds) for check in checks if not check.passed]
         if wrong:
             raise ExportError(
@@ -280,7 +279,7 @@ class _StageBuild:
             )
         worst = max(check.max_error / max(check.scale, 1e-30) for check in checks)
         self.progress.note(f"agrees with {engine.reference_by} on {self.machine.gpu}: off by at most {worst:.1e}")
-        engine.record_verification(self.machine.gpu, checks)
+        engine.record_verification(self.machine, checks)
 
 
 def graph_notes(notes: Mapping[str, Any]) -> list[str]:

@@ -34,7 +34,7 @@ def list_engines(bundle: Bundle) -> list[dict[str, Any]]:
         elif machine.gpu is None:
             state, fits = f"cannot run: {machine.no_gpu}", False
         else:
-            verified = engine.is_verified_on(machine.gpu)
+            verified = engine.is_verified_on(machine)
             state, fits = "fits" if verified else "fits, and is compared with its reference at the first load", True
         device = facts.gpu or (", ".join(facts.targets) if facts.targets else "any GPU")
         entries.append(
@@ -46,7 +46,7 @@ def list_engines(bundle: Bundle) -> list[dict[str, Any]]:
                 "built_for": device if facts.engine == "ort-cuda" else f"{device}, version {facts.engine_version}",
                 "mib": round(sum((engine.folder / name).stat().st_size for name in engine.files) / 2**20, 1),
                 "fits": fits,
-                "verified": engine.is_verified_on(machine.gpu),
+                "verified": engine.is_verified_on(machine),
                 "verified_on": [str(entry.get("gpu")) for entry in engine.verified],
                 "state": state,
             }

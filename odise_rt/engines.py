@@ -62,7 +62,7 @@ class Engine:
     reference_by: str
     """Whose outputs it is compared with."""
     verified: tuple[Mapping[str, Any], ...]
-    """Where it was compared and found to agree: ``gpu`` and ``checks`` of each time."""
+    """Where it was compared and found to agree: ``gpu``, ``version`` and ``checks`` of each time."""
     build: Mapping[str, Any]
     """Seconds, workspace and so on; for display only."""
 
@@ -77,9 +77,15 @@ class Engine:
         """For messages, e.g. ``"TensorRT-RTX engine of unet_tap"``."""
         return f"{TITLES[self.facts.engine]} engine of {self.facts.stage}"
 
-    def is_verified_on(self, gpu: str | None) -> bool:
-        """Whether it was compared on a device of this name."""
-        return gpu is not None and any(entry.get("gpu") == gpu for entry in self.verified)
+    def is_verified_on(self, machine: Machine) -> bool:
+        """Whether it was compared on a device of this name, by this version of what runs it."""
+        here = self._place(machine)
+        return machine.gpu is not None and any(here.items() <= entry.items() for entry in self.verified)
+
+    def _place(self, machine: Machine) -> dict[str, str | None]:
+        """What a comparison holds for. TensorRT's version is a fact of its engines, but every ONNX Runtime takes a
+        graph, and may compute something else."""
+        return {"gpu": machine.gpu, "version": machine.versions.get(self.facts.engine)}
 
     def mismatches(self, bundle: Bundle, machine: Machine) -> list[Mismatch]:
         """What keeps the engine from being used with this bundle on this machine; empty if nothing does."""
@@ -119,10 +125,11 @@ class Engine:
         """
         return read_reference(self.folder / REFERENCE_FILE, spec)
 
-    def record_verification(self, gpu: str, checks: Sequence[OutputCheck]) -> Engine:
-        """Write into engine.json that the engine agreed on a device; returns the engine with that entry."""
-        entry = {"gpu": gpu, "checks": [check.to_dict() for check in checks]}
-        others = [dict(known) for known in self.verified if known.get("gpu") != gpu]
+    def record_verification(self, machine: Machine, checks: Sequence[OutputCheck]) -> Engine:
+        """Write into engine.json that the engine agreed here; returns the engine with that entry."""
+        here = self._place(machine)
+        entry = {**here, "checks": [check.to_dict() for check in checks]}
+        others = [dict(known) for known in self.verified if not here.items() <= known.items()]
         engine = dataclasses.replace(self, verified=(*others, entry))
         write_engine_file(engine)
         return engine
@@ -221,7 +228,7 @@ class Engines:
     def fitting(self, bundle: Bundle, machine: Machine, stage: str, kind: EngineKind) -> Engine | None:
         """An engine that may be used here: of several, the one that needs no verification, else the first by name."""
         fit = [e for e in self.of(stage, kind) if not e.mismatches(bundle, machine)]
-        return min(fit, key=lambda e: (not e.is_verified_on(machine.gpu), e.folder.name), default=None)
+        return min(fit, key=lambda e: (not e.is_verified_on(machine), e.folder.name), default=None)
 
     def why_not(self, bundle: Bundle, machine: Machine, stage: str, kind: EngineKind) -> str:
         """Why no engine of a kind can serve a stage here, and what to do."""

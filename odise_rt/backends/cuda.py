@@ -93,10 +93,9 @@ class CudaBackend:
         finally:
             if session is not None:
                 session.release()  # the stage holds it by now, or nobody needs it
-        gpu = self._machine.gpu
-        if gpu is None or not engine.is_verified_on(gpu):
+        if not engine.is_verified_on(self._machine):
             try:
-                self._chosen[stage] = verify_engine(engine, loaded, spec, gpu or "this GPU")
+                self._chosen[stage] = verify_engine(engine, loaded, spec, self._machine)
             except BaseException:
                 loaded.close()
                 raise

@@ -9,7 +9,7 @@ from odise_rt.backends.base import Stage, StageFacts
 from odise_rt.backends.device import CudaSession
 from odise_rt.backends.trt import TrtEngine, TrtStage
 from odise_rt.engine_check import check_stage
-from odise_rt.engine_facts import CHANNELS_LAST, TITLES
+from odise_rt.engine_facts import CHANNELS_LAST, TITLES, Machine
 from odise_rt.engines import Engine
 from odise_rt.errors import BackendError
 from odise_rt.specs import StageSpec
@@ -59,14 +59,14 @@ def open_engine_stage(
         raise
 
 
-def verify_engine(engine: Engine, stage: Stage, spec: StageSpec, gpu: str) -> Engine:
+def verify_engine(engine: Engine, stage: Stage, spec: StageSpec, machine: Machine) -> Engine:
     """Compare an engine with its reference on this GPU, and write down that it agreed.
 
     Args:
-        engine: that was not compared on a GPU of this name.
+        engine: that was not compared here.
         stage: the engine, loaded.
         spec: of the stage.
-        gpu: name of the device.
+        machine: this one.
 
     Returns:
         The engine with the new entry; where the bundle cannot be written to, the next load compares again.
@@ -74,7 +74,7 @@ def verify_engine(engine: Engine, stage: Stage, spec: StageSpec, gpu: str) -> En
     Raises:
         BackendError: the engine is wrong here.
     """
-    started = time.perf_counter()
+    started, gpu = time.perf_counter(), machine.gpu or "this GPU"
     checks = check_stage(stage.run, spec, engine.reference(spec), engine.bounds)
     wrong = [check.describe(engine.bounds) for check in checks if not check.passed]
     if wrong:
@@ -86,7 +86,7 @@ def verify_engine(engine: Engine, stage: Stage, spec: StageSpec, gpu: str) -> En
         "%s agrees with %s on %s (%.1f s)", engine.title, engine.reference_by, gpu, time.perf_counter() - started
     )
     try:
-        return engine.record_verification(gpu, checks)
+        return engine.record_verification(machine, checks)
     except OSError as exc:
         logger.warning(
             "%s was compared, but that cannot be written down (%s): the next load compares again", engine.title, exc

@@ -76,7 +76,7 @@ def test_builds_compares_and_runs(bundle: Bundle, gpu: Calls) -> None:
     found = find_engines(bundle)
     assert not found.broken
     for engine in found.found:
-        assert engine.is_verified_on(GPU)
+        assert engine.is_verified_on(machine.this_machine())
         assert engine.facts.gpu == GPU
         assert engine.facts.compute_capability == "9.0"
         assert engine.facts.cuda == "13"
@@ -354,7 +354,7 @@ def test_a_block_that_does_not_bear_fp16_on_the_gpu_is_found(tmp_path: Path, gpu
     options = EngineOptions(**{**vars(ONE), "precision": "fp16"})
     (engine,) = add_engines(bundle, options, QUIET).built
     assert engine.build["passes"]["blocks_kept_fp32"] == ["net.blocks.2"]
-    assert engine.is_verified_on(GPU)
+    assert engine.is_verified_on(machine.this_machine())
     plan = json.loads(engine.path.read_bytes())
     assert _half_products(onnx.load_from_string(bytes.fromhex(plan["graph"]))) == {"0", "1"}
     assert [p.name for p in (bundle.root / "engines").iterdir()] == [engine.folder.name]
@@ -422,7 +422,7 @@ def test_engines_for_other_gpus_are_not_compared_on_this_one(
     monkeypatch.setattr(engine_builds._StageBuild, "_compare", lambda self, engine: [agrees])
     for targets in ((), ("9.0",), ("8.9", "9.0")):
         (engine,) = add_engines(bundle, options(*targets, rebuild=True), QUIET, machine=here).built
-        assert engine.is_verified_on(GPU)
+        assert engine.is_verified_on(here)
 
 
 def test_packages_and_gpus_that_are_missing(bundle: Bundle, gpu: Calls, monkeypatch: pytest.MonkeyPatch) -> None:

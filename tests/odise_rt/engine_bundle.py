@@ -72,7 +72,7 @@ def write_engine(
     content = entry.file.path.read_bytes()
     path = folder / (f"{stage}.onnx" if kind == "ort-cuda" else f"{stage}.plan")
     path.write_bytes(content if kind == "ort-cuda" else plan_of(content, ranges))
-    verified = ({"gpu": verified_on, "checks": []},) if verified_on else ()
+    verified = ({"gpu": verified_on, "version": VERSION, "checks": []},) if verified_on else ()
     files = {p.name: file_sha256(p) for p in (path, folder / REFERENCE_FILE)}
     engine = Engine(folder, facts, files, Bounds(1e-4, 1e-5), "the test", verified, {"seconds": 1.0})
     write_engine_file(engine)

@@ -105,7 +105,7 @@ def test_of_several_that_fit_a_verified_one_is_taken(bundle: Bundle) -> None:
     for chosen in (second, first):
         for engine in (first, second):
             alter(engine.folder, lambda data: data.update(verified=[]))
-        alter(chosen.folder, lambda data: data.update(verified=[{"gpu": GPU}]))
+        alter(chosen.folder, lambda data: data.update(verified=[{"gpu": GPU, "version": VERSION}]))
         found = find_engines(bundle).fitting(bundle, HERE, "clip_image", "tensorrt")
         assert found is not None
         assert found.folder == chosen.folder
@@ -214,17 +214,20 @@ def test_reference_that_is_no_archive_of_numbers(bundle: Bundle) -> None:
         read_reference(path, spec)
 
 
-def test_a_verification_is_written_down_once_for_each_device(bundle: Bundle) -> None:
-    engine = write_engine(bundle, "clip_image")
+def test_a_verification_is_written_down_once_for_each_device_and_version(bundle: Bundle) -> None:
+    def runs(gpu: str | None, version: str) -> Machine:
+        return dataclasses.replace(HERE, gpu=gpu, versions={"ort-cuda": version, "tensorrt": VERSION})
+
+    engine = write_engine(bundle, "clip_image", "ort-cuda")
     check = check_output(np.ones(2, np.float32), np.ones(2, np.float32), engine.bounds, "image_embedding")
-    for gpu in ("A", "B", "A"):
-        engine = engine.record_verification(gpu, [check])
+    for machine in (runs("A", "1.20"), runs("B", "1.20"), runs("A", "1.21"), runs("A", "1.20")):
+        engine = engine.record_verification(machine, [check])
     again = open_engine(engine.folder)
-    assert [entry["gpu"] for entry in again.verified] == ["B", "A"]
-    assert again.is_verified_on("A")
-    assert not again.is_verified_on("C")
-    assert not again.is_verified_on(None)
+    places = [(entry["gpu"], entry["version"]) for entry in again.verified]
+    assert places == [("B", "1.20"), ("A", "1.21"), ("A", "1.20")]
     assert again.verified[0]["checks"][0]["passed"] is True
+    found = {(gpu, v): again.is_verified_on(runs(gpu, v)) for gpu in ("A", "B", "C", None) for v in ("1.20", "1.21")}
+    assert {place for place, verified in found.items() if verified} == set(places)
 
 
 # ---- comparing -------------------------------------------------------------------------------------------------------
