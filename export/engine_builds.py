@@ -16,7 +16,7 @@ from rich.console import Console
 
 from export.engine_folder import EngineFolder, existing_engine
 from export.engine_from_onnx import BuildJob, build_flags
-from export.engine_graphs import PreparedGraph, graph_blocks, precision_advice, prepare_graph, stage_bounds
+from export.engine_graphs import PreparedGraph, graph_blocks, precision_advice, prepare_graph
 from export.engine_options import RTX_TARGETS, EngineOptions, check_engine_options, why_not_compared
 from export.engine_process import build_in_process
 from export.engine_profiles import EngineShapes, engine_shapes, stage_profiles
@@ -24,6 +24,7 @@ from export.engine_reference import References, references_from_bundle
 from export.precision import EnginePrecision, Precision
 from export.precision_search import search_precision
 from export.progress import ExportProgress
+from export.tolerances import stage_bounds
 from odise_rt.backends.engine_stage import open_engine_stage
 from odise_rt.backends.machine import this_machine
 from odise_rt.bundle import Bundle, file_sha256
@@ -277,7 +278,7 @@ class _StageBuild:
                 f"stage {self.stage}: the {TITLES[self.kind]} engine does not agree with {engine.reference_by} on "
                 f"{self.machine.gpu}, although its graph does on the CPU: {'; '.join(wrong)}; use another engine"
             )
-        worst = max(check.max_error / max(check.scale, 1e-30) for check in checks)
+        worst = max(check.relative_max for check in checks)
         self.progress.note(f"agrees with {engine.reference_by} on {self.machine.gpu}: off by at most {worst:.1e}")
         engine.record_verification(self.machine, checks)
 

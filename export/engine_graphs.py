@@ -19,6 +19,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from export.cpu_check import check_graph_file
 from export.cuda_fusion import fuse_for_ort_cuda
 from export.fused_operators import write_out_fusions
 from export.gather_sampling import replace_grid_sample
@@ -26,13 +27,12 @@ from export.group_norm import apply_precise_group_norm, restore_group_norm
 from export.precision import EnginePrecision, check_bundle_precision, node_blocks, to_mixed_precision
 from export.precision_search import search_precision
 from export.rounding import make_rounding_explicit, to_single_precision
-from export.tolerances import STAGE_TOLERANCES
+from export.tolerances import stage_bounds
 from export.weight_store import WeightStore, save_graph
-from odise_rt.backends.ort import import_onnxruntime
 from odise_rt.bundle import StageFile, file_sha256
-from odise_rt.engine_check import Arrays, Bounds, Case, OutputCheck, check_stage
+from odise_rt.engine_check import Bounds, Case, OutputCheck
 from odise_rt.engine_facts import EngineKind
-from odise_rt.errors import ExportError, OdiseError
+from odise_rt.errors import ExportError
 from odise_rt.specs import StageSpec
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
@@ -49,12 +49,6 @@ class PreparedGraph:
     precision: EnginePrecision
     notes: Mapping[str, Any]
     """What passes did."""
-
-
-def stage_bounds(stage: str, precision: EnginePrecision) -> Bounds:
-    """The bounds of :mod:`export.tolerances` in the form that engines carry."""
-    tolerance = STAGE_TOLERANCES[stage, precision]
-    return Bounds(tolerance.max, tolerance.mean)
 
 
 def precision_advice(from_precision: str) -> str:
@@ -91,7 +85,7 @@ def prepare_graph(
         precision: inside the new graph.
         cases: what it must compute.
         folder: where the files are written.
-        threads: inside an operator; ``None``: ONNX Runtime's choice.
+        threads: inside an operator; ``None``: all usable cores.
         keep: blocks that stay in float32 in any case.
 
     Raises:
@@ -142,7 +136,7 @@ def blocks_to_keep(
         bounds: how well.
         folder: for files of trials.
         advice: what to do when too many blocks are bad, for messages.
-        threads: inside an operator; ``None``: ONNX Runtime's choice.
+        threads: inside an operator; ``None``: all usable cores.
 
     Raises:
         ExportError: the graph does not agree in float32 either, or too many blocks are bad.
@@ -214,32 +208,15 @@ def check_on_cpu(
     kernels. GroupNorms of float32 graphs are summed precisely (:mod:`export.group_norm`), and values in half precision
     are really rounded (:func:`export.rounding.make_rounding_explicit`).
     """
-    ort = import_onnxruntime()
     candidate = model.clone()
     write_out_fusions(candidate)
     if not make_rounding_explicit(candidate):
         apply_precise_group_norm(candidate)
     path, weights = folder / f".candidate-{spec.name}.onnx", folder / f".candidate-{spec.name}.data"
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
     try:
         with WeightStore(weights) as store:
             save_graph(candidate, path, store)
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        names = [tensor.name for tensor in spec.outputs]
-
-        def run(inputs: Arrays) -> Arrays:
-            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
-
-        return check_stage(run, spec, cases, bounds)
-    except (OSError, OdiseError):  # a full disk is not ONNX Runtime's
-        raise
-    except Exception as exc:  # the bindings raise many unrelated types
-        reason = str(exc).strip().splitlines() or [type(exc).__name__]
-        raise ExportError(
-            f"stage {spec.name}: ONNX Runtime does not run the engine's graph: {reason[0][:300]}"
-        ) from exc
+        return check_graph_file(path, spec, cases, bounds, f"stage {spec.name}", threads)
     finally:
         path.unlink(missing_ok=True)
         weights.unlink(missing_ok=True)

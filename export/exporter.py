@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 
 from export.bundle_writer import BundleWriter, StageFiles
-from export.engine_graphs import blocks_to_keep, stage_bounds
+from export.engine_graphs import blocks_to_keep
 from export.flops import StageFlops, count_flops
 from export.fusion import VARIANT, fuse_for_ort_cpu
 from export.graph_editing import remove_unread
@@ -36,6 +36,7 @@ from export.progress import ExportProgress
 from export.report import ExportReport, StageRow
 from export.sources import Source
 from export.stages import StageGraph, stage_graphs
+from export.tolerances import stage_bounds
 from export.verify import (
     VOCABULARIES,
     Comparison,
@@ -50,7 +51,6 @@ from export.verify import (
 from export.weight_store import save_graph
 from export.winograd import apply_winograd
 from odise_rt.bundle import Bundle
-from odise_rt.engine_check import Case
 from odise_rt.errors import ExportError
 from odise_rt.specs import STAGES
 from odise_rt.version import __version__
@@ -72,7 +72,7 @@ class ExportOptions:
     photo: np.ndarray | None = None
     """uint8 (h, w, 3): checked on instead of the drawn picture."""
     threads: int | None = None
-    """Inside an operator of ONNX Runtime; ``None``: its choice."""
+    """Inside an operator of ONNX Runtime; ``None``: all usable cores."""
 
 
 class Exporter:
@@ -178,7 +178,7 @@ class Exporter:
             to_mixed_precision(trial, keep)
             return trial
 
-        cases = [Case(example.inputs[stage.name], example.outputs[stage.name]) for example in examples]
+        cases = [example.case(stage.name) for example in examples]
         blocks = list(dict.fromkeys(node_blocks(model.graph).values()))
         bounds = stage_bounds(stage.name, self.options.precision)
         advice = "build this bundle with --precision fp32"
@@ -219,11 +219,11 @@ class Exporter:
             candidate = path.with_name(f"candidate-{path.name}")
             save_graph(model, candidate, files.weights)
             comparisons = self._compare(stage, VARIANT, candidate, examples)
-            if all(comparison.passed for comparison in comparisons):
+            if all(comparison.check.passed for comparison in comparisons):
                 candidate.replace(path)
                 nodes[VARIANT] = len(model.graph)
             else:
-                worst = max(comparison.relative_max for comparison in comparisons)
+                worst = max(comparison.check.relative_max for comparison in comparisons)
                 self.progress.note(f"{products} Winograd products left out: off by up to {worst:.1e} of the scale")
                 candidate.unlink()
                 products, comparisons = 0, []
@@ -238,10 +238,9 @@ class Exporter:
 
     def _judge(self, comparisons: Sequence[Comparison]) -> None:
         failed = [
-            f"{c.stage} ({c.form}): {c.output} is off by at most {c.relative_max:.2e} and on average "
-            f"{c.relative_mean:.2e} of its scale, for {c.shapes}"
+            f"{c.stage} ({c.form}): {c.check.describe(stage_bounds(c.stage, self.options.precision))}, for {c.shapes}"
             for c in comparisons
-            if not c.passed
+            if not c.check.passed
         ]
         self.failures += failed
         if failed and not self.options.keep_going:

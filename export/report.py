@@ -35,7 +35,7 @@ class StageRow:
     def worst(self, form: str) -> tuple[float, float]:
         """Largest relative max and mean error of a form over outputs and examples."""
         chosen = [c for c in self.comparisons if c.form == form]
-        return max(c.relative_max for c in chosen), max(c.relative_mean for c in chosen)
+        return max(c.check.relative_max for c in chosen), max(c.check.relative_mean for c in chosen)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from export.precision import EnginePrecision, Precision
+from odise_rt.engine_check import Bounds
 
 
 @dataclass(frozen=True)
@@ -64,3 +65,9 @@ RESULT_AGREEMENT: dict[Precision, Agreement] = {
     "fp16": Agreement(0.97, 0.97, "borders between segments move by a pixel; whole segments must not change"),
 }
 """Precision to bounds for the runtime on the bundle against the runtime on PyTorch."""
+
+
+def stage_bounds(stage: str, precision: EnginePrecision) -> Bounds:
+    """The bounds of a stage in the form that engines carry."""
+    tolerance = STAGE_TOLERANCES[stage, precision]
+    return Bounds(tolerance.max, tolerance.mean)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from export.cpu_check import check_graph_file
 from export.engine_reference import (
     ENGINE_WORDS,
     RecordingBackend,
@@ -22,11 +23,9 @@ from export.engine_reference import (
     reference_options,
 )
 from export.precision import Precision
-from export.tolerances import RESULT_AGREEMENT, STAGE_TOLERANCES
-from odise_rt.backends.ort import import_onnxruntime
+from export.tolerances import RESULT_AGREEMENT, stage_bounds
 from odise_rt.check_picture import landscape
-from odise_rt.engine_check import Case
-from odise_rt.errors import ExportError, OdiseError
+from odise_rt.engine_check import Case, OutputCheck
 from odise_rt.options import SegmentOptions
 from odise_rt.results import PanopticResult
 from odise_rt.segmenter import Segmenter
@@ -54,30 +53,21 @@ class Example:
     outputs: dict[str, Arrays]
     """Stage to what PyTorch made of them."""
 
+    def case(self, stage: str) -> Case:
+        """What a graph of a stage must compute."""
+        return Case(self.inputs[stage], self.outputs[stage])
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """One output of one graph on one example. Errors are absolute."""
+    """One output of one graph on one example."""
 
     stage: str
     form: str
     """"portable", or the variant's key."""
     shapes: str
-    output: str
-    scale: float
-    max_error: float
-    mean_error: float
-    passed: bool
-
-    @property
-    def relative_max(self) -> float:
-        """Largest error over the scale."""
-        return self.max_error / max(self.scale, 1e-30)
-
-    @property
-    def relative_mean(self) -> float:
-        """Mean error over the scale."""
-        return self.mean_error / max(self.scale, 1e-30)
+    """Of the inputs."""
+    check: OutputCheck
 
 
 @dataclass(frozen=True)
@@ -173,49 +163,16 @@ def compare_stage(
         form: for the report.
         precision: chooses the tolerance.
         examples: from :func:`run_example`.
-        threads: inside an operator; ``None``: ONNX Runtime's choice.
+        threads: inside an operator; ``None``: all usable cores.
 
     Raises:
-        ExportError: ONNX Runtime refuses the graph or fails to run it.
+        ExportError: ONNX Runtime refuses the graph or fails to run it, or an output has another shape.
     """
-    ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
-    names = [tensor.name for tensor in spec.outputs]
-    comparisons = []
-    try:
-        session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-        for example in examples:
-            found = session.run(names, dict(example.inputs[spec.name]))
-            shapes = ", ".join(f"{k} {'x'.join(map(str, v.shape))}" for k, v in example.inputs[spec.name].items())
-            for name, array in zip(names, found, strict=True):
-                expected = example.outputs[spec.name][name]
-                comparisons.append(_compare(spec.name, form, precision, shapes, name, array, expected))
-    except OdiseError:
-        raise
-    except Exception as exc:  # the bindings raise many unrelated types
-        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        raise ExportError(
-            f"stage {spec.name} ({form}): ONNX Runtime {ort.__version__} does not run {graph.name}: {reason[:300]}"
-        ) from exc
-    return comparisons
-
-
-def _compare(
-    stage: str, form: str, precision: Precision, shapes: str, output: str, found: np.ndarray, expected: np.ndarray
-) -> Comparison:
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        raise ExportError(
-            f"stage {stage} ({form}): {output} is {found.dtype} {found.shape}, PyTorch gives {expected.dtype} "
-            f"{expected.shape} for {shapes}: a symbolic dimension became a constant"
-        )
-    tolerance = STAGE_TOLERANCES[stage, precision]
-    error = np.abs(found.astype(np.float64) - expected)
-    scale, largest, mean = float(np.abs(expected).max()), float(error.max()), float(error.mean())
-    # NaN compares as False: a graph that gives NaN fails.
-    passed = largest <= tolerance.max * scale and mean <= tolerance.mean * scale
-    return Comparison(stage, form, shapes, output, scale, largest, mean, bool(passed))
+    cases = [example.case(spec.name) for example in examples]
+    bounds = stage_bounds(spec.name, precision)
+    checks = check_graph_file(graph, spec, cases, bounds, f"stage {spec.name} ({form})", threads)
+    shapes = [", ".join(f"{k} {'x'.join(map(str, v.shape))}" for k, v in case.inputs.items()) for case in cases]
+    return [Comparison(spec.name, form, shapes[check.case], check) for check in checks]
 
 
 def compare_results(

@@ -52,15 +52,23 @@ class OutputCheck:
     """NaN and infinite values that were found."""
     passed: bool
 
+    @property
+    def relative_max(self) -> float:
+        """Largest error over the scale."""
+        return self.max_error / max(self.scale, 1e-30)
+
+    @property
+    def relative_mean(self) -> float:
+        """Mean error over the scale."""
+        return self.mean_error / max(self.scale, 1e-30)
+
     def describe(self, bounds: Bounds) -> str:
         """One sentence for a person."""
         if self.not_finite:
             return f"{self.output} of case {self.case} has {self.not_finite} NaN or infinite values"
-        scale = max(self.scale, 1e-30)
-        largest, mean = self.max_error / scale, self.mean_error / scale
         return (
-            f"{self.output} of case {self.case} is off by at most {largest:.1e} (allowed {bounds.max:.0e}) and on "
-            f"average {mean:.1e} (allowed {bounds.mean:.0e}) of its scale"
+            f"{self.output} of case {self.case} is off by at most {self.relative_max:.1e} (allowed {bounds.max:.0e}) "
+            f"and on average {self.relative_mean:.1e} (allowed {bounds.mean:.0e}) of its scale"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,7 +92,7 @@ def check_output(found: np.ndarray, expected: np.ndarray, bounds: Bounds, output
     if found.shape != expected.shape or found.dtype != expected.dtype:
         raise BackendError(
             f"{output} of case {case} is {found.dtype} {found.shape}, expected {expected.dtype} {expected.shape}: a "
-            "symbolic dimension became a constant; build the engine again"
+            "symbolic dimension became a constant; build it again"
         )
     finite = np.isfinite(found)
     not_finite = int(finite.size - np.count_nonzero(finite))

@@ -10,10 +10,11 @@ import onnx_ir as ir
 import pytest
 
 from export import precision_search
-from export.engine_graphs import check_on_cpu, graph_blocks, prepare_graph, stage_bounds
+from export.engine_graphs import check_on_cpu, graph_blocks, prepare_graph
 from export.precision import node_blocks, to_mixed_precision
 from export.precision_search import MAX_KEPT, search_precision
 from export.rounding import to_single_precision
+from export.tolerances import stage_bounds
 from export.weight_store import WeightStore, save_graph
 from odise_rt.bundle import StageFile, file_sha256
 from odise_rt.engine_check import Case
