@@ -72,7 +72,6 @@ def onnx_from_stage(stage: StageGraph) -> ExportedGraph:
             "a size that code compares or branches on must not depend on a symbolic dimension"
         ) from exc
     _adopt_spec(model, stage)
-    make_reproducible(model)
     complete_types(model)
     fix_reshapes(model.graph)
     drop_unused(model)
@@ -95,10 +94,8 @@ def make_reproducible(model: ir.Model) -> None:
         value.metadata_props.clear()
     counts: Counter[str] = Counter()
     for number, node in enumerate(graph):
-        scope = _scope(node)
-        label = f"{scope}/{node.op_type}"
-        node.name = f"{label}_{counts[label]}"
-        counts[label] += 1
+        node.name = f"/{node.op_type}_{counts[node.op_type]}"
+        counts[node.op_type] += 1
         node.doc_string = None
         node.metadata_props.clear()
         for index, output in enumerate(node.outputs):
@@ -149,14 +146,6 @@ def _rename_constants(graph: ir.Graph) -> None:
         if value.const_value is not None:
             value.const_value.name = name
         graph.register_initializer(value)
-
-
-def _scope(node: ir.Node) -> str:
-    """Path of the module that a node came from, e.g. ``unet.mid_block.resnets.0.conv1``; empty at the top."""
-    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
-    parts = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
-    modules = [part for part in parts[:-1] if "." in part]
-    return modules[-1] if modules else ""
 
 
 def _parameters_read(traced: torch.export.ExportedProgram) -> int:
