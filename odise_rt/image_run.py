@@ -76,13 +76,26 @@ class PlacedImage:
         }
 
 
+FittingBatches = dict[tuple[int, int], int]
+"""Windows at a time that were left after memory ran out, by the windows' side and their number in an image."""
+
+
 class BatchPlan:
     """How many windows run at a time: as many as the engine likes, and half of that when memory runs out."""
 
-    def __init__(self, size: int, fixed: bool) -> None:
-        """Start with ``size``; a ``fixed`` size is the caller's and is kept."""
-        self.size = size
-        self._wanted, self._fixed = size, fixed
+    def __init__(self, grid: WindowGrid, size: int, fixed: bool, fitting: FittingBatches) -> None:
+        """Set up.
+
+        Args:
+            grid: the windows.
+            size: at most so many at a time.
+            fixed: that is the caller's wish, and is kept.
+            fitting: what earlier images learned, which this one goes by and adds to: to run out of memory costs more
+                than an image does.
+        """
+        self._wanted, self._fixed = min(size, len(grid)), fixed
+        self._fitting, self._key = fitting, (grid.side, len(grid))
+        self.size = self._wanted if fixed else min(self._wanted, fitting.get(self._key, self._wanted))
 
     def run(self, total: int, work: Callable[[int, int], None]) -> None:
         """Call ``work(start, stop)`` for all windows, a batch at a time. It must do all of a batch or nothing."""
@@ -109,7 +122,7 @@ class BatchPlan:
                 self._take_fewer(self.size, exc)
 
     def _take_fewer(self, count: int, exc: OutOfMemoryError) -> None:
-        self.size = (count + 1) // 2
+        self.size = self._fitting[self._key] = (count + 1) // 2
         logger.warning("out of memory with %d windows at a time, trying %d: %s", count, self.size, exc)
 
     def notes(self) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ from odise_rt.classification import Classification, MaskEmbeddings, MaskNames, c
 from odise_rt.embedding_cache import EmbeddingCache, default_cache_dir
 from odise_rt.errors import ImageError, ImageTooLargeError, InputError, OptionsError, VocabularyError
 from odise_rt.files import given_path
-from odise_rt.image_run import BatchPlan, ImageRun, MaskProposals, PlacedImage, Stopwatch
+from odise_rt.image_run import BatchPlan, FittingBatches, ImageRun, MaskProposals, PlacedImage, Stopwatch
 from odise_rt.naming import HostMasks, Named, NamingRequest
 from odise_rt.options import ResolvedOptions, SegmentOptions, given_options
 from odise_rt.postprocessing import MaskResizer, find_instances, semantic_map
@@ -71,6 +71,7 @@ class Segmenter:
         self._embedder = embedder
         self._constants = bundle.constants()
         self._pipeline = pipeline
+        self._fitting: FittingBatches = {}
 
     @classmethod
     def load(
@@ -307,10 +308,8 @@ class Segmenter:
         return PlacedImage(pixels, original, size, grid, self._batch_plan(settings, grid))
 
     def _batch_plan(self, settings: ResolvedOptions, grid: WindowGrid) -> BatchPlan:
-        return BatchPlan(
-            min(settings.windows_per_batch or self._backend.windows_per_batch(grid.side), len(grid)),
-            fixed=settings.windows_per_batch is not None,
-        )
+        wanted = settings.windows_per_batch or self._backend.windows_per_batch(grid.side)
+        return BatchPlan(grid, wanted, settings.windows_per_batch is not None, self._fitting)
 
     def _features(
         self, canvas: np.ndarray, grid: WindowGrid, plan: BatchPlan, watch: Stopwatch
