@@ -103,8 +103,9 @@ class CocoPanoptic:
         masks: Folder of the panoptic PNGs.
         captions: Captions JSON, or None to go without.
         all_captioned: Refuse pictures of which the captions file says nothing.
-        covered: Accept segments of the JSON of which the PNG has no pixel, as in ADE20K's, where things are pasted over
-            stuff. They are kept, so that they count as missed in panoptic quality, as in COCO's evaluation.
+        covered: Accept what the preparation of ADE20K writes. Segments of which the PNG has no pixel, as things are
+            pasted over stuff, are kept, so that they count as missed in panoptic quality, as in COCO's evaluation. Of
+            segments of one id (its road and its skyscraper share a colour) the last counts, as there.
 
     Attributes:
         categories: Classes in the order of the file.
@@ -250,7 +251,7 @@ class CocoPanoptic:
                 raise DatasetError(f"{where} names category {category}, which is not declared")
             if number <= 0:
                 raise DatasetError(f"{where} has id {number}; ids start at 1, 0 is void")
-            if number in segments:
+            if number in segments and not self._covered:
                 raise DatasetError(f"{where} uses an id twice")
             segments[number] = Segment(number, category, "iscrowd" in info and flag_of(info, "iscrowd", where))
         return tuple(segments.values())

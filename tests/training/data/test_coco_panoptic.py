@@ -118,6 +118,10 @@ def test_a_grey_picture_becomes_rgb_and_crowds_are_kept(root: Path) -> None:
     assert example.segments[0].iscrowd
 
 
+TWIN = {"category_id": 1}
+"""A stuff class whose colour, and so id, is that of another one in the same picture: ADE20K's road and skyscraper."""
+
+
 def _ade20k(root: Path, tmp_path: Path) -> Path:
     """The committed scenes as Mask2Former's preparation of ADE20K would lay and name them; returns the data root."""
     folder = tmp_path / "datasets" / "ADEChallengeData2016"
@@ -128,15 +132,19 @@ def _ade20k(root: Path, tmp_path: Path) -> Path:
     for image, annotation in zip(content["images"], content["annotations"], strict=True):
         image["id"] = annotation["image_id"] = f"ADE_val_{image['id']:08d}"
     _add_ghost(content)
+    content["annotations"][1]["segments_info"].append({**content["annotations"][1]["segments_info"][0], **TWIN})
     (folder / "ade20k_panoptic_val.json").write_text(json.dumps(content))
     return tmp_path / "datasets"
 
 
-def test_ade20k_has_names_for_ids_and_covered_segments(root: Path, tmp_path: Path) -> None:
+def test_ade20k_has_names_for_ids_covered_segments_and_twins(root: Path, tmp_path: Path) -> None:
     datasets = _ade20k(root, tmp_path)
     data = CocoPanoptic.from_ade20k(datasets, "val")
     assert data.image_ids[0] == data[0].image_id == "ADE_val_00000001"
     assert data[0].segments[-1].id == 99, "a segment without pixels is kept, to count as missed"
+    twins = [segment for segment in data[1].segments if segment.id == data[1].segments[0].id]
+    assert [segment.category_id for segment in twins] == [TWIN["category_id"]], "the last of an id counts"
+    assert data.categories_of(1) == {segment.category_id for segment in data[1].segments}
     assert len(CocoPanoptic.from_ade20k(datasets / "ADEChallengeData2016", "val")) == 4
     with pytest.raises(DatasetError, match=r"ade20k_panoptic_train.json \(missing\)"):
         CocoPanoptic.from_ade20k(datasets, "train")
