@@ -127,10 +127,13 @@ def test_files_of_one_name_keep_their_hashes(tmp_path: Path, monkeypatch: pytest
     for folder, text in (("odise", "one"), ("clip", "two"), ("sd/unet", "three"), ("sd/vae", "four")):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "model.pt").write_text(text)
-    monkeypatch.setattr(sources, "load_released", lambda *args, **options: None)
-    made = sources.from_released(
-        "odise-sd1", tmp_path / "odise/model.pt", tmp_path / "sd", tmp_path / "clip/model.pt"
-    ).created_from
+    monkeypatch.setattr(sources, "load_released", lambda *args, **options: options["training_vocabulary"])
+    labels = tmp_path / "labels.txt"
+    labels.write_text("0:invalid_class_id\n1:person,child\n2:sky\n")
+    released = ("odise-sd1", tmp_path / "odise/model.pt", tmp_path / "sd", tmp_path / "clip/model.pt")
+    plain, labelled = sources.from_released(*released), sources.from_released(*released, labels)
     files = ["clip/model.pt", "odise/model.pt", "stable_diffusion/unet/model.pt", "stable_diffusion/vae/model.pt"]
-    assert sorted(made["files"]) == files
-    assert len(set(made["files"].values())) == 4
+    assert sorted(plain.created_from["files"]) == files
+    assert len(set(plain.created_from["files"].values())) == 4
+    assert sorted(labelled.created_from["files"]) == [*files, "training_labels/labels.txt"]
+    assert (plain.loaded, labelled.loaded) == (None, ("person", "child", "sky"))
