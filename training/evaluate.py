@@ -167,7 +167,12 @@ def summary(report: EvaluationReport) -> list[tuple[str, str]]:
     lines += [("pictures", f"{report.pictures}, {report.seconds_per_picture:.2f} s each")]
     details = {
         "PQ": ("pq", report.pq, "SQ {sq:.1f}, RQ {rq:.1f}, {categories} classes"),
-        "mIoU": ("miou", report.miou, "pixel accuracy {pixel_accuracy:.1f}, {classes} classes"),
+        "mIoU": (
+            "miou",
+            report.miou,
+            "{miou_with_predicted:.1f} with classes that are only predicted, pixel accuracy {pixel_accuracy:.1f}, "
+            "{classes} classes",
+        ),
         "mask AP": ("ap", report.ap, "AP50 {ap50:.1f}"),
     }
     for title, (key, groups, more) in details.items():

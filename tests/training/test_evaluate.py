@@ -82,6 +82,9 @@ def test_an_oracle_with_one_wrong_name(mini_data: Path) -> None:
     assert report.pq["unseen"]["pq"] == pytest.approx(40)
     assert report.miou["stuff"]["miou"] == pytest.approx(100)
     assert report.miou["all"]["classes"] == 3
+    assert report.miou["all"]["miou_with_predicted"] == pytest.approx(report.miou["all"]["miou"] * 3 / 4), "zebra"
+    lines = dict(summary(report))
+    assert lines["mIoU stuff"] == "100.0 (100.0 with classes that are only predicted, pixel accuracy 100.0, 2 classes)"
     assert report.by_category["sky"]["iou"] == pytest.approx(100)
     assert "iou" not in report.by_category["zebra"], "no zebra in the truth"
     assert report.ap["all"]["ap50"] == pytest.approx(100 * 67 / 101)  # recall 2/3 at full precision, 101 points
@@ -236,12 +239,24 @@ def test_semantic_scores_by_hand(tmp_path: Path) -> None:
     # sky: 4 right and two invented; grass: 3 of 4, and what is invented lies on void; ball: 5 of 6.
     sky, grass, ball = 4 / (4 + 1 + 1), 3 / 4, 5 / 6
     assert report.miou["all"] == pytest.approx(
-        {"miou": 100 * (sky + grass + ball) / 3, "pixel_accuracy": 100 * 12 / 14, "classes": 3}
+        {
+            "miou": 100 * (sky + grass + ball) / 3,
+            "miou_with_predicted": 100 * (sky + grass + ball) / 3,
+            "pixel_accuracy": 100 * 12 / 14,
+            "classes": 3,
+        }
     )
     assert report.miou["seen"] == pytest.approx(
-        {"miou": 100 * (sky + grass) / 2, "pixel_accuracy": 100 * 7 / 8, "classes": 2}
+        {
+            "miou": 100 * (sky + grass) / 2,
+            "miou_with_predicted": 100 * (sky + grass) / 2,
+            "pixel_accuracy": 100 * 7 / 8,
+            "classes": 2,
+        }
     ), "grass is seen by its synonym lawn"
-    assert report.miou["unseen"] == pytest.approx({"miou": 100 * ball, "pixel_accuracy": 100 * 5 / 6, "classes": 1})
+    assert report.miou["unseen"] == pytest.approx(
+        {"miou": 100 * ball, "miou_with_predicted": 100 * ball, "pixel_accuracy": 100 * 5 / 6, "classes": 1}
+    )
     assert report.by_category["grass"] == pytest.approx({"iou": 75, "pixels": 4, "seen": 1})
     assert "zebra" not in report.by_category
     assert report.pq == report.ap == {}
