@@ -32,6 +32,9 @@ from training.trainer import Trainer
 
 logger = logging.getLogger("training.train")
 
+EXAMPLE_SPLITS = ("val", "val2017", "validation")
+"""Names that a held-out part of a data set has; example pictures are of the first that is there."""
+
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line."""
@@ -61,7 +64,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default="ddp",
         help="With several processes: each holds the whole model (ddp), or a part of every tensor (fsdp).",
     )
-    parser.add_argument("--examples", default="val", help="The part of the data set to draw example predictions of.")
+    parser.add_argument(
+        "--examples",
+        help="The part of the data set to draw example predictions of. Default: the first that is there of "
+        f"{', '.join(EXAMPLE_SPLITS)}.",
+    )
     parser.add_argument("--tensorboard", action="store_true", help="Write curves to OUT/tensorboard too.")
     parser.add_argument(
         "--until",
@@ -96,6 +103,23 @@ def start_processes(device: str) -> str:
             "with --device cpu, by torchrun"
         ) from exc
     return device
+
+
+def open_examples(root: Path, split: str | None) -> CocoPanoptic | None:
+    """The part of a data set to draw example predictions of; None where no name is given and none of
+    :data:`EXAMPLE_SPLITS` is there.
+
+    Raises:
+        DatasetError: the part that is named is missing, or what is there is broken.
+    """
+    if split is None:
+        there = [name for name in EXAMPLE_SPLITS if (root / "annotations" / f"panoptic_{name}.json").exists()]
+        if not there:
+            names = ", ".join(EXAMPLE_SPLITS)
+            logger.info("no example predictions will be drawn: %s has no part %s; name one by --examples", root, names)
+            return None
+        split = there[0]
+    return CocoPanoptic.from_root(root, split, with_captions=False)
 
 
 def write_checkpoint(parts: RunParts, config: Experiment, run: Path, steps: int) -> Path | None:
@@ -139,6 +163,9 @@ def main(argv: Sequence[str]) -> int:
             raise CheckpointError(
                 f"{arguments.run} already holds a run (state {states[-1].name}): add --resume, or name a new --out"
             )
+        examples = None
+        if not arguments.finish and config.model.conditioning != "caption":
+            examples = open_examples(arguments.data, arguments.examples)
         cache = arguments.cache or arguments.run.parent / "feature_cache"
         parts = prepare_run(
             config,
@@ -159,9 +186,7 @@ def main(argv: Sequence[str]) -> int:
             report_checkpoint(write_checkpoint(parts, config, arguments.run, steps))
             return 0
         pictures = None
-        has_examples = (arguments.data / "annotations" / f"panoptic_{arguments.examples}.json").exists()
-        if has_examples and config.model.conditioning != "caption":
-            examples = CocoPanoptic.from_root(arguments.data, arguments.examples, with_captions=False)
+        if examples is not None:
             pictures = ExamplePictures(
                 parts.step.model, parts.tokenizer_json, parts.training_vocabulary, examples, arguments.run / "pictures"
             )

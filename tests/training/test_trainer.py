@@ -409,6 +409,29 @@ def test_captions_are_needed_by_caption_supervision_only(
     assert ("captions_train.json does not exist" in capsys.readouterr().err) == (status == 1)
 
 
+@pytest.mark.parametrize("split", ["val", "val2017", None])
+def test_example_pictures_are_of_the_part_that_is_there(
+    split: str | None, mini_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(mini_data, data)
+    for path in [data / "val", data / "panoptic_val", data / "annotations" / "panoptic_val.json"]:
+        path.rename(path.with_name(path.name.replace("val", split or "test")))
+    caplog.set_level("INFO")
+    found = training.train.open_examples(data, None)
+    assert (None if found is None else found.images_path) == (None if split is None else data / split)
+    assert ("has no part val, val2017, validation; name one by --examples" in caplog.text) == (split is None)
+    assert len(training.train.open_examples(data, split or "test") or ()) == 3
+
+
+def test_a_part_that_is_named_for_examples_must_be_there(
+    mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert training.train.main(arguments(mini_data, mini_frozen, tmp_path / "run", "--examples", "test")) == 1
+    assert "panoptic_test.json does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_that_begins_anew_begins_its_log_anew(
     mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path
 ) -> None:
