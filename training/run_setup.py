@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -157,18 +158,20 @@ def prepare_run(
     contexts = None
     if experiment.model.conditioning == "caption":
         contexts = CaptionContexts(model, tokenizer_json, data.first_captions())
-    facts = {
+    facts: dict[str, Any] = {
         "annotations": annotation_fingerprint(data_root, split),
         "window": experiment.model.window,
     }
+    if experiment.cropped_out_targets:  # named only where it is on: caches that are older than it stay valid
+        facts["cropped_out_targets"] = True
 
     def source(index: int, phase: Phase) -> BatchSource:
         seed = experiment.seed + 1000 * index
         if not phase.cached_views:
-            views = TrainingViews(data, class_of, phase.jitter, seed)
+            views = TrainingViews(data, class_of, phase.jitter, seed, experiment.cropped_out_targets)
             return LiveBatches(views, phase.jitter.crop, caption_words, workers)
         view_seed = seed if phase.cached_view_seed is None else phase.cached_view_seed
-        views = TrainingViews(data, class_of, phase.jitter, view_seed)
+        views = TrainingViews(data, class_of, phase.jitter, view_seed, experiment.cropped_out_targets)
         key = {**facts, "jitter": dataclasses.asdict(phase.jitter), "views": phase.cached_views, "seed": view_seed}
         build = functools.partial(open_or_build, cache, key, model, views, phase.cached_views, progress=_progress)
         if rank() == 0:

@@ -194,6 +194,7 @@ def test_resuming_with_another_config_is_refused(
 def test_experiments_are_consistent(name: str) -> None:
     found = experiment(name)
     assert found.name == name
+    assert found.cropped_out_targets == name.startswith("coco"), "as published; what ships was trained without"
     rates = [found.learning_rate(step) for step in range(found.iterations)]
     peak = found.optimizer.learning_rate
     assert rates[0] == pytest.approx(peak * 0.067)

@@ -31,6 +31,7 @@ def experiment() -> Experiment:
         model=preset("odise-sd1"),
         phases=(Phase(iterations=92_188, batch=64, jitter=JitterOptions()),),
         precision="fp16",
+        cropped_out_targets=True,
         gradient_checkpointing=True,
         save_every=1000,
         picture_every=5000,
