@@ -123,7 +123,7 @@ class PanopticScorer:
         """Count a picture; returns its own PQ over all categories together, NaN if there is nothing to count."""
         counts = picture_counts(
             example.segment_map,
-            [PanopticSegment(s.id, s.category_id, s.iscrowd) for s in example.segments],
+            [PanopticSegment(s.id, s.category_id, s.iscrowd, s.area) for s in example.segments],
             prediction.segment_map,
             [PanopticSegment(s.id, self.data.categories[s.class_index].id) for s in prediction.segments],
             f"image id {example.image_id}",

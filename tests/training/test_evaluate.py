@@ -132,6 +132,12 @@ def test_ade20k_panoptic_has_names_for_ids_and_covered_segments(mini_data: Path,
     report = evaluate(Oracle(data), data, range(3), METRICS)  # type: ignore[arg-type]
     assert report.by_category["zebra"]["false_negatives"] == 1
     assert report.pq["all"] == pytest.approx({"pq": 75.0, "sq": 75.0, "rq": 75.0, "categories": 4})
+    assert report.by_category["sky"]["pq"] == pytest.approx(100)
+    content["annotations"][0]["segments_info"][0]["area"] *= 4  # a sky that things were pasted over
+    (folder / "ade20k_panoptic_val.json").write_text(json.dumps(content))
+    covered = CocoPanoptic.from_ade20k(tmp_path, "val")
+    sky = evaluate(Oracle(covered), covered, range(3)).by_category["sky"]  # type: ignore[arg-type]
+    assert (sky["true_positives"], sky["false_positives"], sky["false_negatives"]) == (2, 1, 1)
     assert report.ap["all"]["ap"] == pytest.approx(100), "what has no pixel is no instance"
 
 

@@ -6,6 +6,7 @@ Whatever does not fit is a :class:`DatasetError` that names the file, or where i
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,14 @@ def number_of(entry: Any, key: str, where: str) -> int:
     if not written and (isinstance(value, bool) or not isinstance(value, int)):
         raise DatasetError(f"{where} has {key} {value!r}: expected a whole number")
     return int(value)
+
+
+def positive_of(entry: Any, key: str, where: str) -> float:
+    """A finite number above 0."""
+    value = field_of(entry, key, where)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise DatasetError(f"{where} has {key} {value!r}: expected a number above 0")
+    return value
 
 
 def text_of(entry: Any, key: str, where: str) -> str:

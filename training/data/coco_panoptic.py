@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from odise_rt.errors import DatasetError, OptionsError
-from training.data.coco_fields import field_of, flag_of, image_id_of, number_of, read_coco, text_of
+from training.data.coco_fields import field_of, flag_of, image_id_of, number_of, positive_of, read_coco, text_of
 from training.data.data_roots import SPLITS, find_paths, looked_for
 from training.data.picture_files import ImageId, check_same_size, read_colours, read_rgb
 
@@ -38,6 +38,8 @@ class Segment:
     id: int
     category_id: int
     iscrowd: bool
+    area: float | None = None
+    """Pixels, as the file says; None where it does not. Of stuff in ADE20K those before things were pasted over it."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,9 @@ class CocoPanoptic:
                 raise DatasetError(f"{where} has id {number}; ids start at 1, 0 is void")
             if number in segments and not self._covered:
                 raise DatasetError(f"{where} uses an id twice")
-            segments[number] = Segment(number, category, "iscrowd" in info and flag_of(info, "iscrowd", where))
+            iscrowd = "iscrowd" in info and flag_of(info, "iscrowd", where)
+            area = None if info.get("area") is None else positive_of(info, "area", where)
+            segments[number] = Segment(number, category, iscrowd, area)
         return tuple(segments.values())
 
     def _category(self, entry: Any) -> Category:

@@ -48,7 +48,7 @@ def test_reads_pictures_segments_and_captions() -> None:
         assert len(example.captions) == 5
         for segment, info in zip(example.segments, annotation["segments_info"], strict=True):
             rows, columns = np.nonzero(example.segment_map == segment.id)
-            assert len(rows) == info["area"]
+            assert len(rows) == info["area"] == segment.area
             left, top, width, height = info["bbox"]
             assert (left, top) == (columns.min(), rows.min())
             assert (width, height) == (np.ptp(columns) + 1, np.ptp(rows) + 1)
@@ -220,6 +220,9 @@ READ_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "id that is a fraction": (_first_segment(id=1.5), "has id 1.5: expected a whole number"),
     "category that is null": (_first_segment(category_id=None), "has category_id None: expected a whole number"),
     "crowd that is text": (_first_segment(iscrowd="no"), "has iscrowd 'no': expected 0 or 1"),
+    "area of nothing": (_first_segment(area=0), "has area 0: expected a number above 0"),
+    "area that is text": (_first_segment(area="9"), "has area '9': expected a number above 0"),
+    "area without end": (_first_segment(area=float("inf")), "has area inf: expected a number above 0"),
     "segments that are null": (_first_annotation(segments_info=None), "has segments_info None: expected a list"),
     "segments that are numbers": (_first_annotation(segments_info=[7]), "lacks 'category_id'"),
     "mask without a name": (_first_annotation(file_name=None), "has file_name None: expected text"),
@@ -251,6 +254,7 @@ def test_odd_numbers_that_stand_for_themselves(root: Path) -> None:
     assert {0, 255, 70_000} <= set(data.index_of)
     assert np.array_equal(data[0].segment_map, before.segment_map)
     assert [segment.id for segment in data[0].segments] == [segment.id for segment in before.segments]
+    assert data[0].segments[0].area is None
 
 
 @pytest.mark.parametrize("fault", READ_FAULTS)
