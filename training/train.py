@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from odise_rt.command_line import CommandParser, command, whole_number
 from odise_rt.errors import CheckpointError, OptionsError, first_line
+from odise_rt.vocabulary import Vocabulary
 from training.checkpoints.own_format import save_checkpoint
 from training.command_line import parse_arguments
 from training.data.coco_panoptic import CocoPanoptic
@@ -42,6 +43,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("config", help="Name of an experiment in training/configs, e.g. sticker_tiny_label.")
     parser.add_argument("--data", type=Path, required=True, help="Folder of a COCO-format panoptic data set.")
     parser.add_argument("--split", default="train", help="The part of the data set to train on.")
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        help="Other words for the data set's classes, in its order, to train with and to keep as the training "
+        "vocabulary: a file of OpenSeg's lines (id:synonym,synonym) or JSON. Default: its own.",
+    )
     parser.add_argument(
         "--frozen", type=Path, required=True, help="Checkpoint folder whose frozen networks and tokenizer are used."
     )
@@ -163,6 +170,7 @@ def main(argv: Sequence[str]) -> int:
             raise CheckpointError(
                 f"{arguments.run} already holds a run (state {states[-1].name}): add --resume, or name a new --out"
             )
+        classes = None if arguments.classes is None else Vocabulary.load(arguments.classes)
         examples = None
         if not arguments.finish and config.model.conditioning != "caption":
             examples = open_examples(arguments.data, arguments.examples)
@@ -176,6 +184,7 @@ def main(argv: Sequence[str]) -> int:
             device,
             arguments.workers,
             arguments.heads,
+            classes,
         )
         files = {} if arguments.finish else parts.annotation_files  # which do not matter any more to what is trained
         origin = run_origin(parts.step.model, parts.training_vocabulary, arguments.split, files)
@@ -188,7 +197,12 @@ def main(argv: Sequence[str]) -> int:
         pictures = None
         if examples is not None:
             pictures = ExamplePictures(
-                parts.step.model, parts.tokenizer_json, parts.training_vocabulary, examples, arguments.run / "pictures"
+                parts.step.model,
+                parts.tokenizer_json,
+                parts.training_vocabulary,
+                examples,
+                arguments.run / "pictures",
+                classes,
             )
         trainer = Trainer(
             config,

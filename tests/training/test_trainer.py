@@ -284,6 +284,33 @@ def test_a_run_goes_on_with_what_it_began_with(
     assert training.train.main(arguments(mini_data, mini_frozen, run, "--finish")) == 0
 
 
+def test_other_words_are_learnt_and_kept(
+    mini: Experiment,
+    mini_data: Path,
+    mini_frozen: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words, run, shown = tmp_path / "words.txt", tmp_path / "run", []
+    words.write_text("0:heaven,sky\n1:turf\n2:sphere\n3:horse\n")
+    draw = training.train.ExamplePictures.__call__
+    monkeypatch.setattr(
+        training.train.ExamplePictures, "__call__", lambda self, step: shown.append(self.vocabulary) or draw(self, step)
+    )
+    classes = ("--classes", str(words))
+    assert training.train.main(arguments(mini_data, mini_frozen, run, *classes, "--until", "4")) == 0
+    assert training.train.main(arguments(mini_data, mini_frozen, run, "--resume")) == 1
+    assert "another training vocabulary: resume with the same --data, --split, --classes" in capsys.readouterr().err
+    assert training.train.main(arguments(mini_data, mini_frozen, run, *classes, "--resume")) == 0
+    assert load_checkpoint(run / "checkpoint").training_vocabulary == ("heaven", "sky", "turf", "sphere")
+    assert {vocabulary.words for vocabulary in shown} == {("heaven", "sky", "turf", "sphere", "horse")}
+    words.write_text("0:sky\n1:turf\n2:sphere\n")
+    assert training.train.main(arguments(mini_data, mini_frozen, tmp_path / "new", *classes)) == 1
+    assert "3 classes were given for a data set of 4" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("mini", "read"),
     [("label", {"panoptic": "annotation file"}), ("caption", {"captions": "caption file"})],

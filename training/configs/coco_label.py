@@ -3,8 +3,9 @@
 Command, on 4 nodes of 8 GPUs (batch 64 = 2 pictures a GPU)::
 
     torchrun --nnodes 4 --nproc-per-node 8 -m training.train coco_label --data COCO --split train2017 \\
-        --frozen SD1_CLIP_CHECKPOINT --out runs/coco-label --workers 4
+        --frozen SD1_CLIP_CHECKPOINT --classes coco_panoptic_with_prompt_eng.txt --out runs/coco-label --workers 4
 
+The label file lies beside the authors' code; without ``--classes`` COCO's 133 plain names are learnt.
 COCO holds ``train2017/``, ``annotations/panoptic_train2017.json``, ``annotations/panoptic_train2017/`` and
 ``annotations/captions_train2017.json``; the frozen checkpoint is Stable Diffusion 1.x and CLIP ViT-L/14@336 converted
 by ``python -m training.checkpoints``.

@@ -7,6 +7,8 @@ PNGs whose colours are those ids. Both are checked against each other when a pic
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +17,12 @@ from typing import Any
 import numpy as np
 
 from odise_rt.errors import DatasetError, OptionsError
+from odise_rt.vocabulary import Vocabulary
 from training.data.coco_fields import field_of, flag_of, image_id_of, number_of, positive_of, read_coco, text_of
 from training.data.data_roots import SPLITS, find_paths, looked_for
 from training.data.picture_files import ImageId, check_same_size, read_colours, read_rgb
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,8 @@ class CocoPanoptic:
             segments of one id (its road and its skyscraper share a colour) the last counts, as there.
 
     Attributes:
-        categories: Classes in the order of the file.
+        categories: Classes in the order of the file. COCO's own 133, known by their ids, have the words of the built-in
+            list: the file calls them "sky-other-merged" or "door-stuff", which nobody would ask a model for.
         index_of: Contiguous class index 0..K-1 of each category id.
         image_ids: Id of each picture, in the order of the file.
 
@@ -131,7 +137,7 @@ class CocoPanoptic:
         self.captions_path = captions
         self._covered = covered
         content = read_coco(self.annotations_path, ("images", "annotations", "categories"))
-        self.categories = tuple(self._category(entry) for entry in content["categories"])
+        self.categories = self._in_words(tuple(self._category(entry) for entry in content["categories"]))
         self.index_of = {category.id: index for index, category in enumerate(self.categories)}
         if len(self.index_of) != len(self.categories):
             raise DatasetError(f"{self.annotations_path}: two categories share an id")
@@ -259,6 +265,14 @@ class CocoPanoptic:
             area = None if info.get("area") is None else positive_of(info, "area", where)
             segments[number] = Segment(number, category, iscrowd, area)
         return tuple(segments.values())
+
+    def _in_words(self, categories: tuple[Category, ...]) -> tuple[Category, ...]:
+        words = {known.id: known.words for known in Vocabulary.builtin("coco")}
+        told = any(len(category.synonyms) > 1 for category in categories)  # a file with words of its own
+        if told or words.keys() != {category.id for category in categories}:
+            return categories
+        logger.info("%s has the classes of COCO: their words are those of the built-in list", self.annotations_path)
+        return tuple(dataclasses.replace(c, name=words[c.id][0], synonyms=words[c.id]) for c in categories)
 
     def _category(self, entry: Any) -> Category:
         number = number_of(entry, "id", f"{self.annotations_path}: a category")

@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from odise_rt.errors import DatasetError, OptionsError
+from odise_rt.vocabulary import Vocabulary
 from training.data.coco_panoptic import CocoPanoptic, decode_ids
+from training.evaluation import data_vocabulary
 from training.run_setup import training_categories
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "sticker_world"
@@ -108,6 +110,29 @@ def test_reads_the_layout_of_the_real_coco(root: Path) -> None:
     data = CocoPanoptic.from_root(root, "train")
     assert data[1].segments
     assert data.categories[0].synonyms == (data.categories[0].name,)
+
+
+@pytest.mark.parametrize("own", [None, "other ids", "synonyms"])
+def test_the_classes_of_coco_have_plain_words(own: str | None, root: Path) -> None:
+    def real_coco(content: dict[str, Any]) -> None:
+        content["categories"] = [
+            {"id": known.id, "name": f"{known.name}-other-merged", "isthing": int(known.isthing)} for known in coco
+        ]
+        for segment in (s for a in content["annotations"] for s in a["segments_info"]):
+            segment["category_id"] = 187
+        if own == "other ids":
+            content["categories"].append({"id": 201, "name": "zebra crossing", "isthing": 0})
+        if own == "synonyms":
+            content["categories"][0]["synonyms"] = ["man"]
+
+    coco = Vocabulary.builtin("coco")
+    edit(root, PANOPTIC, real_coco)
+    data = CocoPanoptic.from_root(root, "train")
+    asked = data_vocabulary(data.categories)  # by training and evaluation alike
+    assert (asked.words == coco.words) == (own is None)
+    assert {c.id: c.name for c in data.categories}[187] == ("sky" if own is None else "sky-other-merged")
+    assert [c.isthing for c in data.categories][:133] == coco.isthing.tolist()
+    assert [category.name for category in training_categories(data)] == [data.categories[data.index_of[187]].name]
 
 
 def test_a_grey_picture_becomes_rgb_and_crowds_are_kept(root: Path) -> None:
