@@ -30,6 +30,7 @@ from odise_rt.segmenter import Segmenter
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints.own_format import load_checkpoint
 from training.command_line import parse_arguments
+from training.data.coco_instances import CocoInstances
 from training.data.coco_panoptic import CocoPanoptic
 from training.data.semantic_formats import SEMANTIC_FORMATS
 from training.data.semantic_sets import SemanticSet
@@ -62,6 +63,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--images", type=Path, help="With --annotations: the folder of the pictures.")
     parser.add_argument("--masks", type=Path, help="With --annotations: the folder of the PNGs.")
+    parser.add_argument(
+        "--instances",
+        type=Path,
+        help="COCO JSON of instances to measure AP against, which may overlap, as published AP is: "
+        "instances_val2017.json, ade20k_instance_val.json. Default: the things of the panoptic set.",
+    )
     parser.add_argument(
         "--classes",
         type=Path,
@@ -136,11 +143,11 @@ def chosen_metrics(arguments: argparse.Namespace) -> tuple[str, ...]:
 def open_data(arguments: argparse.Namespace) -> CocoPanoptic | SemanticSet:
     """The data set that the command line names; raises :class:`OptionsError` if it does not name one."""
     explicit = [arguments.annotations, arguments.images, arguments.masks]
+    if arguments.format in SEMANTIC_FORMATS and any([*explicit, arguments.instances]):
+        raise OptionsError(
+            f"--annotations, --images, --masks and --instances are of panoptic sets: {arguments.format} needs --data"
+        )
     if any(explicit):
-        if arguments.format in SEMANTIC_FORMATS:
-            raise OptionsError(
-                f"--annotations, --images and --masks are of panoptic sets: {arguments.format} needs --data"
-            )
         if not all(explicit) or arguments.data is not None:
             raise OptionsError("--annotations, --images and --masks come together and replace --data")
         covered = arguments.format == "ade20k-panoptic"
@@ -152,6 +159,15 @@ def open_data(arguments: argparse.Namespace) -> CocoPanoptic | SemanticSet:
     if arguments.format == "ade20k-panoptic":
         return CocoPanoptic.from_ade20k(arguments.data, arguments.split)
     return SemanticSet.from_root(arguments.data, arguments.format, arguments.split, chosen_words(arguments))
+
+
+def open_instances(arguments: argparse.Namespace, data: CocoPanoptic, metrics: Sequence[str]) -> CocoInstances | None:
+    """The truth for AP that the command line names, if it does; raises :class:`OptionsError` where AP is left out."""
+    if arguments.instances is None:
+        return None
+    if "ap" not in metrics:
+        raise OptionsError("--instances is what AP is measured against, and --metrics leaves AP out: drop one of them")
+    return CocoInstances(arguments.instances, data)
 
 
 def chosen_words(arguments: argparse.Namespace) -> Vocabulary | None:
@@ -219,6 +235,7 @@ def main(argv: Sequence[str]) -> int:
         clip_weight_unseen=arguments.clip_weight_unseen,
     )
     data = open_data(arguments)
+    instances = None if isinstance(data, SemanticSet) else open_instances(arguments, data, metrics)
     kept = BestAndWorst(data, arguments.pictures)
     indices = range(len(data))[: arguments.limit]
     table, page = arguments.out / "metrics.json", arguments.out / "pictures.html"
@@ -228,8 +245,17 @@ def main(argv: Sequence[str]) -> int:
         if isinstance(data, SemanticSet):
             report = evaluate_semantic(segmenter, data, indices, options, kept, progress_bar("evaluate"))
         else:
-            words = chosen_words(arguments)
-            report = evaluate(segmenter, data, indices, metrics, options, kept, progress_bar("evaluate"), words)
+            report = evaluate(
+                segmenter,
+                data,
+                indices,
+                metrics,
+                options,
+                kept,
+                progress_bar("evaluate"),
+                chosen_words(arguments),
+                instances=instances,
+            )
     lines = summary(report)
     where = arguments.split if arguments.format == "coco" else f"{arguments.format}, {arguments.split}"
     save_text(page, kept.page(f"{arguments.model.name} on {where}", lines))

@@ -15,11 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
+from odise_rt import rle
 from odise_rt.errors import OptionsError
 from odise_rt.options import SegmentOptions
 from odise_rt.results import Instance, Segment
 from odise_rt.vocabulary import Vocabulary
 from training import evaluate as evaluate_command
+from training.data.coco_instances import CocoInstances
 from training.data.coco_panoptic import CocoPanoptic, PanopticExample
 from training.data.semantic_formats import SEMANTIC_FORMATS, Layout
 from training.data.semantic_sets import VOID, SemanticSet
@@ -94,6 +96,26 @@ def test_an_oracle_with_one_wrong_name(mini_data: Path) -> None:
     assert "image 2" in page
 
 
+def write_instances(path: Path, data: CocoPanoptic) -> None:
+    """The balls of the panoptic truth, and in the first picture one more behind the others."""
+    masks = [(example.image_id, example.segment_map == 3) for example in data]
+    masks.append((data.image_ids[0], np.tri(64, dtype=bool)))
+    annotations = [
+        {"id": i, "image_id": image_id, "category_id": 13, "iscrowd": 0, "segmentation": rle.encode(mask)}
+        for i, (image_id, mask) in enumerate(masks)
+    ]
+    path.write_text(json.dumps({"images": [{"id": i} for i in data.image_ids], "annotations": annotations}))
+
+
+def test_ap_is_measured_against_instances_that_may_overlap(mini_data: Path, tmp_path: Path) -> None:
+    data = CocoPanoptic.from_root(mini_data, "val", with_captions=False)
+    write_instances(tmp_path / "instances.json", data)
+    instances = CocoInstances(tmp_path / "instances.json", data)
+    report = evaluate(Oracle(data), data, range(3), ("ap",), instances=instances)  # type: ignore[arg-type]
+    assert report.ap["all"]["ap"] == pytest.approx(100 * 51 / 101), "two of four found"
+    assert report.by_category["ball"]["true_positives"] == 2, "PQ is of the panoptic truth"
+
+
 def test_classes_of_one_name_are_counted_each(mini_data: Path) -> None:
     data = CocoPanoptic.from_root(mini_data, "val", with_captions=False)
     data.categories = tuple(dataclasses.replace(category, name="thing") for category in data.categories[:3])
@@ -144,7 +166,10 @@ def test_ade20k_panoptic_has_names_for_ids_and_covered_segments(mini_data: Path,
 def test_the_command_measures_a_checkpoint(mini_data: Path, mini_frozen: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     output = tmp_path / "out"
+    instances = tmp_path / "instances.json"
+    write_instances(instances, CocoPanoptic.from_root(mini_data, "val", with_captions=False))
     flags = [str(mini_frozen), "--data", str(mini_data), "--out", str(output), "--limit", "2", "--pictures", "1"]
+    flags += ["--instances", str(instances)]
     assert main([*flags, "--device", "cpu"]) == 0
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["pictures"] == 2
@@ -158,7 +183,12 @@ def test_the_command_measures_a_checkpoint(mini_data: Path, mini_frozen: Path, t
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--metrics", "fid"], "expected some of pq, miou, ap"), (["--overlap-threshold", "2"], "overlap_threshold is 2")],
+    [
+        (["--metrics", "fid"], "expected some of pq, miou, ap"),
+        (["--overlap-threshold", "2"], "overlap_threshold is 2"),
+        (["--instances", "i.json", "--metrics", "pq"], "--metrics leaves AP out"),
+        (["--instances", "i.json"], "i.json does not exist"),
+    ],
 )
 def test_wrong_options_say_what_is_right(
     flags: list[str],
@@ -306,6 +336,7 @@ def test_the_command_measures_a_semantic_set(mini_frozen: Path, tmp_path: Path) 
         (["--format", "voc-21", "--data", "D", "--metrics", "miou,pq"], r"\['pq'\], but voc-21 says only the class"),
         (["--format", "voc-21", "--data", "D"], "is not under D: looked for VOCdevkit/VOC2012/JPEGImages"),
         (["--format", "voc-21", "--annotations", "a.json"], "voc-21 needs --data"),
+        (["--format", "voc-21", "--data", "D", "--instances", "i.json"], "--instances are of panoptic sets"),
         (["--annotations", "a.json", "--images", "i"], "come together and replace --data"),
         (["--data", "D", "--annotations", "a.json", "--images", "i", "--masks", "m"], "come together and replace"),
         ([], "give --data FOLDER"),

@@ -15,7 +15,8 @@ Hardware and cost, as the authors give them: 32 V100 (32 GB) for 6 days, about 4
 run it.
 
 Expected (published): COCO PQ 55.4, mAP 46.0, mIoU 65.2; ADE20K PQ 22.6, mAP 14.4, mIoU 29.9, with the authors'
-prompt-engineered label files.
+prompt-engineered label files, AP against the data sets' instance files (``training.evaluate --instances``: without it
+AP is not comparable) and mIoU as ``miou_with_predicted``.
 """
 
 from __future__ import annotations
