@@ -202,11 +202,10 @@ def outputs_for(metrics: Collection[str]) -> tuple[Output, ...]:
 
 
 def semantic_truth(example: PanopticExample, data: CocoPanoptic) -> np.ndarray:
-    """(h, w) class indices from the panoptic truth; -1 for void and crowds."""
+    """(h, w) class indices from the panoptic truth, crowds included; -1 for void."""
     truth = np.full(example.segment_map.shape, -1, dtype=np.int64)
     for segment in example.segments:
-        if not segment.iscrowd:
-            truth[example.segment_map == segment.id] = data.index_of[segment.category_id]
+        truth[example.segment_map == segment.id] = data.index_of[segment.category_id]
     return truth
 
 

@@ -26,7 +26,7 @@ from training.data.coco_panoptic import CocoPanoptic, PanopticExample
 from training.data.semantic_formats import SEMANTIC_FORMATS, Layout
 from training.data.semantic_sets import VOID, SemanticSet
 from training.evaluate import main, summary
-from training.evaluation import METRICS, PanopticScorer, data_vocabulary, evaluate
+from training.evaluation import METRICS, PanopticScorer, data_vocabulary, evaluate, semantic_truth
 from training.evaluation_loop import EvaluationReport, distinct_names
 from training.picture_page import BestAndWorst
 from training.semantic_evaluation import evaluate_semantic
@@ -114,6 +114,14 @@ def test_ap_is_measured_against_instances_that_may_overlap(mini_data: Path, tmp_
     report = evaluate(Oracle(data), data, range(3), ("ap",), instances=instances)  # type: ignore[arg-type]
     assert report.ap["all"]["ap"] == pytest.approx(100 * 51 / 101), "two of four found"
     assert report.by_category["ball"]["true_positives"] == 2, "PQ is of the panoptic truth"
+
+
+def test_a_crowd_has_the_class_of_its_pixels(mini_data: Path) -> None:
+    data = CocoPanoptic.from_root(mini_data, "val", with_captions=False)
+    example = data[0]
+    crowds = tuple(dataclasses.replace(segment, iscrowd=True) for segment in example.segments)
+    truth = semantic_truth(dataclasses.replace(example, segments=crowds[1:]), data)
+    assert np.array_equal(truth, np.where(example.segment_map == 1, -1, example.segment_map - 1))
 
 
 def test_classes_of_one_name_are_counted_each(mini_data: Path) -> None:
