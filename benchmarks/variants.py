@@ -43,7 +43,7 @@ class Variant:
     graphs: Graphs = "fused"
     """ONNX Runtime: the unpruned structure, the bundle's portable graphs, or those for the engine."""
     own_session: bool = True
-    """ONNX Runtime: odise_rt's session options; else the defaults of ONNX Runtime."""
+    """ONNX Runtime: odise_rt's session options; else the defaults of ONNX Runtime, but for the number of threads."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """fp16: of the bundle. bf16: of products, but for the mask decoder; PyTorch under autocast, or OpenVINO."""
     cpu_engine: CpuEngine = "onnxruntime"
@@ -239,13 +239,17 @@ def _open_ort(job: Job, variant: Variant) -> Iterator[Segmenter]:
 
 
 class DefaultOrtBackend:
-    """ONNX Runtime with the settings that it comes with, on the portable or the unpruned graphs."""
+    """ONNX Runtime with the settings that it comes with, on the portable or the unpruned graphs.
+
+    Only the number of threads is the job's, as it is for every implementation: else all cores would run.
+    """
 
     def __init__(self, job: Job, variant: Variant) -> None:
         import onnxruntime
 
         self._ort = onnxruntime
         self._variant = variant
+        self._threads = job.threads
         self._official = Path(job.source["graphs"]) if variant.graphs == "official" else None
         self.device = job.device
         self._provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[job.device]
@@ -253,7 +257,7 @@ class DefaultOrtBackend:
     @property
     def description(self) -> str:
         """Engine and settings in one line."""
-        return f"onnxruntime {self._ort.__version__} on {self._provider}, default settings"
+        return f"onnxruntime {self._ort.__version__} on {self._provider}, {self._threads} threads, default settings"
 
     def windows_per_batch(self, side: int) -> int:
         """As odise_rt does it, or one."""
@@ -277,6 +281,7 @@ class DefaultOrtBackend:
             path = self._official / f"{stage}.onnx"
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = self._threads
         started = time.perf_counter()
         session = self._ort.InferenceSession(str(path), options, providers=[self._provider])
         provider = session.get_providers()[0]
