@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_rows import Emit, Row
-from benchmarks.plan import WORDS
-from benchmarks.worker import picture
+from benchmarks.timed_picture import WORDS, picture
 from odise_rt.backends.base import Device, StageFacts
 from odise_rt.backends.device import CudaSession, DeviceArray
 from odise_rt.backends.device_memory import DeviceMemory

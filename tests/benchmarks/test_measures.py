@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import run
 from benchmarks.machine import Rates
-from benchmarks.measure_peers import agreement
+from benchmarks.measure_peers import agreement, picture_accuracy, reference_of
 from benchmarks.measure_scaling import linear_fit
 from benchmarks.plan import Plan
 from benchmarks.results import Result, Status
@@ -64,6 +64,50 @@ def test_agreement_forgives_other_numbers_and_no_other_class() -> None:
     assert agreement(reference, other_class)["class_agreement"] == 0.75
     merged = [np.stack([np.array([[1, 1, 1, 1]], np.int16), np.array([[5, 5, 5, 5]], np.int16)])]
     assert agreement(reference, merged) == {"class_agreement": 0.5, "panoptic_agreement": 0.5}
+
+
+def _outputs(logits: np.ndarray, embedding: np.ndarray, classes: list[int]) -> dict[str, np.ndarray]:
+    labels = np.stack([np.array([classes]), np.array([classes])]).astype(np.int16)
+    return {"mask_logits": logits, "mask_embedding": embedding, "labels": labels}
+
+
+def test_on_the_timed_picture_all_are_held_to_pytorch_in_float32() -> None:
+    logits = np.array([[[1.0, -1.0], [1.0, -1.0]]], np.float32)
+    along, across = np.array([[2.0, 0.0]], np.float32), np.array([[0.0, 5.0]], np.float32)
+    found = picture_accuracy(
+        {
+            "compile-bf16": _outputs(logits + 0.5, across, [0, 1, 1, 1]),
+            "official": _outputs(logits, along, [0, 1, 1, -1]),
+            "runtime": _outputs(logits, 3 * along, [0, 1, 1, -1]),
+            "compile": {},
+        }
+    )
+    assert found["runtime"]["picture"] == pytest.approx(
+        {
+            "compared_with": "official",
+            "mask_logits_error": 0.0,
+            "mask_embedding_cosine": 1.0,
+            "class_agreement": 1.0,
+        }
+    )
+    rounded = found["compile-bf16"]["picture"]
+    assert rounded["mask_logits_error"] == pytest.approx(0.5)
+    assert rounded["mask_embedding_cosine"] == pytest.approx(0.0)
+    assert rounded["class_agreement"] == 0.75
+    assert "compile" not in found
+
+
+def test_where_no_pixel_has_a_class_none_agree() -> None:
+    nothing = _outputs(np.zeros((1, 2, 2), np.float32), np.ones((1, 2), np.float32), [-1, -1])
+    found = picture_accuracy({"pruned": nothing, "runtime": nothing})
+    assert "class_agreement" not in found["runtime"]["picture"]
+
+
+def test_nothing_is_held_to_anything_but_pytorch_in_float32() -> None:
+    assert reference_of(["official", "runtime", "pruned"]) == "pruned"
+    assert reference_of(["runtime", "official"]) == "official"
+    assert reference_of(["runtime", "compile-bf16"]) is None
+    assert picture_accuracy({"runtime": _outputs(np.zeros((1, 1, 1)), np.ones((1, 2)), [0])}) == {}
 
 
 def test_targets_are_those_of_the_model_and_missing_ones_are_said() -> None:

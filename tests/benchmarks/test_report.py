@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -121,6 +122,29 @@ def test_each_step_is_measured_against_the_one_before() -> None:
 def test_every_table_has_as_many_cells_as_its_header(name: str) -> None:
     table = TABLES[name](make_run())
     assert all(len(row) == len(table.header) for row in table.rows), name
+
+
+def test_columns_that_nobody_has_are_left_out_and_few_samples_have_no_p99() -> None:
+    def table(rounds: int, **accuracy: object) -> dict[str, str]:
+        run = make_run(rounds=rounds)
+        run.results = [dataclasses.replace(r, accuracy=dict(accuracy)) for r in run.results]
+        made = peers_table(run)
+        cells = dict(zip(made.header, made.rows[0], strict=True))
+        return cells | {"caption": made.caption}
+
+    few = table(20)
+    assert {"PQ", "p99", "same class as PyTorch", "mask logits off by"}.isdisjoint(few)
+    assert "slowest" in few
+    assert "Segments in the picture: 9 (our pruned structure, PyTorch eager)." in few["caption"]
+    picture = {"class_agreement": 0.5, "mask_logits_error": 0.01, "mask_embedding_cosine": 0.99}
+    many = table(100, picture=picture)
+    assert many["same class as PyTorch"] == "50.00 %"
+    assert many["mask logits off by"] == "1.0000 %"
+    assert many["cosine of mask embeddings"] == "0.99000"
+    assert "p99" in many
+    both = table(100, picture=picture, scenes=50, class_agreement=0.75, pq={"all": 1.0, "seen": 2.0, "unseen": 0.5})
+    assert both["same class as PyTorch"] == "75.00 %"
+    assert "50 held-out scenes" in both["caption"]
 
 
 def test_durations_have_three_digits() -> None:
