@@ -6,11 +6,12 @@ import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.harness import TAIL_SAMPLES, Summary, paired_ratio
+from benchmarks.harness import TAIL_SAMPLES, Summary
 from benchmarks.noise import SIGMAS, Difference, floor_of
 from benchmarks.results import Result, Run
+from benchmarks.steps import Step, steps_of
 from benchmarks.targets import targets_of
-from benchmarks.variants import PEERS, VARIANTS, WATERFALL
+from benchmarks.variants import HALF, PEERS, VARIANTS, WATERFALL
 
 STAGE_NAMES = {
     "preprocess": "preprocess",
@@ -147,10 +148,11 @@ def targets_table(run: Run) -> Table:
     rows = []
     for target in targets_of(run):
         sign = "at most" if target.at_most else "at least"
-        verdict = {None: "not measured", True: "met", False: "missed"}[target.met]
         value = "" if target.value is None else f"{target.value:.3f}"
-        rows.append((target.what, f"{sign} {target.bound:g}", value, verdict))
-    return Table("Targets", ("ratio in this run", "wanted", "measured", ""), tuple(rows))
+        noise = f"±{percent(target.noise)}" if target.noise else ""
+        rows.append((target.what, f"{sign} {target.bound:g}", value, noise, target.verdict))
+    caption = "Undecided: the measured ratio is within its noise bound of what is wanted."
+    return Table("Targets", ("ratio in this run", "wanted", "measured", "noise bound", ""), tuple(rows), caption)
 
 
 def peers_table(run: Run) -> Table:
@@ -241,36 +243,23 @@ def short_peers_table(run: Run) -> Table:
 
 def steps_table(run: Run) -> Table:
     """What each step buys: every row adds one to the row above."""
-    results = {r.variant: r for r in run.group("peers")}
     rows: list[tuple[str, ...]] = []
-    before: Result | None = None
-    first: Result | None = None
-    for variant, step in WATERFALL:
-        result = results.get(variant)
-        if result is None:
+    for step in steps_of(run, (*WATERFALL, HALF)):
+        if not isinstance(step, Step):
+            name, result = step
+            rows.append((name, failure(result), "", "", "", ""))
             continue
-        if result.status != "ok":
-            rows.append((step, failure(result), "", "", ""))
-            continue
-        first = first or result
-        saved = "" if before is None else duration(before.seconds - result.seconds)
-        factor = "" if before is None else f"{_median_ratio(result, before):.2f} ×"
-        rows.append((step, duration(result.seconds), saved, factor, f"{_median_ratio(result, first):.2f} ×"))
-        before = result
-    half = results.get("runtime-fp16")
-    if half is not None:
-        cells = (failure(half), "", "", "")
-        if half.status == "ok" and before is not None and first is not None:
-            factor = f"{_median_ratio(half, before):.2f} ×"
-            cells = (duration(half.seconds), duration(before.seconds - half.seconds), factor, "")
-            cells = (*cells[:3], f"{_median_ratio(half, first):.2f} ×")
-        rows.append(("fp16 graphs instead of fp32", *cells))
-    header = ("step", "then a picture takes", "saved", "of the step before", "of the first")
-    return Table("What each step buys", header, tuple(rows))
-
-
-def _median_ratio(result: Result, base: Result) -> float:
-    return paired_ratio(result.samples, base.samples).median
+        compared = ("", "", "")
+        if step.before is not None:
+            saved = "within noise" if step.is_noise else duration(step.saved)
+            compared = (f"{step.of_before.median:.2f} ×", f"±{percent(step.bound)}", saved)
+        rows.append((step.name, duration(step.result.seconds), *compared, f"{step.of_first.median:.2f} ×"))
+    header = ("step", "then a picture takes", "of the step before", "noise bound", "saved", "of the first")
+    caption = (
+        "Ratios are medians over rounds; saved is that share of the step before, unless the ratio is within the noise "
+        "bound of 1."
+    )
+    return Table("What each step buys", header, tuple(rows), caption)
 
 
 def stages_table(run: Run) -> Table:

@@ -280,8 +280,9 @@ def print_summary(run: Run) -> None:
         print(f"{name}: {fit}")
     for target in targets_of(run):
         sign = "<=" if target.at_most else ">="
-        value = "not measured" if target.value is None else f"{target.value:.3f} {'met' if target.met else 'MISSED'}"
-        print(f"target: {target.what} {sign} {target.bound:g}: {value}")
+        value = "" if target.value is None else f"{target.value:.3f} "
+        noise = f"±{100 * target.noise:.1f} % " if target.noise else ""
+        print(f"target: {target.what} {sign} {target.bound:g}: {value}{noise}{target.verdict}")
 
 
 if __name__ == "__main__":

@@ -105,6 +105,8 @@ WATERFALL: tuple[tuple[str, str], ...] = (
     ("runtime", "fusion, Winograd"),
 )
 """Each variant adds one step to the one before it: variant and name of the step."""
+HALF = ("runtime-fp16", "fp16 graphs instead of fp32")
+"""A step after the last, which costs accuracy."""
 
 
 @dataclass(frozen=True)

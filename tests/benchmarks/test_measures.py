@@ -9,6 +9,7 @@ from benchmarks import run
 from benchmarks.machine import Rates
 from benchmarks.measure_peers import agreement, picture_accuracy, reference_of
 from benchmarks.measure_scaling import linear_fit
+from benchmarks.noise import FLOOR
 from benchmarks.plan import Plan
 from benchmarks.results import Result, Status
 from benchmarks.run import parse, plan_of
@@ -114,12 +115,29 @@ def test_targets_are_those_of_the_model_and_missing_ones_are_said() -> None:
     found = {target.what: target for target in targets_of(make_run(spread=0.0))}
     ours = found["odise_rt over our pruned PyTorch eager"]
     assert ours.value == pytest.approx(0.5)
-    assert ours.met is True
-    assert found["odise_rt over torch.compile"].met is None
+    assert ours.verdict == "met"
+    assert found["odise_rt over torch.compile"].verdict == "not measured"
     full = make_run(spread=0.0)
     full.model = full.model | {"config": "odise-sd1"}
     assert targets_of(full)[0].value == pytest.approx(0.25)
-    assert targets_of(make_run(scale={"runtime": 1.5}))[0].met is False
+    assert targets_of(make_run(scale={"runtime": 1.5, "runtime-again": 1.5}))[0].verdict == "missed"
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"), [(0.9, "met"), (1.16, "undecided"), (1.24, "undecided"), (1.4, "missed")]
+)
+def test_a_ratio_within_noise_of_its_target_is_undecided(factor: float, verdict: str) -> None:
+    # Of 0.6; odise_rt takes half of the time of PyTorch in a run that is not scaled.
+    target = targets_of(make_run(spread=0.0, scale={"runtime": factor, "runtime-again": factor}))[0]
+    assert target.verdict == verdict
+    assert target.noise == pytest.approx(np.expm1(FLOOR))
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(0.99, "met"), (0.989, "missed")])
+def test_a_number_without_a_spread_is_judged_as_it_is(value: float, verdict: str) -> None:
+    run = make_run()
+    run.fits["sizes"]["r2"] = value
+    assert targets_of(run)[-1].verdict == verdict
 
 
 def test_a_quick_plan_measures_less_of_everything() -> None:
