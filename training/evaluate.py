@@ -17,14 +17,13 @@ import json
 import logging
 import math
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from odise_rt.backends.base import Device
 from odise_rt.command_line import CommandParser, command, whole_number
 from odise_rt.errors import CheckpointError, DatasetError, OptionsError
-from odise_rt.files import atomic_writer
+from odise_rt.files import atomic_writer, check_writable
 from odise_rt.options import SegmentOptions
 from odise_rt.segmenter import Segmenter
 from odise_rt.vocabulary import Vocabulary
@@ -196,22 +195,6 @@ def summary(report: EvaluationReport) -> list[tuple[str, str]]:
             known = not math.isnan(scores[key])
             lines.append((f"{title} {group}", f"{scores[key]:.1f} ({more.format(**scores)})" if known else "-"))
     return lines
-
-
-def check_writable(path: Path) -> None:
-    """Make the folder of a file that is written after hours of work, and see that it takes one of that name.
-
-    Raises:
-        OptionsError: it cannot be made or written to, or a folder has the file's name.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-        if path.is_dir():
-            raise IsADirectoryError(f"{path.name} is a folder there")
-    except OSError as exc:
-        raise OptionsError(f"cannot write {path} ({exc}): name another --out") from exc
 
 
 def save_text(path: Path, text: str) -> None:

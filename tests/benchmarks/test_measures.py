@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,8 +13,8 @@ from benchmarks.machine import Rates
 from benchmarks.measure_peers import agreement, picture_accuracy, reference_of
 from benchmarks.measure_scaling import linear_fit
 from benchmarks.noise import FLOOR
-from benchmarks.plan import Plan
-from benchmarks.results import Result, Status
+from benchmarks.plan import GROUPS, Bench, Plan
+from benchmarks.results import Result, Run, Status
 from benchmarks.run import parse, plan_of
 from benchmarks.stage_costs import outside_share, with_roofline
 from benchmarks.targets import targets_of
@@ -164,6 +167,52 @@ def test_usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFi
         parse(arguments)
     assert raised.value.code == 2
     capsys.readouterr()
+
+
+def _measure_without_work(monkeypatch: pytest.MonkeyPatch, stopped_in: str | None = None) -> None:
+    rates = Rates({"numpy": 50.0, "torch": 100.0}, 10.0)
+    monkeypatch.setattr(run, "measure_rates", lambda threads: rates)
+    monkeypatch.setattr(run, "prepare_bundle", lambda prepared, precision, given: None)
+
+    def group(name: str) -> Callable[[Bench], None]:
+        def measure(bench: Bench) -> None:
+            if name == stopped_in:
+                raise KeyboardInterrupt
+            bench.results.append(Result.measured(f"{name}/runtime", name, [1.0], facts={"device": "cpu"}))
+            bench.notes.append(f"a note of {name}")
+
+        return measure
+
+    monkeypatch.setattr(run, "_GROUPS", {name: group(name) for name in GROUPS})
+
+
+def _arguments(out: Path) -> list[str]:
+    return ["--out", str(out), "--scenes", "0", "--variants", "runtime", "--groups", "words", "cold", "sizes"]
+
+
+def test_a_run_that_is_stopped_keeps_the_groups_that_were_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _measure_without_work(monkeypatch, stopped_in="sizes")
+    assert run.main(_arguments(tmp_path / "run.json")) == 130
+    assert "up to the last group" in capsys.readouterr().err
+    kept = Run.load(tmp_path / "run.json")
+    assert [result.key for result in kept.results] == ["words/runtime", "cold/runtime"]
+    assert kept.notes == ["a note of words", "a note of cold", run.UNFINISHED]
+
+
+def test_a_run_that_ends_has_no_note_of_being_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _measure_without_work(monkeypatch)
+    assert run.main(_arguments(tmp_path / "run.json")) == 0
+    assert Run.load(tmp_path / "run.json").notes == [f"a note of {name}" for name in ("words", "cold", "sizes")]
+
+
+def test_a_place_that_takes_no_result_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "measure_rates", lambda threads: pytest.fail("it began to work"))
+    assert run.main(["--out", str(tmp_path)]) == 1
+    assert "cannot write" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("status", "expected"), [("failed", 1), ("absent", 0), ("oom", 0)])
