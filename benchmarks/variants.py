@@ -150,9 +150,13 @@ def _open_torch(job: Job, variant: Variant) -> Iterator[Segmenter]:
 
     from odise_rt.backends.base import Device
     from odise_rt.backends.openvino import KEPT_IN_FP32
+    from odise_rt.specs import IMAGE_STAGES
+    from training.torch_pipeline import TorchPipeline
     from training.torch_stages import TorchBackend, TorchStage, torch_segmenter
 
     torch.set_num_threads(job.threads)
+    # float32 is float32, as in the runtime's engines: PyTorch's default would round the inputs of convolutions.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     loaded = load_model(job.source)
     model = loaded.model.to(job.device)
     if "unet_tap" not in variant.official_stages:
@@ -165,11 +169,11 @@ def _open_torch(job: Job, variant: Variant) -> Iterator[Segmenter]:
     class MixedStage(TorchStage):
         """A stage in the structure that the variant wants for it."""
 
-        def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        def on_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
             self.model.structure = "official" if self.spec.name in variant.official_stages else "pruned"
             rounded = variant.precision == "bf16" and self.spec.name not in KEPT_IN_FP32
             with torch.autocast(job.device, torch.bfloat16, enabled=rounded):
-                return super().run(inputs)
+                return super().on_device(inputs)
 
     class MixedBackend(TorchBackend):
         """PyTorch with one structure for each stage."""
@@ -190,7 +194,10 @@ def _open_torch(job: Job, variant: Variant) -> Iterator[Segmenter]:
             return MixedStage(self.model, self.specs[stage])
 
     backend = MixedBackend(model)
-    with torch_segmenter(model, loaded.tokenizer_json, loaded.training_vocabulary, backend) as segmenter:
+    pipeline = None
+    if job.device == "cuda":  # as the runtime does there
+        pipeline = TorchPipeline(model, {name: MixedStage(model, backend.specs[name]) for name in IMAGE_STAGES})
+    with torch_segmenter(model, loaded.tokenizer_json, loaded.training_vocabulary, backend, pipeline) as segmenter:
         yield segmenter
 
 

@@ -6,14 +6,14 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from odise_rt.backends.device import DeviceArray
 from odise_rt.classification import MaskEmbeddings
 from odise_rt.errors import OutOfMemoryError
-from odise_rt.naming import Masks
+from odise_rt.naming import Masks, Named, NamingRequest
 from odise_rt.windows import WindowGrid
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,39 @@ class PlacedImage:
 
 FittingBatches = dict[tuple[int, int], int]
 """Windows at a time that were left after memory ran out, by the windows' side and their number in an image."""
+
+
+@dataclass(frozen=True, eq=False)
+class PipelineResult:
+    """What the networks say of one image."""
+
+    masks: Masks
+    embeddings: MaskEmbeddings
+
+
+class Pipeline(Protocol):
+    """The image stages of a model on one device, where an image stays from its pixels to its segments.
+
+    See :class:`odise_rt.backends.image_pipeline.ImagePipeline`, which is that of the runtime.
+    """
+
+    def view(self, image: object) -> DeviceArray:
+        """An image on the device, without a copy."""
+        ...
+
+    def run(self, pixels: np.ndarray | DeviceArray, size: tuple[int, int], windows_per_batch: int) -> PipelineResult:
+        """Find the masks of one image."""
+        ...
+
+    def segment(
+        self, pixels: np.ndarray | DeviceArray, size: tuple[int, int], windows_per_batch: int, request: NamingRequest
+    ) -> Named:
+        """From pixels to segments."""
+        ...
+
+    def close(self) -> None:
+        """Release everything but the stages."""
+        ...
 
 
 class BatchPlan:

@@ -30,7 +30,6 @@ import logging
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -47,6 +46,7 @@ from odise_rt.backends.trt import TrtStage
 from odise_rt.bundle import Bundle
 from odise_rt.classification import MaskEmbeddings
 from odise_rt.errors import BackendError, ImageError, MissingPackageError, OutOfMemoryError
+from odise_rt.image_run import PipelineResult
 from odise_rt.kernels.launch_plans import MERGE_QUERIES
 from odise_rt.kernels.native import Kernels
 from odise_rt.naming import Lap, Named, NamingRequest
@@ -103,14 +103,6 @@ def open_pipeline(bundle: Bundle, backend: Backend, pool: StagePool) -> ImagePip
         logger.warning("images pass through host memory between stages: %s", exc)
         return None
     return ImagePipeline(kernels, stages, bundle.facts, bundle.constants())
-
-
-@dataclass(frozen=True, eq=False)
-class PipelineResult:
-    """What the networks say of one image."""
-
-    masks: DeviceMasks
-    embeddings: MaskEmbeddings
 
 
 class ImagePipeline:
