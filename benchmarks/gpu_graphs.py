@@ -4,8 +4,8 @@ An engine needs a package that a machine with a GPU may lack, and the way of an 
 captured graphs and their replays, the kernels between the networks, results that cross back. So here every stage is a
 stand-in: of each output the first half is what came in, over and over, and the rest numbers of its own. The same
 stages run through host memory on the CPU, and both must find the same segments: at first, from the captured graph,
-with another picture and other thresholds in the same graph, after scratch memory has moved, in three threads at once,
-and from a tensor that is still being written.
+with another picture and other thresholds in the same graph, with words that change behind the graph of the networks,
+after scratch memory has moved, in three threads at once, and from a tensor that is still being written.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_rows import Emit, Row
-from benchmarks.plan import WORDS
-from benchmarks.worker import picture
+from benchmarks.timed_picture import WORDS, picture
 from odise_rt.backends.base import Device, StageFacts
 from odise_rt.backends.device import CudaSession, DeviceArray
 from odise_rt.backends.device_memory import DeviceMemory
@@ -43,6 +42,8 @@ STILL_WRITTEN_CYCLES = 100_000_000
 """Of the GPU's clock, for which a tensor is not written yet: some 50 ms."""
 LOOSE = SegmentOptions(object_mask_threshold=0.0, overlap_threshold=0.0)
 STRICT = SegmentOptions(object_mask_threshold=0.02, overlap_threshold=0.5)
+OTHER_WORDS = ("cat; stuff: sky", "tree, bush; boat; stuff: sea", "apple")
+"""One after the other: the networks run, are captured, and come from their graph."""
 PART = "graphs"
 
 
@@ -190,7 +191,7 @@ class Comparison:
     def __init__(self, emit: Emit, host: Segmenter, gpu: Segmenter, session: CudaSession) -> None:
         """``session`` is that of ``gpu``."""
         self._emit, self._host, self._gpu, self._session = emit, host, gpu, session
-        self._expected: dict[tuple[int, ...], np.ndarray] = {}
+        self._expected: dict[tuple[object, ...], np.ndarray] = {}
 
     def all(self) -> None:
         """Every row."""
@@ -200,6 +201,7 @@ class Comparison:
             self._row(f"{name}, from the graph", partial(self._same, size, 0))
             self._row(f"{name}, another picture", partial(self._same, size, 1))
             self._row(f"{name}, other thresholds", partial(self._same, size, 1, STRICT))
+            self._row(f"{name}, other words each time", partial(self._other_words, size))
             self._row(f"{name}, masks first, names later", partial(self._in_two_steps, size))
         self._row("after scratch memory moved", self._scratch_moved)
         self._row("three threads", self._threads)
@@ -221,15 +223,18 @@ class Comparison:
     def _image(self, size: tuple[int, int], number: int) -> np.ndarray:
         return np.ascontiguousarray(np.roll(picture(*size), 37 * number, axis=(0, 1)))
 
-    def _wanted(self, size: tuple[int, int], number: int, options: SegmentOptions) -> np.ndarray:
-        key = (*size, number, options is STRICT)
+    def _wanted(self, size: tuple[int, int], number: int, options: SegmentOptions, words: str = WORDS) -> np.ndarray:
+        key = (*size, number, options is STRICT, words)
         if key not in self._expected:
-            self._expected[key] = self._host.segment(self._image(size, number), WORDS, options).segment_map
+            self._expected[key] = self._host.segment(self._image(size, number), words, options).segment_map
         return self._expected[key]
 
-    def _same(self, size: tuple[int, int], number: int, options: SegmentOptions = LOOSE) -> float:
-        found = self._gpu.segment(self._image(size, number), WORDS, options).segment_map
-        return float((found != self._wanted(size, number, options)).mean())
+    def _same(self, size: tuple[int, int], number: int, options: SegmentOptions = LOOSE, words: str = WORDS) -> float:
+        found = self._gpu.segment(self._image(size, number), words, options).segment_map
+        return float((found != self._wanted(size, number, options, words)).mean())
+
+    def _other_words(self, size: tuple[int, int]) -> float:
+        return max(self._same(size, number, LOOSE, words) for number, words in enumerate(OTHER_WORDS))
 
     def _in_two_steps(self, size: tuple[int, int]) -> float:
         masks = self._gpu.find_masks(self._image(size, 1), LOOSE)

@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks.gpu_rows import Emit, Row
 from benchmarks.harness import Summary, time_calls
-from benchmarks.plan import WORDS
 from benchmarks.stage_costs import PIXELS_TO_SEGMENTS, WHOLE_NETWORK
+from benchmarks.timed_picture import WORDS, picture
 from odise_rt.errors import OdiseError
 from odise_rt.specs import IMAGE_STAGES
 from odise_rt.text_embeddings import EmbeddedVocabulary, normalise
@@ -92,7 +92,6 @@ def _reference_backend(checkpoint: Path) -> tuple[Any, str]:
 
 def stage_inputs(bundle: Any, reference: Any, side: int) -> dict[str, dict[str, np.ndarray]]:
     """Inputs of each stage as a real image gives them: every stage gets what the reference made before."""
-    from benchmarks.worker import picture
     from odise_rt.specs import LEVELS
     from odise_rt.windows import Stitcher, cut_windows, window_grid
 
@@ -286,7 +285,6 @@ def time_runtime(emit: Emit, bundle_dir: Path | None, config: str, quick: bool) 
         )
         emit(Row(part, "full-size bundle", "missing", "time", detail=detail))
         return
-    from benchmarks.worker import picture
     from odise_rt.options import SegmentOptions
     from odise_rt.segmenter import Segmenter
 
@@ -331,7 +329,6 @@ def time_runtime(emit: Emit, bundle_dir: Path | None, config: str, quick: bool) 
 
 def check_pipeline(emit: Emit, bundle_dir: Path) -> None:
     """Hold images that stay on the GPU to images that pass through host memory, on the same engines."""
-    from benchmarks.worker import picture
     from odise_rt.segmenter import Segmenter
 
     images = {f"{height}x{width}": picture(height, width) for height, width in PIPELINE_SIZES}

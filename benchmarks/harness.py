@@ -55,6 +55,11 @@ class Summary:
         p10, median, p90, p99 = (float(v) for v in np.percentile(values, [10, 50, 90, 99]))
         return cls(len(values), median, p10, p90, float(values.min()), float(values.max()), p99)
 
+    @property
+    def tail(self) -> float:
+        """``p99``, or the maximum of fewer than :data:`TAIL_SAMPLES` samples."""
+        return self.p99 if self.count >= TAIL_SAMPLES else self.maximum
+
     def to_dict(self) -> dict[str, float]:
         """Plain JSON types, the inverse of :meth:`from_dict`."""
         return asdict(self)
@@ -68,6 +73,8 @@ class Summary:
             raise ValueError(f"a summary came as {dict(data)!r}: {exc}") from exc
 
 
+TAIL_SAMPLES = 100
+"""Of fewer samples the 99th percentile is a name for something between the two largest."""
 SETTLE_SECONDS = 0.25
 """Pause before every measured call. Threads of a pool that has just finished spin for up to 0.2 s in the hope of more
 work (OpenMP's do), and would be counted against the variant whose turn is next."""

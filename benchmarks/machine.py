@@ -18,8 +18,8 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = (
-    *("odise_rt", "numpy", "torch", "diffusers", "open_clip_torch", "transformers", "onnx", "onnxruntime"),
-    *("onnxruntime-gpu", "tensorrt", "cuda-core"),
+    *("odise_rt", "numpy", "torch", "diffusers", "open_clip_torch", "transformers", "onnx", "onnx-ir"),
+    *("onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "cuda-core"),
 )
 _GPU_FIELDS = ("name", "driver_version", "memory.total", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit")
 
@@ -53,7 +53,7 @@ def environment(threads: int) -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": package_versions(),
         "cpu": _cpu_model(),
         "cpu_features": _cpu_features(),
         "cores": os.cpu_count(),
@@ -62,6 +62,11 @@ def environment(threads: int) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "gpus": gpu_facts(),
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """What models, exports and engines come from; ``None`` for a package that is not installed."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def clocks() -> dict[str, Any]:

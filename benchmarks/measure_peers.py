@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from benchmarks.results import Result, add_ratios
 from benchmarks.stage_costs import outside_share
 from benchmarks.variants import PEERS, VARIANTS, Job
 from benchmarks.worker import WorkerError
+from odise_rt.text_embeddings import normalise
 
 BASE = "pruned"
 """The variant that others are given as ratios to; where it was left out, the first one that was measured."""
+OUTPUTS = ("mask_logits", "mask_embedding", "labels")
+"""What is compared on the timed picture."""
 SCORED = (*PEERS, "ort-portable", "runtime-fp16")
 """Variants that get a panoptic quality."""
 STEP_SCENES = 10
@@ -38,6 +42,8 @@ def measure_peers(bench: Bench) -> None:
             jobs[variant] = job
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
     first: dict[str, dict[str, float]] = {}
+    outputs: dict[str, dict[str, np.ndarray]] = {}
+    warmup = 0 if plan.one_at_a_time else plan.warmup
     with bench.pool(jobs) as pool:
         for name in jobs if not plan.one_at_a_time else ():
             try:
@@ -58,6 +64,8 @@ def measure_peers(bench: Bench) -> None:
                 answer = worker.run()
                 pool.learn(name, int(answer["peak_bytes"]))
                 answers[name].append(answer)
+                if len(answers[name]) == warmup + plan.repeats:  # now, as its process may be ended for the next one
+                    outputs[name] = _outputs(bench, pool, name)
                 return float(answer["seconds"])
 
             return run
@@ -73,12 +81,12 @@ def measure_peers(bench: Bench) -> None:
             pool.end(name)
             bench.say(f"{name}: {exc}")
 
-        warmup = 0 if plan.one_at_a_time else plan.warmup
         runners = {name: runner(name) for name in jobs if name not in failed}
         samples = interleave(runners, plan.repeats, warmup, progress, on_failure)
         accuracy = _accuracy(bench, pool, list(samples)) if plan.scenes else {}
         bench.costs = _costs(bench, pool, list(samples))
 
+    on_picture = picture_accuracy(outputs)
     results = []
     for variant in plan.variants:
         key, label = f"peers/{plan.size_text}/{variant}", VARIANTS[variant].label
@@ -116,7 +124,7 @@ def measure_peers(bench: Bench) -> None:
                 samples[variant],
                 stages={name: {"seconds": seconds} for name, seconds in stages.items()},
                 facts=facts,
-                accuracy=accuracy.get(variant, {}),
+                accuracy=accuracy.get(variant, {}) | on_picture.get(variant, {}),
             )
         )
     bench.results += add_ratios(results, base_key(results, plan.size_text))
@@ -151,6 +159,56 @@ def _costs(bench: Bench, pool: WorkerPool, names: list[str]) -> dict[str, Any]:
 # ---- accuracy --------------------------------------------------------------------------------------------------------
 
 
+def reference_of(names: Iterable[str]) -> str | None:
+    """The implementation that the others are held to: PyTorch in float32, :data:`BASE` if it is there."""
+    exact = [name for name in names if VARIANTS[name].family == "torch" and VARIANTS[name].precision == "fp32"]
+    return BASE if BASE in exact else next(iter(exact), None)
+
+
+def _outputs(bench: Bench, pool: WorkerPool, name: str) -> dict[str, np.ndarray]:
+    """:data:`OUTPUTS` of the timed picture; the times stand without them."""
+    keep = bench.scratch / f"outputs-{name}.npz"
+    try:
+        pool.get(name).request("outputs", keep=str(keep))
+    except WorkerError as exc:
+        bench.notes.append(f"{name} was not compared on the timed picture: {exc}")
+        return {}
+    with np.load(keep, allow_pickle=False) as stored:
+        return {output: stored[output] for output in OUTPUTS}
+
+
+def picture_accuracy(outputs: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, Any]]:
+    """How far each implementation is from PyTorch on the timed picture, before and after words.
+
+    Args:
+        outputs: implementation to :data:`OUTPUTS`; empty where they could not be had.
+
+    Returns:
+        For each that was compared, ``{"picture": ...}`` with ``mask_logits_error``, the root mean square of what the
+        mask logits differ by over their standard deviation; ``mask_embedding_cosine``, the mean over masks; and
+        ``class_agreement``, as :func:`agreement` has it, unless no pixel has a class, as is so with random weights.
+    """
+    there = {name: found for name, found in outputs.items() if found}
+    reference = reference_of(there)
+    if reference is None:
+        return {}
+    wanted = there[reference]
+    spread = max(float(wanted["mask_logits"].std(dtype=np.float64)), 1e-30)
+    accuracy = {}
+    for name, found in there.items():
+        difference = found["mask_logits"].astype(np.float64) - wanted["mask_logits"]
+        cosines = (normalise(found["mask_embedding"]) * normalise(wanted["mask_embedding"])).sum(axis=1)
+        compared = {
+            "compared_with": reference,
+            "mask_logits_error": float(np.sqrt((difference**2).mean())) / spread,
+            "mask_embedding_cosine": float(cosines.mean()),
+        }
+        if (np.stack([wanted["labels"][1], found["labels"][1]]) >= 0).any():
+            compared["class_agreement"] = agreement([wanted["labels"]], [found["labels"]])["class_agreement"]
+        accuracy[name] = {"picture": compared}
+    return accuracy
+
+
 def _accuracy(bench: Bench, pool: WorkerPool, names: list[str]) -> dict[str, dict[str, Any]]:
     """Panoptic quality and agreement with PyTorch of every variant."""
     scenes = bench.prepared.scenes
@@ -175,14 +233,15 @@ def _accuracy(bench: Bench, pool: WorkerPool, names: list[str]) -> dict[str, dic
         if name in SCORED:
             found[name]["pq"] = answer["pq"]
         files[name] = keep
-    if BASE in files:
-        reference = load_labels(files[BASE])
+    reference = reference_of(name for name in files if name in SCORED)
+    if reference is not None:
+        wanted = load_labels(files[reference])
         for name, path in files.items():
             labels = load_labels(path)
-            found[name] |= agreement(reference[: len(labels)], labels)
+            found[name] |= agreement(wanted[: len(labels)], labels)
             if "pq" in found[name]:
-                found[name]["pq_difference"] = found[name]["pq"]["all"] - found[BASE]["pq"]["all"]
-            found[name]["agreement_with"] = BASE
+                found[name]["pq_difference"] = found[name]["pq"]["all"] - found[reference]["pq"]["all"]
+            found[name]["agreement_with"] = reference
     return found | {name: found[other] for name, other in SCORED_AS.items() if name in names and other in found}
 
 

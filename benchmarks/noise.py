@@ -5,9 +5,10 @@ meanwhile; an *absolute* time has not. In both, a difference counts only beyond
 
     bound = FLOOR + 3 · sqrt(e_a² + e_b²)   (+ drift, for absolute times)
 
-on the natural logarithm, where ``e`` is the standard error of a median, estimated from the spread between p10 and p90;
-``FLOOR`` is what two identical variants were seen to differ by (an A/A pair is part of every run, and the larger of
-the constant and what that pair shows is taken), and ``drift`` is by how much the machine's own matmul rate differed.
+on the natural logarithm, with ``e_b`` 0 where a ratio is compared with a number (1 for a step that buys nothing, or a
+target). ``e`` is the standard error of a median, estimated from the spread between p10 and p90; ``FLOOR`` is what two
+identical variants were seen to differ by (an A/A pair is part of every run, and the larger of the constant and what
+that pair shows is taken), and ``drift`` is by how much the machine's own matmul rate differed.
 """
 
 from __future__ import annotations
@@ -84,9 +85,9 @@ def drift_between(first: Run, second: Run) -> float:
     return max((abs(value) for value in logs), default=0.0)
 
 
-def noise_bound(first: Summary, second: Summary, floor: float, drift: float = 0.0) -> float:
-    """Relative change, always positive, beyond which two medians differ."""
-    error = math.hypot(relative_error(first), relative_error(second))
+def noise_bound(*medians: Summary, floor: float, drift: float = 0.0) -> float:
+    """Relative change, always positive, beyond which two medians differ, or one (of ratios) from a number."""
+    error = math.hypot(*(relative_error(median) for median in medians))
     return math.exp(floor + SIGMAS * error + drift) - 1.0
 
 
@@ -151,7 +152,7 @@ def _compare_measured(before: Result, after: Result, floor: float, drift: float)
         assert after.summary is not None
         first, second, bound_drift = before.summary, after.summary, drift
     change = second.median / first.median - 1.0
-    bound = noise_bound(first, second, floor, bound_drift)
+    bound = noise_bound(first, second, floor=floor, drift=bound_drift)
     verdict: Verdict = "same"
     if exceeds(change, bound):
         verdict = "slower" if change > 0 else "faster"

@@ -10,9 +10,8 @@ from typing import Literal
 from benchmarks.pool import WorkerPool
 from benchmarks.preparation import Missing, Preparation
 from benchmarks.results import Result
+from benchmarks.timed_picture import WORDS
 from benchmarks.variants import VARIANTS, Job
-
-WORDS = "person; dog, puppy; red car, automobile; stuff: sky; stuff: grass, lawn; wooden chair; stuff: road"
 
 GROUPS = ("peers", "sizes", "batches", "words", "cold", "vocabulary")
 """Groups of results of the CPU and GPU suites, in the order in which they run."""

@@ -1,7 +1,8 @@
 """What a suite needs before it can measure: bundles, the official structure's graphs, scenes to segment.
 
-Made once and kept in ``out/bench``, under a key over the weights and the code that makes them, so that nothing stale is
-ever measured. What cannot be made is remembered with the reason, which becomes a row of the report.
+Made once and kept in ``out/bench``, under a key over the weights, the code that makes them and the versions of the
+packages, so that nothing stale is ever measured. An export reads, opens and runs so much of the runtime that all of its
+code counts. What cannot be made is remembered with the reason, which becomes a row of the report.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import REPOSITORY
+from benchmarks.machine import REPOSITORY, package_versions
 from benchmarks.results import Status, without_places
 from odise_rt.bundle import Bundle
 
@@ -22,8 +23,6 @@ TINY_CHECKPOINT = REPOSITORY / "training" / "pretrained" / "odise-tiny"
 KEPT = REPOSITORY / "out" / "bench"
 _MODEL_CODE = ("training/models", "training/config.py", "training/initialization.py", "training/torch_stages.py")
 """What decides the numbers of the official structure."""
-_RUNTIME_CODE = ("odise_rt/specs.py", "odise_rt/windows.py")
-"""What exports read of the runtime."""
 SCENES_SEED = 2
 """Held-out scenes: odise-tiny was trained on other seeds."""
 
@@ -83,7 +82,7 @@ def prepare_bundle(prepared: Preparation, precision: str, given: Path | None = N
     if given is not None:
         prepared.bundles[precision] = given
         return
-    out = KEPT / f"{prepared.config}-{_key(prepared.source, 'export', 'training', *_RUNTIME_CODE)}" / precision
+    out = KEPT / f"{prepared.config}-{_key(prepared.source, 'export', 'training', 'odise_rt')}" / precision
     if not (out / "bundle.json").is_file():
         command = ["export.build_engines", "--out", str(out), "--precision", precision, *_source_arguments(prepared)]
         problem = _make(command, f"export {prepared.config} ({precision})")
@@ -95,7 +94,7 @@ def prepare_bundle(prepared: Preparation, precision: str, given: Path | None = N
 
 def prepare_official(prepared: Preparation, height: int, width: int) -> None:
     """Graphs of the official structure for one image size."""
-    key = _key(prepared.source, *_MODEL_CODE, *_RUNTIME_CODE, "benchmarks/official_graphs.py")
+    key = _key(prepared.source, *_MODEL_CODE, "odise_rt", "benchmarks/official_graphs.py")
     out = KEPT / f"{prepared.config}-official-{key}" / f"{height}x{width}"
     if not out.is_dir():
         command = ["benchmarks.official_graphs", "--size", str(height), str(width), "--out", str(out)]
@@ -143,8 +142,9 @@ def _make(arguments: Sequence[str], what: str) -> Missing | None:
 
 
 def _key(source: dict[str, Any], *code: str) -> str:
-    """Hash over weights and code."""
+    """Hash over weights, code and versions of packages."""
     digest = hashlib.sha256(repr(sorted((k, v) for k, v in source.items() if k != "checkpoint")).encode())
+    digest.update(repr(package_versions()).encode())
     paths = [REPOSITORY / part for part in code]
     files = sorted(f for p in paths for f in ([p] if p.is_file() else p.rglob("*.py")))
     if "checkpoint" in source:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.noise import Difference
 from benchmarks.report_tables import GRAPH_STAGES, STAGE_NAMES, duration
 from benchmarks.results import Result, Run
-from benchmarks.variants import PEERS, WATERFALL
+from benchmarks.steps import Step, steps_of
+from benchmarks.variants import PEERS
 from odise_rt.errors import MissingPackageError
 
 if TYPE_CHECKING:
@@ -149,31 +150,29 @@ def peers_plot(run: Run) -> Plot | None:
 
 def waterfall_plot(run: Run) -> Plot | None:
     """From the official structure to the runtime, one step at a time."""
-    by_name = {r.variant: r for r in run.group("peers") if r.status == "ok"}
-    steps = [(by_name[v], name) for v, name in WATERFALL if v in by_name]
+    steps = [step for step in steps_of(run) if isinstance(step, Step)]
     if len(steps) < 3:
         return None
     figure, axes = _figure(3.9)
-    times = [result.seconds * 1e3 for result, _ in steps]
+    times = [step.result.seconds * 1e3 for step in steps]
     span = max(times)
     axes.bar(0, times[0], color=OTHER, width=0.62)
     axes.text(0, times[0] + span * 0.015, duration(times[0] / 1e3), ha="center", color=INK, fontsize=10.5)
     for x in range(1, len(steps)):
-        before, now = times[x - 1], times[x]
-        colour = GOOD if now <= before else BAD
-        axes.bar(x, abs(before - now), bottom=min(before, now), color=colour, width=0.62)
+        before, saved = times[x - 1], steps[x].saved * 1e3
+        colour = OTHER if steps[x].is_noise else GOOD if saved > 0 else BAD
+        axes.bar(x, abs(saved), bottom=min(before, before - saved), color=colour, width=0.62)
         axes.plot([x - 0.69, x + 0.31], [before, before], color=MUTED, linewidth=0.8)
-        top = max(before, now) + span * 0.015
-        axes.text(
-            x, top, f"{'−' if now <= before else '+'}{duration(abs(before - now) / 1e3)}", ha="center", fontsize=10.5
-        )
+        amount = f"{'−' if saved > 0 else '+'}{duration(abs(saved) / 1e3)}"
+        top = max(before, before - saved) + span * 0.015
+        axes.text(x, top, "noise" if steps[x].is_noise else amount, ha="center", fontsize=10.5)
     axes.bar(len(steps), times[-1], color=OURS, width=0.62)
     axes.text(len(steps), times[-1] + span * 0.015, duration(times[-1] / 1e3), ha="center", color=INK, fontsize=10.5)
-    names = [name for _, name in steps]
+    names = [step.name for step in steps]
     labels = [
         names[0],
         *(f"+ {name}" for name in names[1:]),
-        "odise_rt" if steps[-1][0].variant == "runtime" else "end",
+        "odise_rt" if steps[-1].result.variant == "runtime" else "end",
     ]
     axes.set_xticks(range(len(labels)), [_wrap(label) for label in labels])
     axes.tick_params(axis="x", labelsize=9.5)
@@ -184,8 +183,8 @@ def waterfall_plot(run: Run) -> Plot | None:
         "waterfall",
         "What each step buys",
         "Left the official structure, right odise_rt; every bar between is what one step saves (green) or costs "
-        "(red) on "
-        "top of the steps to its left. The order matters: another order would share the gain differently.",
+        "(red) on top of the steps to its left, by the median ratio of the same rounds; grey is within "
+        "noise. The order matters: another order would share the gain differently.",
         _svg(figure),
     )
 

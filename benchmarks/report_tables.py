@@ -6,11 +6,12 @@ import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.harness import paired_ratio
+from benchmarks.harness import TAIL_SAMPLES, Summary
 from benchmarks.noise import SIGMAS, Difference, floor_of
 from benchmarks.results import Result, Run
+from benchmarks.steps import Step, steps_of
 from benchmarks.targets import targets_of
-from benchmarks.variants import PEERS, VARIANTS, WATERFALL
+from benchmarks.variants import HALF, PEERS, VARIANTS, WATERFALL
 
 STAGE_NAMES = {
     "preprocess": "preprocess",
@@ -98,9 +99,13 @@ def failure(result: Result) -> str:
     return f"{result.status.upper()}: {result.reason}"
 
 
-def _spread(result: Result) -> str:
+def _summary(result: Result) -> Summary:
     assert result.summary is not None
-    return f"{duration(result.summary.p10)} – {duration(result.summary.p90)}"
+    return result.summary
+
+
+def _spread(result: Result) -> str:
+    return f"{duration(_summary(result).p10)} – {duration(_summary(result).p90)}"
 
 
 def _ratio(result: Result) -> str:
@@ -143,10 +148,11 @@ def targets_table(run: Run) -> Table:
     rows = []
     for target in targets_of(run):
         sign = "at most" if target.at_most else "at least"
-        verdict = {None: "not measured", True: "met", False: "missed"}[target.met]
         value = "" if target.value is None else f"{target.value:.3f}"
-        rows.append((target.what, f"{sign} {target.bound:g}", value, verdict))
-    return Table("Targets", ("ratio in this run", "wanted", "measured", ""), tuple(rows))
+        noise = f"±{percent(target.noise)}" if target.noise else ""
+        rows.append((target.what, f"{sign} {target.bound:g}", value, noise, target.verdict))
+    caption = "Undecided: the measured ratio is within its noise bound of what is wanted."
+    return Table("Targets", ("ratio in this run", "wanted", "measured", "noise bound", ""), tuple(rows), caption)
 
 
 def peers_table(run: Run) -> Table:
@@ -160,55 +166,65 @@ def all_variants_table(run: Run) -> Table:
 
 
 def _variants_table(run: Run, results: Sequence[Result], title: str) -> Table:
-    header = (
-        "implementation",
-        "median",
-        "p10 – p90",
-        "p99",
-        "time ratio",
-        "PQ",
-        "seen / unseen",
-        "same class as PyTorch",
-        "peak memory",
-        "load",
-    )
-    rows = []
-    for result in results:
-        if result.status != "ok":
-            rows.append((result.label, failure(result), *[""] * (len(header) - 2)))
-            continue
-        assert result.summary is not None
-        score, facts = result.accuracy, result.facts
-        pq = score.get("pq")
-        rows.append(
-            (
-                result.label,
-                duration(result.seconds),
-                _spread(result),
-                duration(result.summary.p99),
-                _ratio(result),
-                f"{pq['all']:.2f}" if pq else "",
-                f"{pq['seen']:.1f} / {pq['unseen']:.1f}" if pq else score.get("failed", ""),
-                percent(score["class_agreement"], 2) if "class_agreement" in score else "",
-                size(facts["peak_bytes"]),
-                duration(facts["load_seconds"]),
-            )
-        )
-    first = next((r for r in results if r.status == "ok"), None)
-    if first is None:
-        return Table(title, header, tuple(rows))
+    measured = [r for r in results if r.status == "ok"]
+    scenes = max((r.accuracy["scenes"] for r in measured if "pq" in r.accuracy), default=None)
+    enough = all(len(r.samples) >= TAIL_SAMPLES for r in measured)
+    columns: dict[str, Callable[[Result], str]] = {
+        "median": lambda r: duration(r.seconds),
+        "p10 – p90": _spread,
+        "p99" if enough else "slowest": lambda r: duration(_summary(r).tail),
+        "time ratio": _ratio,
+        "PQ": lambda r: f"{r.accuracy['pq']['all']:.2f}" if "pq" in r.accuracy else r.accuracy.get("failed", ""),
+        "seen / unseen": lambda r: "{seen:.1f} / {unseen:.1f}".format(**r.accuracy["pq"]) if "pq" in r.accuracy else "",
+        "same class as PyTorch": lambda r: _share_of_same_class(r, on_scenes=scenes is not None),
+        "mask logits off by": lambda r: _on_picture(r, "mask_logits_error", lambda value: percent(value, 4)),
+        "cosine of mask embeddings": lambda r: _on_picture(r, "mask_embedding_cosine", lambda value: f"{value:.5f}"),
+        "peak memory": lambda r: size(r.facts["peak_bytes"]),
+        "load": lambda r: duration(r.facts["load_seconds"]),
+    }
+    columns = {name: cell for name, cell in columns.items() if any(cell(r) for r in measured)} or {"median": failure}
+    rows = [
+        (r.label, *(cell(r) for cell in columns.values()))
+        if r.status == "ok"
+        else (r.label, failure(r), *[""] * (len(columns) - 1))
+        for r in results
+    ]
+    header = ("implementation", *columns)
+    return Table(title, header, tuple(rows), _variants_caption(measured, scenes) if measured else "")
+
+
+def _share_of_same_class(result: Result, on_scenes: bool) -> str:
+    where = result.accuracy if on_scenes else result.accuracy.get("picture", {})
+    return percent(where["class_agreement"], 2) if "class_agreement" in where else ""
+
+
+def _on_picture(result: Result, what: str, show: Callable[[float], str]) -> str:
+    found = result.accuracy.get("picture", {})
+    return show(found[what]) if what in found else ""
+
+
+def _variants_caption(measured: Sequence[Result], scenes: int | None) -> str:
+    base = next((r.ratio.to.rsplit("/", 1)[-1] for r in measured if r.ratio is not None), "")
+    first = next((r for r in measured if r.variant == base), measured[0])
     facts = first.facts
-    base = next((r.ratio.to.rsplit("/", 1)[-1] for r in results if r.ratio is not None), "")
-    scenes = max((r.accuracy["scenes"] for r in results if "pq" in r.accuracy), default=None)
-    quality = f" PQ: panoptic quality on {scenes} held-out scenes of Sticker World." if scenes else ""
-    caption = (
+    parts = [
         f"One picture of {facts['size'][0]} × {facts['size'][1]} pixels, {facts['windows']} windows, "
-        f"{facts['words']} words "
-        f"cached, {facts['threads']} threads, {len(first.samples)} interleaved rounds, each implementation in a "
-        f"process of "
-        f"its own. Time ratio: median over rounds, to {VARIANTS[base].label if base else 'nothing'}.{quality}"
-    )
-    return Table(title, header, tuple(rows), caption)
+        f"{facts['words']} words cached, {facts['threads']} threads, {len(first.samples)} interleaved rounds, each "
+        f"implementation in a process of its own. Segments in the picture: {facts['segments']} ({first.label}).",
+        f"Time ratio: median over rounds, to {VARIANTS[base].label if base else 'nothing'}.",
+    ]
+    if scenes:
+        parts.append(
+            f"PQ and same class: panoptic quality, and share of pixels, on {scenes} held-out scenes of Sticker World."
+        )
+    elif any(_share_of_same_class(r, on_scenes=False) for r in measured):
+        parts.append("Same class: share of the picture's pixels.")
+    if any("picture" in r.accuracy for r in measured):
+        parts.append(
+            "Mask logits and embeddings of the picture, beside those of PyTorch in float32: root mean square of the "
+            "difference over the standard deviation, and mean cosine."
+        )
+    return " ".join(parts)
 
 
 def short_peers_table(run: Run) -> Table:
@@ -227,36 +243,23 @@ def short_peers_table(run: Run) -> Table:
 
 def steps_table(run: Run) -> Table:
     """What each step buys: every row adds one to the row above."""
-    results = {r.variant: r for r in run.group("peers")}
     rows: list[tuple[str, ...]] = []
-    before: Result | None = None
-    first: Result | None = None
-    for variant, step in WATERFALL:
-        result = results.get(variant)
-        if result is None:
+    for step in steps_of(run, (*WATERFALL, HALF)):
+        if not isinstance(step, Step):
+            name, result = step
+            rows.append((name, failure(result), "", "", "", ""))
             continue
-        if result.status != "ok":
-            rows.append((step, failure(result), "", "", ""))
-            continue
-        first = first or result
-        saved = "" if before is None else duration(before.seconds - result.seconds)
-        factor = "" if before is None else f"{_median_ratio(result, before):.2f} ×"
-        rows.append((step, duration(result.seconds), saved, factor, f"{_median_ratio(result, first):.2f} ×"))
-        before = result
-    half = results.get("runtime-fp16")
-    if half is not None:
-        cells = (failure(half), "", "", "")
-        if half.status == "ok" and before is not None and first is not None:
-            factor = f"{_median_ratio(half, before):.2f} ×"
-            cells = (duration(half.seconds), duration(before.seconds - half.seconds), factor, "")
-            cells = (*cells[:3], f"{_median_ratio(half, first):.2f} ×")
-        rows.append(("fp16 graphs instead of fp32", *cells))
-    header = ("step", "then a picture takes", "saved", "of the step before", "of the first")
-    return Table("What each step buys", header, tuple(rows))
-
-
-def _median_ratio(result: Result, base: Result) -> float:
-    return paired_ratio(result.samples, base.samples).median
+        compared = ("", "", "")
+        if step.before is not None:
+            saved = "within noise" if step.is_noise else duration(step.saved)
+            compared = (f"{step.of_before.median:.2f} ×", f"±{percent(step.bound)}", saved)
+        rows.append((step.name, duration(step.result.seconds), *compared, f"{step.of_first.median:.2f} ×"))
+    header = ("step", "then a picture takes", "of the step before", "noise bound", "saved", "of the first")
+    caption = (
+        "Ratios are medians over rounds; saved is that share of the step before, unless the ratio is within the noise "
+        "bound of 1."
+    )
+    return Table("What each step buys", header, tuple(rows), caption)
 
 
 def stages_table(run: Run) -> Table:

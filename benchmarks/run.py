@@ -7,7 +7,8 @@
     python -m benchmarks.report out/bench/run.json --out out/bench/report
 
 Suites: ``cpu`` compares implementations on this CPU, ``gpu`` does so on an NVIDIA GPU, ``kernels`` times the runtime's
-own inner loops. A variant that fails or runs out of memory becomes a row of the result, not an end of the run.
+own inner loops. A variant that fails or runs out of memory becomes a row of the result, not an end of the run. The file
+is written after every group of results.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,11 @@ from benchmarks.variants import VARIANTS
 from odise_rt.backends.select import MAX_THREADS
 from odise_rt.command_line import MAX_SEED, CommandParser, command, whole_number
 from odise_rt.errors import BackendError
+from odise_rt.files import check_writable
 
 SUITES = ("cpu", "gpu", "kernels")
 GPU_VARIANTS = ("official", "pruned", "compile", "ort-portable", "runtime", "runtime-again", "runtime-fp16")
+UNFINISHED = "The run was still going on, or was stopped, when this was written: later groups are not in it."
 
 _GROUPS = {
     "peers": measure_peers,
@@ -56,11 +59,13 @@ _GROUPS = {
 }
 
 
-@command("nothing was written")
+@command("what is measured is in --out, if one was given, up to the last group that was finished")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 1 also where a measurement failed, which its row tells of."""
     options = parse(argv)
     started = time.perf_counter()
+    if options.out:
+        check_writable(options.out)
     suites = SUITES if options.suite == "all" else (options.suite,)
     run = Run(options.suite, _command(options), options.quick, environment(options.threads))
     if options.suite == "gpu" and not gpu_facts():
@@ -69,23 +74,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.rates.append(measure_rates(options.threads))
     if "gpu" in suites and gpu_facts():
         run.gpu_rates = _gpu_rates(run)
+
+    def keep(run: Run) -> None:
+        """Finish the results that there are, and write them."""
+        run.results = [_with_roofline(result, run) for result in run.results]
+        run.seconds = time.perf_counter() - started
+        if options.out:
+            run.save(options.out)
+
+    def keep_so_far() -> None:
+        keep(dataclasses.replace(run, notes=[*run.notes, UNFINISHED]))
+
     for suite in suites:
         print(f"suite {suite}", flush=True)
         if suite == "kernels":
             run.results += _kernels(options.quick)
+            keep_so_far()
         elif suite == "gpu" and not gpu_facts():
             label = "all GPU measurements"
             run.results.append(Result.missing("gpu/all", label, "absent", "no NVIDIA GPU on this machine"))
         else:
-            _measure(run, options, "cuda" if suite == "gpu" else "cpu", prefix=len(suites) > 1)
+            _measure(run, options, "cuda" if suite == "gpu" else "cpu", len(suites) > 1, keep_so_far)
     run.rates.append(measure_rates(options.threads))
     run.clocks.append({"when": "end", **clocks()})
-    costs = run.model.get("costs", {})
-    run.results = [_with_roofline(result, costs, run) for result in run.results]
-    run.seconds = time.perf_counter() - started
+    keep(run)
     print_summary(run)
     if options.out:
-        run.save(options.out)
         print(f"written to {options.out} after {run.seconds:.0f} s")
     return int(any(result.status == "failed" for result in run.results))
 
@@ -165,8 +179,8 @@ def plan_of(options: argparse.Namespace, device: str) -> Plan:
     return plan.quick() if options.quick else plan
 
 
-def _measure(run: Run, options: argparse.Namespace, device: str, prefix: bool) -> None:
-    """One of the suites that compare implementations."""
+def _measure(run: Run, options: argparse.Namespace, device: str, prefix: bool, keep_so_far: Callable[[], None]) -> None:
+    """One of the suites that compare implementations; ``keep_so_far`` is called after each of its groups."""
     plan = plan_of(options, device)
     source: dict[str, Any] = {"config": options.config, "seed": options.seed}
     if options.checkpoint is not None:
@@ -183,19 +197,16 @@ def _measure(run: Run, options: argparse.Namespace, device: str, prefix: bool) -
     if plan.scenes:
         prepare_scenes(prepared, plan.scenes)
     with tempfile.TemporaryDirectory(prefix="odise-bench-") as scratch:
-        bench = Bench(plan, prepared, Path(scratch))
+        bench = Bench(plan, prepared, Path(scratch), notes=run.notes, fits=run.fits)
         for group in plan.groups:
             print(f"{group}:", flush=True)
+            done = len(bench.results)
             _GROUPS[group](bench)
             run.clocks.append({"when": f"after {group}", **clocks()})
-    results = [dataclasses.replace(r, facts=_identity(run, prepared) | r.facts) for r in bench.results]
-    if prefix:
-        results = [_prefixed(result, device) for result in results]
-    run.results += results
-    run.notes += bench.notes
-    run.fits |= bench.fits
-    run.model |= prepared.describe() | {"costs": bench.costs}
-    run.model["size"] = list(plan.size)
+            found = [dataclasses.replace(r, facts=_identity(run, prepared) | r.facts) for r in bench.results[done:]]
+            run.results += [_prefixed(result, device) for result in found] if prefix else found
+            run.model |= prepared.describe() | {"costs": bench.costs, "size": list(plan.size)}
+            keep_so_far()
 
 
 def _gpu_rates(run: Run) -> Rates | None:
@@ -220,9 +231,9 @@ def _prefixed(result: Result, device: str) -> Result:
     return dataclasses.replace(result, key=f"gpu-{result.key}", group=f"gpu-{result.group}", ratio=ratio)
 
 
-def _with_roofline(result: Result, costs: dict[str, Any], run: Run) -> Result:
+def _with_roofline(result: Result, run: Run) -> Result:
     """The result with work and roofline share of its stages, against the rates of the device that it ran on."""
-    device = result.facts.get("device")
+    device, costs = result.facts.get("device"), run.model.get("costs", {})
     if result.status != "ok" or not result.group.endswith("peers"):
         return result
     rates = run.best_rates
@@ -280,8 +291,9 @@ def print_summary(run: Run) -> None:
         print(f"{name}: {fit}")
     for target in targets_of(run):
         sign = "<=" if target.at_most else ">="
-        value = "not measured" if target.value is None else f"{target.value:.3f} {'met' if target.met else 'MISSED'}"
-        print(f"target: {target.what} {sign} {target.bound:g}: {value}")
+        value = "" if target.value is None else f"{target.value:.3f} "
+        noise = f"±{100 * target.noise:.1f} % " if target.noise else ""
+        print(f"target: {target.what} {sign} {target.bound:g}: {value}{noise}{target.verdict}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ import numpy as np
 from benchmarks.running_server import RunningServer, form, running_server
 from odise_rt.command_line import CommandParser, command, real_number, whole_number
 from odise_rt.errors import OptionsError
+from odise_rt.files import check_writable, write_json
 
 VOCABULARIES = (
     "car; truck, pickup truck; tree; stuff: sky; stuff: road",
@@ -238,12 +239,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="JSON file for the result. Default: only printed.")
     args = parser.parse_args(argv)
+    if args.out is not None:
+        check_writable(args.out)
     fields = {} if args.short_edge is None else {"short_edge": str(args.short_edge)}
     server = shlex.split(args.server_arguments)
     result = soak(args.bundle, args.minutes, args.concurrency, server, args.every, fields)
     print(report(result))
     if args.out is not None:
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(args.out, result)
     sound = result["wrong"] == 0 and result["lost"] == 0 and result["exit_code"] == 0
     served = not [s for s in result["statuses"] if int(s) >= 500]
     return 0 if sound and served and result["growth_24h"] <= args.max_growth else 1

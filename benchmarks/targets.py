@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from benchmarks.harness import paired_ratio
+from benchmarks.harness import Summary, paired_ratio
+from benchmarks.noise import exceeds, floor_of, noise_bound
 from benchmarks.results import Run
+
+Verdict = Literal["not measured", "met", "missed", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -17,13 +21,18 @@ class Target:
     at_most: bool
     value: float | None
     """``None``: the run did not measure it."""
+    noise: float = 0.0
+    """Relative difference from the bound that may be noise; 0 where the value has no spread."""
 
     @property
-    def met(self) -> bool | None:
-        """Whether the value keeps the bound; ``None`` without a value."""
+    def verdict(self) -> Verdict:
+        """Whether the value keeps the bound, as far as noise lets that be said."""
         if self.value is None:
-            return None
-        return self.value <= self.bound if self.at_most else self.value >= self.bound
+            return "not measured"
+        if self.noise and not exceeds(self.value / self.bound - 1.0, self.noise):
+            return "undecided"
+        kept = self.value <= self.bound if self.at_most else self.value >= self.bound
+        return "met" if kept else "missed"
 
 
 _BF16 = (
@@ -37,35 +46,40 @@ _BF16 = (
 def targets_of(run: Run) -> list[Target]:
     """The targets that apply to the run's model."""
     tiny = run.model.get("config") == "odise-tiny"
+    floor = floor_of(run)
+
+    def ratio(what: str, bound: float, measured: Summary | None) -> Target:
+        if measured is None:
+            return Target(what, bound, True, None)
+        return Target(what, bound, True, measured.median, noise_bound(measured, floor=floor))
+
     found = []
     if tiny:
         found += [
-            Target("odise_rt over our pruned PyTorch eager", 0.6, True, _over(run, "runtime", "pruned")),
-            Target("odise_rt over torch.compile", 0.8, True, _over(run, "runtime", "compile")),
+            ratio("odise_rt over our pruned PyTorch eager", 0.6, _over(run, "runtime", "pruned")),
+            ratio("odise_rt over torch.compile", 0.8, _over(run, "runtime", "compile")),
             *(
-                Target(f"odise_rt (OpenVINO, bfloat16) over {name}", bound, True, ratio)
+                ratio(f"odise_rt (OpenVINO, bfloat16) over {name}", bound, measured)
                 for base, name, bound in _BF16
-                if (ratio := _over(run, "runtime-openvino-bf16", base)) is not None
+                if (measured := _over(run, "runtime-openvino-bf16", base)) is not None
             ),
         ]
     else:
-        found.append(
-            Target("odise_rt over the official structure, eager", 0.5, True, _over(run, "runtime", "official"))
-        )
+        found.append(ratio("odise_rt over the official structure, eager", 0.5, _over(run, "runtime", "official")))
     found.append(Target("share of a picture outside the graphs", 0.15 if tiny else 0.08, True, _outside(run)))
     if run.group("words"):
-        found.append(Target("10,000 cached words over 100", 1.2, True, _words(run)))
+        found.append(ratio("10,000 cached words over 100", 1.2, _words(run)))
     if run.group("sizes"):
         found.append(Target("R² of time as a line in windows", 0.99, False, run.fits.get("sizes", {}).get("r2")))
     return found
 
 
-def _over(run: Run, first: str, second: str) -> float | None:
-    """Median of the ratios of two variants by round."""
+def _over(run: Run, first: str, second: str) -> Summary | None:
+    """Ratios of two variants by round."""
     results = {r.variant: r for r in run.group("peers") if r.status == "ok"}
     if first not in results or second not in results:
         return None
-    return paired_ratio(results[first].samples, results[second].samples).median
+    return paired_ratio(results[first].samples, results[second].samples)
 
 
 def _outside(run: Run) -> float | None:
@@ -73,7 +87,7 @@ def _outside(run: Run) -> float | None:
     return None if found is None else float(found.facts["outside_share"])
 
 
-def _words(run: Run) -> float | None:
+def _words(run: Run) -> Summary | None:
     results = {r.variant: r for r in run.group("words") if r.status == "ok"}
     many = results.get("10000 words")
-    return None if many is None or many.ratio is None else many.ratio.summary.median
+    return None if many is None or many.ratio is None else many.ratio.summary

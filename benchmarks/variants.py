@@ -43,7 +43,7 @@ class Variant:
     graphs: Graphs = "fused"
     """ONNX Runtime: the unpruned structure, the bundle's portable graphs, or those for the engine."""
     own_session: bool = True
-    """ONNX Runtime: odise_rt's session options; else the defaults of ONNX Runtime."""
+    """ONNX Runtime: odise_rt's session options; else the defaults of ONNX Runtime, but for the number of threads."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """fp16: of the bundle. bf16: of products, but for the mask decoder; PyTorch under autocast, or OpenVINO."""
     cpu_engine: CpuEngine = "onnxruntime"
@@ -105,6 +105,8 @@ WATERFALL: tuple[tuple[str, str], ...] = (
     ("runtime", "fusion, Winograd"),
 )
 """Each variant adds one step to the one before it: variant and name of the step."""
+HALF = ("runtime-fp16", "fp16 graphs instead of fp32")
+"""A step after the last, which costs accuracy."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +150,13 @@ def _open_torch(job: Job, variant: Variant) -> Iterator[Segmenter]:
 
     from odise_rt.backends.base import Device
     from odise_rt.backends.openvino import KEPT_IN_FP32
+    from odise_rt.specs import IMAGE_STAGES
+    from training.torch_pipeline import TorchPipeline
     from training.torch_stages import TorchBackend, TorchStage, torch_segmenter
 
     torch.set_num_threads(job.threads)
+    # float32 is float32, as in the runtime's engines: PyTorch's default would round the inputs of convolutions.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     loaded = load_model(job.source)
     model = loaded.model.to(job.device)
     if "unet_tap" not in variant.official_stages:
@@ -163,11 +169,11 @@ def _open_torch(job: Job, variant: Variant) -> Iterator[Segmenter]:
     class MixedStage(TorchStage):
         """A stage in the structure that the variant wants for it."""
 
-        def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        def on_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
             self.model.structure = "official" if self.spec.name in variant.official_stages else "pruned"
             rounded = variant.precision == "bf16" and self.spec.name not in KEPT_IN_FP32
             with torch.autocast(job.device, torch.bfloat16, enabled=rounded):
-                return super().run(inputs)
+                return super().on_device(inputs)
 
     class MixedBackend(TorchBackend):
         """PyTorch with one structure for each stage."""
@@ -188,7 +194,10 @@ def _open_torch(job: Job, variant: Variant) -> Iterator[Segmenter]:
             return MixedStage(self.model, self.specs[stage])
 
     backend = MixedBackend(model)
-    with torch_segmenter(model, loaded.tokenizer_json, loaded.training_vocabulary, backend) as segmenter:
+    pipeline = None
+    if job.device == "cuda":  # as the runtime does there
+        pipeline = TorchPipeline(model, {name: MixedStage(model, backend.specs[name]) for name in IMAGE_STAGES})
+    with torch_segmenter(model, loaded.tokenizer_json, loaded.training_vocabulary, backend, pipeline) as segmenter:
         yield segmenter
 
 
@@ -239,13 +248,17 @@ def _open_ort(job: Job, variant: Variant) -> Iterator[Segmenter]:
 
 
 class DefaultOrtBackend:
-    """ONNX Runtime with the settings that it comes with, on the portable or the unpruned graphs."""
+    """ONNX Runtime with the settings that it comes with, on the portable or the unpruned graphs.
+
+    Only the number of threads is the job's, as it is for every implementation: else all cores would run.
+    """
 
     def __init__(self, job: Job, variant: Variant) -> None:
         import onnxruntime
 
         self._ort = onnxruntime
         self._variant = variant
+        self._threads = job.threads
         self._official = Path(job.source["graphs"]) if variant.graphs == "official" else None
         self.device = job.device
         self._provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[job.device]
@@ -253,7 +266,7 @@ class DefaultOrtBackend:
     @property
     def description(self) -> str:
         """Engine and settings in one line."""
-        return f"onnxruntime {self._ort.__version__} on {self._provider}, default settings"
+        return f"onnxruntime {self._ort.__version__} on {self._provider}, {self._threads} threads, default settings"
 
     def windows_per_batch(self, side: int) -> int:
         """As odise_rt does it, or one."""
@@ -277,6 +290,7 @@ class DefaultOrtBackend:
             path = self._official / f"{stage}.onnx"
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = self._threads
         started = time.perf_counter()
         session = self._ort.InferenceSession(str(path), options, providers=[self._provider])
         provider = session.get_providers()[0]

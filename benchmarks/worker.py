@@ -20,15 +20,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.results import Status, without_places
+from benchmarks.timed_picture import picture
 from benchmarks.variants import VARIANTS, Job, open_segmenter
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from odise_rt.options import SegmentOptions
+    from odise_rt.results import PanopticResult
     from odise_rt.segmenter import Segmenter
     from odise_rt.vocabulary import Vocabulary
 
-__all__ = ["VARIANTS", "Job", "Worker", "WorkerError", "picture", "word_list"]
+__all__ = ["VARIANTS", "Job", "Worker", "WorkerError", "word_list"]
 
 
 class WorkerError(RuntimeError):
@@ -101,17 +104,9 @@ class _Served:
         windows_per_batch: int | None = None,
     ) -> dict[str, Any]:
         """Segment the picture once; with ``own_peak`` the peak of memory is that of this picture alone."""
-        from odise_rt.options import SegmentOptions
-
         height, width = height or self.job.height, width or self.job.width
         vocabulary = self._vocabulary(words or self.job.words)
-        image = picture(height, width)
-        options = SegmentOptions(
-            short_edge=min(height, width),
-            long_edge=max(height, width),
-            overlap_threshold=0.0,
-            windows_per_batch=windows_per_batch,
-        )
+        image, options = picture(height, width), _unscaled(height, width, windows_per_batch)
         if own_peak:
             _reset_peak()
         start = time.perf_counter()
@@ -131,6 +126,17 @@ class _Served:
             "peak_bytes": peak_rss(),
             "device_peak_bytes": _device_peak(self.job.device),
         }
+
+    def do_outputs(self, keep: str) -> dict[str, Any]:
+        """What the network says of the picture, and what becomes of it, into the file ``keep``; not timed."""
+        import numpy as np
+
+        height, width = self.job.height, self.job.width
+        options = _unscaled(height, width)
+        found = self.segmenter.find_masks(picture(height, width), options)
+        result = self.segmenter.name_masks(found, self._vocabulary(self.job.words), options)
+        np.savez(keep, mask_logits=found.mask_logits, mask_embedding=found.embeddings.mask, labels=_labels(result))
+        return {}
 
     def do_new_words(self, count: int, salt: int) -> dict[str, Any]:
         """Embed words that were never seen before."""
@@ -158,10 +164,7 @@ class _Served:
         labels: list[np.ndarray] = []
 
         def remember(_quality: float, _example: object, result: Any) -> None:
-            lookup = np.full(len(result.segments) + 1, -1, np.int32)
-            for segment in result.segments:
-                lookup[segment.id] = segment.class_index
-            labels.append(np.stack([result.segment_map, lookup[result.segment_map]]).astype(np.int16))
+            labels.append(_labels(result))
 
         report = evaluate(self.segmenter, folder, range(min(scenes, len(folder))), ("pq",), keep=remember)
         np.savez(keep, *labels)
@@ -195,18 +198,25 @@ class _Served:
         return self._vocabularies[words]
 
 
-def picture(height: int, width: int) -> np.ndarray:
-    """A smooth, colourful image that every variant sees: uint8 ``(height, width, 3)``."""
+def _unscaled(height: int, width: int, windows_per_batch: int | None = None) -> SegmentOptions:
+    from odise_rt.options import SegmentOptions
+
+    return SegmentOptions(
+        short_edge=min(height, width),
+        long_edge=max(height, width),
+        overlap_threshold=0.0,
+        windows_per_batch=windows_per_batch,
+    )
+
+
+def _labels(result: PanopticResult) -> np.ndarray:
+    """int16 (2, h, w): segment map, and class of each pixel (-1: none)."""
     import numpy as np
 
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    phases = np.random.default_rng(7).uniform(0.0, 6.28, (3, 4))
-    scales = np.random.default_rng(8).uniform(0.005, 0.06, (3, 4, 2))
-    channels = [
-        sum(np.sin(a * y + b * x + p) for (a, b), p in zip(scale, phase, strict=True))
-        for scale, phase in zip(scales, phases, strict=True)
-    ]
-    return np.clip(np.stack(channels, axis=2) * 32.0 + 128.0, 0, 255).astype(np.uint8)
+    lookup = np.full(len(result.segments) + 1, -1, np.int32)
+    for segment in result.segments:
+        lookup[segment.id] = segment.class_index
+    return np.stack([result.segment_map, lookup[result.segment_map]]).astype(np.int16)
 
 
 def word_list(count: int, salt: int) -> list[str]:

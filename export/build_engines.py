@@ -53,7 +53,7 @@ from training.torch_stages import model_facts
 
 _CONFIG = "odise-sd1"
 _EXPORT_ONLY = (
-    *("checkpoint", "odise", "stable_diffusion", "clip", "init", "config", "seed"),
+    *("checkpoint", "odise", "stable_diffusion", "clip", "training_labels", "init", "config", "seed"),
     *("out", "precision", "image", "force", "keep_going"),
 )
 """Arguments that mean nothing where only engines are built."""
@@ -175,6 +175,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         (checks, ("out", "force", "engine"), "--stages checks some stages and puts no bundle in place"),
         (args.checkpoint is not None, ("config",), "a checkpoint has a config of its own"),
         (args.init is None, ("seed",), "only random weights (--init random) have a seed"),
+        (args.odise is None, ("training_labels",), "only released heads (--odise) must be told their training's words"),
         (not args.engine, _ENGINE_ONLY, "what says how to build engines needs --engine"),
         (args.engine and "tensorrt-rtx" not in args.engine, ("target",), "only TensorRT-RTX builds for targets"),
         (set(args.engine) == {"ort-cuda"}, ("size", "windows"), "ONNX Runtime's engines take any size"),
@@ -240,7 +241,7 @@ def _check_source(args: argparse.Namespace) -> None:
         )
     if any(released) and not all(released):
         raise InputError("the released model is in three files: --odise, --stable-diffusion and --clip go together")
-    for path in (args.checkpoint, *released, args.image):
+    for path in (args.checkpoint, *released, args.training_labels, args.image):
         if path is not None and not path.exists():
             raise InputError(f"{path} does not exist: check the path")
 
@@ -251,7 +252,7 @@ def _source(args: argparse.Namespace) -> Source:
     config = args.config or _CONFIG
     if args.init is not None:
         return from_random(config, args.seed or 0)
-    return from_released(config, args.odise, args.stable_diffusion, args.clip)
+    return from_released(config, args.odise, args.stable_diffusion, args.clip, args.training_labels)
 
 
 def _end_as_interrupted() -> None:
@@ -275,6 +276,12 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--odise", type=Path, help="Released ODISE heads, odise_*.pth.")
     source.add_argument("--stable-diffusion", type=Path, help="CompVis sd-v1-*.ckpt or a diffusers directory.")
     source.add_argument("--clip", type=Path, help="OpenAI's ViT-L-14-336px.pt or an open_clip checkpoint.")
+    source.add_argument(
+        "--training-labels",
+        type=Path,
+        help="With --odise: label file (id:name,synonym,... a line) of the data the heads were trained on; its words "
+        "count as seen. Default: COCO's names.",
+    )
     source.add_argument(
         "--config",
         choices=sorted(PRESETS),

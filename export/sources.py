@@ -43,7 +43,9 @@ def from_checkpoint(path: Path) -> Source:
     return Source(loaded, {"kind": "checkpoint", "files": {p.name: file_sha256(p) for p in files}})
 
 
-def from_released(config_name: str, odise: Path, stable_diffusion: Path, clip: Path) -> Source:
+def from_released(
+    config_name: str, odise: Path, stable_diffusion: Path, clip: Path, training_labels: Path | None = None
+) -> Source:
     """Read the published files.
 
     Args:
@@ -51,17 +53,21 @@ def from_released(config_name: str, odise: Path, stable_diffusion: Path, clip: P
         odise: ``odise_*.pth``.
         stable_diffusion: ``sd-v1-*.ckpt`` or a diffusers directory.
         clip: OpenAI's ``.pt`` or an open_clip checkpoint.
+        training_labels: OpenSeg's label file with the words that the heads were trained with; by default COCO's 133
+            names, which are fewer.
 
     Raises:
         CheckpointError: a file is missing, of another kind or of another size.
+        VocabularyError: the label file is none.
     """
-    # The released models saw the 133 classes of COCO, with all their synonyms.
-    seen = Vocabulary.builtin("coco").words
+    seen = None if training_labels is None else Vocabulary.from_openseg(training_labels).words
     loaded = load_released(
         preset(config_name), odise=odise, stable_diffusion=stable_diffusion, clip=clip, training_vocabulary=seen
     )
     # The role keeps files of one name apart.
     sources = {"odise": odise, "stable_diffusion": stable_diffusion, "clip": clip}
+    if training_labels is not None:
+        sources["training_labels"] = training_labels
     hashes = {f"{role}/{name}": value for role, path in sources.items() for name, value in _hashes(path).items()}
     return Source(loaded, {"kind": "released", "config": config_name, "files": hashes})
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from odise_rt.errors import OdiseError
+from odise_rt.errors import OdiseError, OptionsError
 
 PARTIAL_SUFFIX = ".partial"
 """Of folders that are being written or replaced."""
@@ -55,6 +55,22 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of a file that is written after hours of work, and see that it takes one of that name.
+
+    Raises:
+        OptionsError: it cannot be made or written to, or a folder has the file's name.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError(f"{path.name} is a folder there")
+    except OSError as exc:
+        raise OptionsError(f"cannot write {path} ({exc}): name another --out") from exc
 
 
 def flush_folder(folder: Path) -> None:

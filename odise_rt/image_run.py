@@ -6,14 +6,14 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from odise_rt.backends.device import DeviceArray
 from odise_rt.classification import MaskEmbeddings
 from odise_rt.errors import OutOfMemoryError
-from odise_rt.naming import Masks
+from odise_rt.naming import Masks, Named, NamingRequest
 from odise_rt.windows import WindowGrid
 
 logger = logging.getLogger(__name__)
@@ -76,13 +76,59 @@ class PlacedImage:
         }
 
 
+FittingBatches = dict[tuple[int, int], int]
+"""Windows at a time that were left after memory ran out, by the windows' side and their number in an image."""
+
+
+@dataclass(frozen=True, eq=False)
+class PipelineResult:
+    """What the networks say of one image."""
+
+    masks: Masks
+    embeddings: MaskEmbeddings
+
+
+class Pipeline(Protocol):
+    """The image stages of a model on one device, where an image stays from its pixels to its segments.
+
+    See :class:`odise_rt.backends.image_pipeline.ImagePipeline`, which is that of the runtime.
+    """
+
+    def view(self, image: object) -> DeviceArray:
+        """An image on the device, without a copy."""
+        ...
+
+    def run(self, pixels: np.ndarray | DeviceArray, size: tuple[int, int], windows_per_batch: int) -> PipelineResult:
+        """Find the masks of one image."""
+        ...
+
+    def segment(
+        self, pixels: np.ndarray | DeviceArray, size: tuple[int, int], windows_per_batch: int, request: NamingRequest
+    ) -> Named:
+        """From pixels to segments."""
+        ...
+
+    def close(self) -> None:
+        """Release everything but the stages."""
+        ...
+
+
 class BatchPlan:
     """How many windows run at a time: as many as the engine likes, and half of that when memory runs out."""
 
-    def __init__(self, size: int, fixed: bool) -> None:
-        """Start with ``size``; a ``fixed`` size is the caller's and is kept."""
-        self.size = size
-        self._wanted, self._fixed = size, fixed
+    def __init__(self, grid: WindowGrid, size: int, fixed: bool, fitting: FittingBatches) -> None:
+        """Set up.
+
+        Args:
+            grid: the windows.
+            size: at most so many at a time.
+            fixed: that is the caller's wish, and is kept.
+            fitting: what earlier images learned, which this one goes by and adds to: to run out of memory costs more
+                than an image does.
+        """
+        self._wanted, self._fixed = min(size, len(grid)), fixed
+        self._fitting, self._key = fitting, (grid.side, len(grid))
+        self.size = self._wanted if fixed else min(self._wanted, fitting.get(self._key, self._wanted))
 
     def run(self, total: int, work: Callable[[int, int], None]) -> None:
         """Call ``work(start, stop)`` for all windows, a batch at a time. It must do all of a batch or nothing."""
@@ -109,7 +155,7 @@ class BatchPlan:
                 self._take_fewer(self.size, exc)
 
     def _take_fewer(self, count: int, exc: OutOfMemoryError) -> None:
-        self.size = (count + 1) // 2
+        self.size = self._fitting[self._key] = (count + 1) // 2
         logger.warning("out of memory with %d windows at a time, trying %d: %s", count, self.size, exc)
 
     def notes(self) -> tuple[str, ...]:

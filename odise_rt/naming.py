@@ -102,6 +102,24 @@ class Masks(Protocol):
         ...
 
 
+def names_of(embeddings: MaskEmbeddings, request: NamingRequest) -> MaskNames:
+    """The names of all masks, on the host."""
+    options = request.options
+    return name_queries(
+        embeddings,
+        request.words,
+        request.first_word,
+        request.seen,
+        request.facts,
+        request.no_object_embedding,
+        options.clip_weight_seen,
+        options.clip_weight_unseen,
+        best=options.explain,
+        unknown=options.unknown,
+        rank_all=request.rank_all,
+    )
+
+
 class HostMasks:
     """Mask logits in the host's memory."""
 
@@ -126,19 +144,7 @@ class HostMasks:
     def name(self, embeddings: MaskEmbeddings, request: NamingRequest, resizer: MaskResizer, lap: Lap) -> Named:
         """See :class:`Masks`."""
         options = request.options
-        names = name_queries(
-            embeddings,
-            request.words,
-            request.first_word,
-            request.seen,
-            request.facts,
-            request.no_object_embedding,
-            options.clip_weight_seen,
-            options.clip_weight_unseen,
-            best=options.explain,
-            unknown=options.unknown,
-            rank_all=request.rank_all,
-        )
+        names = names_of(embeddings, request)
         lap("classify")
         segment_map, segments = merge_panoptic(
             self._logits,

@@ -54,7 +54,8 @@ class SegmentOptions:
     max_pixels: int = DEFAULT_MAX_PIXELS
     """Larger images are refused before they are decoded."""
     windows_per_batch: int | None = None
-    """Windows that run at a time; fewer need less memory, results agree to rounding. ``None``: chosen by the engine."""
+    """Windows that run at a time; fewer need less memory, results agree to rounding. ``None``: chosen by the engine, or
+    half of that, and so on, where memory ran out once since the segmenter was loaded."""
 
     def __post_init__(self) -> None:
         if isinstance(self.outputs, str):

@@ -250,20 +250,25 @@ def padded_size(size: tuple[int, int], size_divisor: int) -> tuple[int, int]:
     return -(-size[0] // size_divisor) * size_divisor, -(-size[1] // size_divisor) * size_divisor
 
 
+def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A uint8 (h, w, 3) image at the test size by PIL's bilinear filter; itself where it has it."""
+    if pixels.shape[:2] == size:
+        return pixels
+    from PIL import Image
+
+    return np.array(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
 def prepare(pixels: np.ndarray, size: tuple[int, int], size_divisor: int) -> PreparedImage:
     """Resize, scale to [0, 1] and pad.
 
     Args:
         pixels: uint8 (h, w, 3) RGB.
-        size: height and width of the test size; PIL's bilinear filter on uint8 when it differs.
+        size: height and width of the test size.
         size_divisor: the padded edges are multiples of it.
     """
     original = pixels.shape[:2]
-    if original != size:
-        from PIL import Image
-
-        resized = Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-        pixels = np.asarray(resized)
+    pixels = resize(pixels, size)
     height, width = size
     padded_h, padded_w = padded_size(size, size_divisor)
     canvas = np.zeros((1, 3, padded_h, padded_w), np.float32)

@@ -19,7 +19,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from odise_rt.classification import Classification, MaskEmbeddings, MaskNames, c
 from odise_rt.embedding_cache import EmbeddingCache, default_cache_dir
 from odise_rt.errors import ImageError, ImageTooLargeError, InputError, OptionsError, VocabularyError
 from odise_rt.files import given_path
-from odise_rt.image_run import BatchPlan, ImageRun, MaskProposals, PlacedImage, Stopwatch
+from odise_rt.image_run import BatchPlan, FittingBatches, ImageRun, MaskProposals, Pipeline, PlacedImage, Stopwatch
 from odise_rt.naming import HostMasks, Named, NamingRequest
 from odise_rt.options import ResolvedOptions, SegmentOptions, given_options
 from odise_rt.postprocessing import MaskResizer, find_instances, semantic_map
@@ -43,9 +43,6 @@ from odise_rt.specs import IMAGE_STAGES, LEVELS, STAGES, ModelFacts
 from odise_rt.text_embeddings import Progress, TextEmbedder, model_key
 from odise_rt.vocabulary import Vocabulary
 from odise_rt.windows import Stitcher, WindowGrid, cut_windows, window_grid
-
-if TYPE_CHECKING:
-    from odise_rt.backends.image_pipeline import ImagePipeline
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +59,7 @@ class Segmenter:
         backend: Backend,
         stages: StagePool,
         embedder: TextEmbedder,
-        pipeline: ImagePipeline | None = None,
+        pipeline: Pipeline | None = None,
     ) -> None:
         """Put parts together; :meth:`load` is the usual way. With a ``pipeline`` images stay on its GPU."""
         self.bundle = bundle
@@ -71,6 +68,7 @@ class Segmenter:
         self._embedder = embedder
         self._constants = bundle.constants()
         self._pipeline = pipeline
+        self._fitting: FittingBatches = {}
 
     @classmethod
     def load(
@@ -128,7 +126,7 @@ class Segmenter:
         stages = StagePool(backend, opened, keep=frozenset(kept))
         cache = EmbeddingCache(folder, key) if disk_cache and folder is not None else None
         stages.load(IMAGE_STAGES)
-        pipeline = None
+        pipeline: Pipeline | None = None
         if backend.device == "cuda" and stay_on_gpu and not low_memory:
             from odise_rt.backends.image_pipeline import open_pipeline
 
@@ -260,7 +258,7 @@ class Segmenter:
             notes=plan.notes(),
         )
 
-    def _find_masks_on_gpu(self, pipeline: ImagePipeline, image: ImageLike, settings: ResolvedOptions) -> MaskProposals:
+    def _find_masks_on_gpu(self, pipeline: Pipeline, image: ImageLike, settings: ResolvedOptions) -> MaskProposals:
         """The same in one go on the GPU, from pixels on either side."""
         watch = Stopwatch()
         on_gpu = self._place_on_gpu(pipeline, image, settings, watch)
@@ -269,7 +267,7 @@ class Segmenter:
         return MaskProposals(masks=found.masks, embeddings=found.embeddings, **on_gpu.facts(watch))
 
     def _segment_on_gpu(
-        self, pipeline: ImagePipeline, image: ImageLike, words: Vocabulary, settings: ResolvedOptions
+        self, pipeline: Pipeline, image: ImageLike, words: Vocabulary, settings: ResolvedOptions
     ) -> PanopticResult:
         """Pixels to segments in one go on the GPU."""
         watch = Stopwatch()
@@ -288,7 +286,7 @@ class Segmenter:
         return PanopticResult(named.segment_map, segments, words.of_results(settings.unknown), facts)
 
     def _place_on_gpu(
-        self, pipeline: ImagePipeline, image: ImageLike, settings: ResolvedOptions, watch: Stopwatch
+        self, pipeline: Pipeline, image: ImageLike, settings: ResolvedOptions, watch: Stopwatch
     ) -> PlacedImage:
         pixels: np.ndarray | DeviceArray
         if is_on_device(image):
@@ -307,10 +305,8 @@ class Segmenter:
         return PlacedImage(pixels, original, size, grid, self._batch_plan(settings, grid))
 
     def _batch_plan(self, settings: ResolvedOptions, grid: WindowGrid) -> BatchPlan:
-        return BatchPlan(
-            min(settings.windows_per_batch or self._backend.windows_per_batch(grid.side), len(grid)),
-            fixed=settings.windows_per_batch is not None,
-        )
+        wanted = settings.windows_per_batch or self._backend.windows_per_batch(grid.side)
+        return BatchPlan(grid, wanted, settings.windows_per_batch is not None, self._fitting)
 
     def _features(
         self, canvas: np.ndarray, grid: WindowGrid, plan: BatchPlan, watch: Stopwatch

@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from odise_rt.command_line import CommandParser, command, whole_number
+from odise_rt.files import check_writable
 from odise_rt.options import SegmentOptions
 from training.command_line import parse_arguments
 from training.data.coco_panoptic import CocoPanoptic
 from training.diagnosis import as_json, as_table, diagnose
-from training.evaluate import check_writable, open_segmenter, save_text
+from training.evaluate import open_segmenter, save_text
 from training.evaluation_loop import progress_bar
 
 

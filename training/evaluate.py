@@ -17,19 +17,19 @@ import json
 import logging
 import math
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from odise_rt.backends.base import Device
 from odise_rt.command_line import CommandParser, command, whole_number
 from odise_rt.errors import CheckpointError, DatasetError, OptionsError
-from odise_rt.files import atomic_writer
+from odise_rt.files import atomic_writer, check_writable
 from odise_rt.options import SegmentOptions
 from odise_rt.segmenter import Segmenter
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints.own_format import load_checkpoint
 from training.command_line import parse_arguments
+from training.data.coco_instances import CocoInstances
 from training.data.coco_panoptic import CocoPanoptic
 from training.data.semantic_formats import SEMANTIC_FORMATS
 from training.data.semantic_sets import SemanticSet
@@ -62,6 +62,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--images", type=Path, help="With --annotations: the folder of the pictures.")
     parser.add_argument("--masks", type=Path, help="With --annotations: the folder of the PNGs.")
+    parser.add_argument(
+        "--instances",
+        type=Path,
+        help="COCO JSON of instances to measure AP against, which may overlap, as published AP is: "
+        "instances_val2017.json, ade20k_instance_val.json. Default: the things of the panoptic set.",
+    )
     parser.add_argument(
         "--classes",
         type=Path,
@@ -136,11 +142,11 @@ def chosen_metrics(arguments: argparse.Namespace) -> tuple[str, ...]:
 def open_data(arguments: argparse.Namespace) -> CocoPanoptic | SemanticSet:
     """The data set that the command line names; raises :class:`OptionsError` if it does not name one."""
     explicit = [arguments.annotations, arguments.images, arguments.masks]
+    if arguments.format in SEMANTIC_FORMATS and any([*explicit, arguments.instances]):
+        raise OptionsError(
+            f"--annotations, --images, --masks and --instances are of panoptic sets: {arguments.format} needs --data"
+        )
     if any(explicit):
-        if arguments.format in SEMANTIC_FORMATS:
-            raise OptionsError(
-                f"--annotations, --images and --masks are of panoptic sets: {arguments.format} needs --data"
-            )
         if not all(explicit) or arguments.data is not None:
             raise OptionsError("--annotations, --images and --masks come together and replace --data")
         covered = arguments.format == "ade20k-panoptic"
@@ -152,6 +158,15 @@ def open_data(arguments: argparse.Namespace) -> CocoPanoptic | SemanticSet:
     if arguments.format == "ade20k-panoptic":
         return CocoPanoptic.from_ade20k(arguments.data, arguments.split)
     return SemanticSet.from_root(arguments.data, arguments.format, arguments.split, chosen_words(arguments))
+
+
+def open_instances(arguments: argparse.Namespace, data: CocoPanoptic, metrics: Sequence[str]) -> CocoInstances | None:
+    """The truth for AP that the command line names, if it does; raises :class:`OptionsError` where AP is left out."""
+    if arguments.instances is None:
+        return None
+    if "ap" not in metrics:
+        raise OptionsError("--instances is what AP is measured against, and --metrics leaves AP out: drop one of them")
+    return CocoInstances(arguments.instances, data)
 
 
 def chosen_words(arguments: argparse.Namespace) -> Vocabulary | None:
@@ -167,7 +182,12 @@ def summary(report: EvaluationReport) -> list[tuple[str, str]]:
     lines += [("pictures", f"{report.pictures}, {report.seconds_per_picture:.2f} s each")]
     details = {
         "PQ": ("pq", report.pq, "SQ {sq:.1f}, RQ {rq:.1f}, {categories} classes"),
-        "mIoU": ("miou", report.miou, "pixel accuracy {pixel_accuracy:.1f}, {classes} classes"),
+        "mIoU": (
+            "miou",
+            report.miou,
+            "{miou_with_predicted:.1f} with classes that are only predicted, pixel accuracy {pixel_accuracy:.1f}, "
+            "{classes} classes",
+        ),
         "mask AP": ("ap", report.ap, "AP50 {ap50:.1f}"),
     }
     for title, (key, groups, more) in details.items():
@@ -175,22 +195,6 @@ def summary(report: EvaluationReport) -> list[tuple[str, str]]:
             known = not math.isnan(scores[key])
             lines.append((f"{title} {group}", f"{scores[key]:.1f} ({more.format(**scores)})" if known else "-"))
     return lines
-
-
-def check_writable(path: Path) -> None:
-    """Make the folder of a file that is written after hours of work, and see that it takes one of that name.
-
-    Raises:
-        OptionsError: it cannot be made or written to, or a folder has the file's name.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-        if path.is_dir():
-            raise IsADirectoryError(f"{path.name} is a folder there")
-    except OSError as exc:
-        raise OptionsError(f"cannot write {path} ({exc}): name another --out") from exc
 
 
 def save_text(path: Path, text: str) -> None:
@@ -214,6 +218,7 @@ def main(argv: Sequence[str]) -> int:
         clip_weight_unseen=arguments.clip_weight_unseen,
     )
     data = open_data(arguments)
+    instances = None if isinstance(data, SemanticSet) else open_instances(arguments, data, metrics)
     kept = BestAndWorst(data, arguments.pictures)
     indices = range(len(data))[: arguments.limit]
     table, page = arguments.out / "metrics.json", arguments.out / "pictures.html"
@@ -223,8 +228,17 @@ def main(argv: Sequence[str]) -> int:
         if isinstance(data, SemanticSet):
             report = evaluate_semantic(segmenter, data, indices, options, kept, progress_bar("evaluate"))
         else:
-            words = chosen_words(arguments)
-            report = evaluate(segmenter, data, indices, metrics, options, kept, progress_bar("evaluate"), words)
+            report = evaluate(
+                segmenter,
+                data,
+                indices,
+                metrics,
+                options,
+                kept,
+                progress_bar("evaluate"),
+                chosen_words(arguments),
+                instances=instances,
+            )
     lines = summary(report)
     where = arguments.split if arguments.format == "coco" else f"{arguments.format}, {arguments.split}"
     save_text(page, kept.page(f"{arguments.model.name} on {where}", lines))

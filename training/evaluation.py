@@ -17,6 +17,7 @@ from odise_rt.options import Output, SegmentOptions
 from odise_rt.results import PanopticResult
 from odise_rt.segmenter import Segmenter
 from odise_rt.vocabulary import Vocabulary, VocabularyClass
+from training.data.coco_instances import CocoInstances
 from training.data.coco_panoptic import Category, CocoPanoptic, PanopticExample
 from training.evaluation_loop import EvaluationReport, Numbers, PictureKeeper, Progress, distinct_names, measure
 from training.metrics.instance_ap import InstanceAp
@@ -65,6 +66,7 @@ def evaluate(
     progress: Progress = iter,
     words: Vocabulary | None = None,
     tell: PictureTeller | None = None,
+    instances: CocoInstances | None = None,
 ) -> EvaluationReport:
     """Segment pictures with the data set's classes and count.
 
@@ -78,6 +80,7 @@ def evaluate(
         progress: wraps the indices, e.g. in a progress bar.
         words: other words for the data set's classes, in its order.
         tell: told of every picture before it is segmented, for models that need to know more of it than its pixels.
+        instances: the truth for AP; None: the panoptic set's own things, which never overlap.
 
     Raises:
         OptionsError: ``words`` has another number of classes than the data set.
@@ -89,7 +92,7 @@ def evaluate(
             tell(example)
         return example
 
-    scorer = PanopticScorer(data, segmenter.bundle.training_vocabulary, metrics, words)
+    scorer = PanopticScorer(data, segmenter.bundle.training_vocabulary, metrics, words, instances)
     return measure(segmenter, picture, indices, scorer, options, keep, progress)
 
 
@@ -101,6 +104,7 @@ class PanopticScorer:
         training_vocabulary: every word of the model's training; tells seen classes from unseen ones.
         metrics: of :data:`METRICS`; ``pq`` is always computed.
         words: other words for the data set's classes, in its order.
+        instances: the truth for AP; None: the panoptic set's own things, which never overlap.
     """
 
     def __init__(
@@ -109,8 +113,10 @@ class PanopticScorer:
         training_vocabulary: Collection[str],
         metrics: Collection[str],
         words: Vocabulary | None = None,
+        instances: CocoInstances | None = None,
     ) -> None:
         self.data = data
+        self.instance_truth = instances
         self.metrics = frozenset(metrics)
         self.vocabulary = data_vocabulary(data.categories, words)
         self.outputs = outputs_for(metrics)
@@ -123,7 +129,7 @@ class PanopticScorer:
         """Count a picture; returns its own PQ over all categories together, NaN if there is nothing to count."""
         counts = picture_counts(
             example.segment_map,
-            [PanopticSegment(s.id, s.category_id, s.iscrowd) for s in example.segments],
+            [PanopticSegment(s.id, s.category_id, s.iscrowd, s.area) for s in example.segments],
             prediction.segment_map,
             [PanopticSegment(s.id, self.data.categories[s.class_index].id) for s in prediction.segments],
             f"image id {example.image_id}",
@@ -132,7 +138,16 @@ class PanopticScorer:
         if prediction.semantic_map is not None:
             self.semantic.add(semantic_truth(example, self.data), prediction.semantic_map)
         if prediction.instances is not None:
-            add_instances(self.instances, example, prediction, self.data)
+            size = example.segment_map.shape[:2]
+            truth = self.instance_truth
+            self.instances.add(
+                visible_things(example, self.data) if truth is None else truth.of(example.image_id, size),
+                [
+                    (found.mask, self.data.categories[found.class_index].id, found.score)
+                    for found in prediction.instances
+                ],
+                size,
+            )
         return picture_quality(counts)
 
     def numbers(self) -> Numbers:
@@ -187,27 +202,19 @@ def outputs_for(metrics: Collection[str]) -> tuple[Output, ...]:
 
 
 def semantic_truth(example: PanopticExample, data: CocoPanoptic) -> np.ndarray:
-    """(h, w) class indices from the panoptic truth; -1 for void and crowds."""
+    """(h, w) class indices from the panoptic truth, crowds included; -1 for void."""
     truth = np.full(example.segment_map.shape, -1, dtype=np.int64)
     for segment in example.segments:
-        if not segment.iscrowd:
-            truth[example.segment_map == segment.id] = data.index_of[segment.category_id]
+        truth[example.segment_map == segment.id] = data.index_of[segment.category_id]
     return truth
 
 
-def add_instances(
-    instances: InstanceAp, example: PanopticExample, prediction: PanopticResult, data: CocoPanoptic
-) -> None:
-    """Count the things of one picture for AP; one that is wholly covered cannot be found and is left out."""
+def visible_things(example: PanopticExample, data: CocoPanoptic) -> list[tuple[np.ndarray, int, bool]]:
+    """(mask (H, W), category id, iscrowd) of the things of one picture, but for those that are wholly covered."""
     things = {category.id for category in data.categories if category.isthing}
-    height, width = example.segment_map.shape
     visible = set(np.unique(example.segment_map).tolist())
-    instances.add(
-        [
-            (example.segment_map == segment.id, segment.category_id, segment.iscrowd)
-            for segment in example.segments
-            if segment.category_id in things and segment.id in visible
-        ],
-        [(found.mask, data.categories[found.class_index].id, found.score) for found in prediction.instances or ()],
-        (height, width),
-    )
+    return [
+        (example.segment_map == segment.id, segment.category_id, segment.iscrowd)
+        for segment in example.segments
+        if segment.category_id in things and segment.id in visible
+    ]

@@ -58,7 +58,7 @@ class EvaluationReport:
     """Group (all, things, stuff, seen, unseen, and things and stuff of each) to pq, sq, rq, categories; empty for a
     semantic set."""
     miou: dict[str, dict[str, float]]
-    """Group to miou, pixel_accuracy, classes; empty unless asked for."""
+    """Group to miou, miou_with_predicted, pixel_accuracy, classes; empty unless asked for."""
     ap: dict[str, dict[str, float]]
     """Group to ap, ap50, ap75; empty unless asked for."""
     by_category: dict[str, dict[str, float]]

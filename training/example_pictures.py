@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from odise_rt.vocabulary import Vocabulary
 from training.data.coco_panoptic import CocoPanoptic
 from training.distributed import rank
 from training.evaluation import data_vocabulary
@@ -25,13 +26,15 @@ class ExamplePictures:
         training_vocabulary: Sequence[str],
         data: CocoPanoptic,
         folder: Path,
+        classes: Vocabulary | None = None,
         count: int = 4,
     ) -> None:
-        """Choose the first ``count`` pictures of ``data``, named with all its classes."""
+        """Choose the first ``count`` pictures of ``data``, named with all its classes, or other words for them."""
         self.model = model
         self.tokenizer_json = tokenizer_json
         self.training_vocabulary = tuple(training_vocabulary)
         self.data = data
+        self.vocabulary = data_vocabulary(data.categories, classes)
         self.folder = folder
         self.count = min(count, len(data))
 
@@ -42,12 +45,11 @@ class ExamplePictures:
         """
         training = self.model.training
         self.model.eval()
-        vocabulary = data_vocabulary(self.data.categories)
         rows = []
         with torch_segmenter(self.model, self.tokenizer_json, self.training_vocabulary) as segmenter:
             for index in range(self.count):
                 example = self.data[index]
-                rows.append(side_by_side(example, segmenter.segment(example.image, vocabulary), self.data))
+                rows.append(side_by_side(example, segmenter.segment(example.image, self.vocabulary), self.data))
         self.model.train(training)
         sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height + 8 for r in rows)), "white")
         top = 0

@@ -84,6 +84,9 @@ class Experiment:
     criterion: CriterionOptions = field(default_factory=CriterionOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     precision: Precision = "fp32"
+    cropped_out_targets: bool = False
+    """Segments of which a crop left nothing stay targets with empty masks, as published: a query learns the class of
+    what it cannot see, and losses are divided by more masks. False: they are left out."""
     gradient_checkpointing: bool = False
     """Recompute UNet and feature projections in the backward pass instead of keeping their activations."""
     random_unet_seed: int | None = None

@@ -2,8 +2,12 @@
 
 ODISE's caption variant is supervised by the noun phrases of image captions (paper section 3.4). The published code runs
 a statistical tagger that is downloaded at run time; captions are plain enough ("A man riding a wave on a surfboard.")
-that closed word classes, a list of the verbs and adjectives that captions use, and suffixes give the same phrases.
+that closed word classes, a list of the verbs and adjectives that captions use, and suffixes find nearly the same nouns.
 Unknown words are nouns, which errs on the side of supervision.
+
+Two differences are meant. Phrases that end in a noun which places or counts things are left out: of "a group of people"
+the published code learns "group", "people" and "group of people", this one "people". And a phrase that ends a caption
+without a full stop counts; the published training code loses it.
 """
 
 from __future__ import annotations

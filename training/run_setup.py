@@ -11,12 +11,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
 from odise_rt.errors import CheckpointError, DatasetError
+from odise_rt.vocabulary import Vocabulary
 from training.batches import BatchSource, CachedBatches, LiveBatches
 from training.caption_conditioning import CaptionContexts, CaptionedBatches
 from training.checkpoints.own_format import load_checkpoint
@@ -24,6 +26,7 @@ from training.config import OdiseConfig
 from training.data.coco_panoptic import Category, CocoPanoptic
 from training.data.views import TrainingViews
 from training.distributed import rank, world_size
+from training.evaluation import data_vocabulary
 from training.experiment import Experiment, Phase
 from training.feature_cache import open_or_build
 from training.losses import Criterion
@@ -125,6 +128,7 @@ def prepare_run(
     device: str,
     workers: int,
     heads: Path | None = None,
+    classes: Vocabulary | None = None,
 ) -> RunParts:
     """Read the data set and the frozen weights, and build everything.
 
@@ -137,19 +141,22 @@ def prepare_run(
         device: where to train.
         workers: processes that augment pictures.
         heads: checkpoint whose trained heads are the start; None: fresh ones.
+        classes: other words for the data set's classes, in its order.
     """
     captioned = "caption" in (experiment.model.variant, experiment.model.conditioning)
     # Those that are there are read in any case: cached views keep words, and a run with other supervision shares them.
     data = CocoPanoptic.from_root(data_root, split, with_captions=captioned or None)
     categories = training_categories(data)
     class_of = {category.id: index for index, category in enumerate(categories)}
-    words = [word for category in categories for word in category.synonyms]
+    vocabulary = data_vocabulary(data.categories, classes)
+    words_of = [vocabulary[data.index_of[category.id]].words for category in categories]
+    words = [word for names in words_of for word in names]
     model, tokenizer_json = starting_model(experiment, frozen, heads)
     model.to(device)
     embedder = WordEmbedder(model, tokenizer_json)
     class_text = None
     if experiment.model.variant == "label":
-        class_text = ClassText(embedder(words), tuple(len(category.synonyms) for category in categories))
+        class_text = ClassText(embedder(words), tuple(map(len, words_of)))
     step = TrainingStep(
         model, Criterion(experiment.criterion), class_text, experiment.precision, experiment.gradient_checkpointing
     )
@@ -157,18 +164,20 @@ def prepare_run(
     contexts = None
     if experiment.model.conditioning == "caption":
         contexts = CaptionContexts(model, tokenizer_json, data.first_captions())
-    facts = {
+    facts: dict[str, Any] = {
         "annotations": annotation_fingerprint(data_root, split),
         "window": experiment.model.window,
     }
+    if experiment.cropped_out_targets:  # named only where it is on: caches that are older than it stay valid
+        facts["cropped_out_targets"] = True
 
     def source(index: int, phase: Phase) -> BatchSource:
         seed = experiment.seed + 1000 * index
         if not phase.cached_views:
-            views = TrainingViews(data, class_of, phase.jitter, seed)
+            views = TrainingViews(data, class_of, phase.jitter, seed, experiment.cropped_out_targets)
             return LiveBatches(views, phase.jitter.crop, caption_words, workers)
         view_seed = seed if phase.cached_view_seed is None else phase.cached_view_seed
-        views = TrainingViews(data, class_of, phase.jitter, view_seed)
+        views = TrainingViews(data, class_of, phase.jitter, view_seed, experiment.cropped_out_targets)
         key = {**facts, "jitter": dataclasses.asdict(phase.jitter), "views": phase.cached_views, "seed": view_seed}
         build = functools.partial(open_or_build, cache, key, model, views, phase.cached_views, progress=_progress)
         if rank() == 0:

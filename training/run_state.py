@@ -188,8 +188,8 @@ def load_state(
     changed = [what for what, value in (origin or {}).items() if before.get(what, value) != value]
     if changed:
         raise CheckpointError(
-            f"{path} was trained with another {' and another '.join(changed)}: resume with the same --data, --split "
-            "and --frozen, or start a new run folder"
+            f"{path} was trained with another {' and another '.join(changed)}: resume with the same --data, --split, "
+            "--classes and --frozen, or start a new run folder"
         )
     parameters = model.trained_parameters()
     # Sharded scalars have one dimension, saved ones none.

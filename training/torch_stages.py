@@ -20,6 +20,7 @@ from odise_rt.backends.base import Backend, Device, StageFacts
 from odise_rt.backends.pool import StagePool
 from odise_rt.bundle import CONSTANTS_NAME, TOKENIZER_NAME, Bundle, StageEntry, StageFile
 from odise_rt.errors import ConfigError
+from odise_rt.image_run import Pipeline
 from odise_rt.segmenter import Segmenter
 from odise_rt.specs import STAGES, ModelFacts, StageSpec, stage_specs
 from odise_rt.text_embeddings import TextEmbedder
@@ -104,10 +105,14 @@ class TorchStage:
         self.spec.check(inputs)
         parameter = next(self.model.parameters())
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
-        tensors = {name: tensor.to(parameter.device) for name, tensor in tensors.items()}
-        outputs = self._call(tensors)
-        named = zip(self.spec.outputs, outputs, strict=True)
-        return {tensor_spec.name: tensor.float().cpu().numpy() for tensor_spec, tensor in named}
+        outputs = self.on_device({name: tensor.to(parameter.device) for name, tensor in tensors.items()})
+        return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+
+    @torch.inference_mode()
+    def on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same with tensors on the model's device; float32 ones come out."""
+        named = zip(self.spec.outputs, self._call(inputs), strict=True)
+        return {tensor_spec.name: tensor.float() for tensor_spec, tensor in named}
 
     def _call(self, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
         model, name = self.model, self.spec.name
@@ -161,7 +166,11 @@ class TorchBackend:
 
 @contextlib.contextmanager
 def torch_segmenter(
-    model: Odise, tokenizer_json: str, training_vocabulary: Iterable[str], backend: Backend | None = None
+    model: Odise,
+    tokenizer_json: str,
+    training_vocabulary: Iterable[str],
+    backend: Backend | None = None,
+    pipeline: Pipeline | None = None,
 ) -> Iterator[Segmenter]:
     """A :class:`Segmenter` that runs a PyTorch model, for the time of a ``with`` block.
 
@@ -170,6 +179,7 @@ def torch_segmenter(
         tokenizer_json: of CLIP's text tower, as in a checkpoint.
         training_vocabulary: names and synonyms seen in training.
         backend: runs the stages, e.g. to record them; ``None``: a :class:`TorchBackend` of the model.
+        pipeline: takes each image whole, in place of the backend's image stages.
 
     Raises:
         ConfigError: the model must be told each picture's caption, and no backend does so.
@@ -199,7 +209,7 @@ def torch_segmenter(
         backend = TorchBackend(model) if backend is None else backend
         stages = StagePool(backend, bundle, keep=frozenset(STAGES))
         # No disk cache: it is keyed by a graph's hash, and these weights have none.
-        with Segmenter(bundle, backend, stages, TextEmbedder(bundle, stages, cache=None)) as segmenter:
+        with Segmenter(bundle, backend, stages, TextEmbedder(bundle, stages, cache=None), pipeline) as segmenter:
             yield segmenter
 
 

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from odise_rt.command_line import CommandParser, command, whole_number
 from odise_rt.errors import CheckpointError, OptionsError, first_line
+from odise_rt.vocabulary import Vocabulary
 from training.checkpoints.own_format import save_checkpoint
 from training.command_line import parse_arguments
 from training.data.coco_panoptic import CocoPanoptic
@@ -32,6 +33,9 @@ from training.trainer import Trainer
 
 logger = logging.getLogger("training.train")
 
+EXAMPLE_SPLITS = ("val", "val2017", "validation")
+"""Names that a held-out part of a data set has; example pictures are of the first that is there."""
+
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line."""
@@ -39,6 +43,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("config", help="Name of an experiment in training/configs, e.g. sticker_tiny_label.")
     parser.add_argument("--data", type=Path, required=True, help="Folder of a COCO-format panoptic data set.")
     parser.add_argument("--split", default="train", help="The part of the data set to train on.")
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        help="Other words for the data set's classes, in its order, to train with and to keep as the training "
+        "vocabulary: a file of OpenSeg's lines (id:synonym,synonym) or JSON. Default: its own.",
+    )
     parser.add_argument(
         "--frozen", type=Path, required=True, help="Checkpoint folder whose frozen networks and tokenizer are used."
     )
@@ -61,7 +71,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default="ddp",
         help="With several processes: each holds the whole model (ddp), or a part of every tensor (fsdp).",
     )
-    parser.add_argument("--examples", default="val", help="The part of the data set to draw example predictions of.")
+    parser.add_argument(
+        "--examples",
+        help="The part of the data set to draw example predictions of. Default: the first that is there of "
+        f"{', '.join(EXAMPLE_SPLITS)}.",
+    )
     parser.add_argument("--tensorboard", action="store_true", help="Write curves to OUT/tensorboard too.")
     parser.add_argument(
         "--until",
@@ -96,6 +110,23 @@ def start_processes(device: str) -> str:
             "with --device cpu, by torchrun"
         ) from exc
     return device
+
+
+def open_examples(root: Path, split: str | None) -> CocoPanoptic | None:
+    """The part of a data set to draw example predictions of; None where no name is given and none of
+    :data:`EXAMPLE_SPLITS` is there.
+
+    Raises:
+        DatasetError: the part that is named is missing, or what is there is broken.
+    """
+    if split is None:
+        there = [name for name in EXAMPLE_SPLITS if (root / "annotations" / f"panoptic_{name}.json").exists()]
+        if not there:
+            names = ", ".join(EXAMPLE_SPLITS)
+            logger.info("no example predictions will be drawn: %s has no part %s; name one by --examples", root, names)
+            return None
+        split = there[0]
+    return CocoPanoptic.from_root(root, split, with_captions=False)
 
 
 def write_checkpoint(parts: RunParts, config: Experiment, run: Path, steps: int) -> Path | None:
@@ -139,6 +170,10 @@ def main(argv: Sequence[str]) -> int:
             raise CheckpointError(
                 f"{arguments.run} already holds a run (state {states[-1].name}): add --resume, or name a new --out"
             )
+        classes = None if arguments.classes is None else Vocabulary.load(arguments.classes)
+        examples = None
+        if not arguments.finish and config.model.conditioning != "caption":
+            examples = open_examples(arguments.data, arguments.examples)
         cache = arguments.cache or arguments.run.parent / "feature_cache"
         parts = prepare_run(
             config,
@@ -149,6 +184,7 @@ def main(argv: Sequence[str]) -> int:
             device,
             arguments.workers,
             arguments.heads,
+            classes,
         )
         files = {} if arguments.finish else parts.annotation_files  # which do not matter any more to what is trained
         origin = run_origin(parts.step.model, parts.training_vocabulary, arguments.split, files)
@@ -159,11 +195,14 @@ def main(argv: Sequence[str]) -> int:
             report_checkpoint(write_checkpoint(parts, config, arguments.run, steps))
             return 0
         pictures = None
-        has_examples = (arguments.data / "annotations" / f"panoptic_{arguments.examples}.json").exists()
-        if has_examples and config.model.conditioning != "caption":
-            examples = CocoPanoptic.from_root(arguments.data, arguments.examples, with_captions=False)
+        if examples is not None:
             pictures = ExamplePictures(
-                parts.step.model, parts.tokenizer_json, parts.training_vocabulary, examples, arguments.run / "pictures"
+                parts.step.model,
+                parts.tokenizer_json,
+                parts.training_vocabulary,
+                examples,
+                arguments.run / "pictures",
+                classes,
             )
         trainer = Trainer(
             config,

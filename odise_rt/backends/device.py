@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from odise_rt.backends.pinned_memory import PinnedMemory
 from odise_rt.errors import BackendError, MissingPackageError, OutOfMemoryError, first_line, is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -209,36 +210,51 @@ def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 class CapturedWork:
-    """Work on a session's stream that becomes a graph after its first run.
+    """Work on a session's stream that becomes a graph when it comes a second time.
+
+    The first run sets engines up for their shapes. A capture costs far more than a run, so what comes once (a size of
+    image, a list of words) does without.
 
     A capture can fail through no fault of the work: whoever synchronises the whole device meanwhile, in any thread,
-    breaks it (CUDA's programming guide, "Prohibited and Unhandled Operations"). The work was done by then, so its
-    result stands; it runs without a graph and is captured again the next time, until that failed
-    :data:`MAX_FAILED_CAPTURES` times.
+    breaks it (CUDA's programming guide, "Prohibited and Unhandled Operations"). Then the work is put on the stream as
+    it is, and captured the next time, until that failed :data:`MAX_FAILED_CAPTURES` times.
     """
 
     def __init__(self, session: CudaSession, what: str) -> None:
         """Nothing is captured yet; ``what`` names the work in the log."""
         self._session, self._what = session, what
         self._graph: Any = None
+        self._ran = False
         self._failures = 0
 
-    def run(self, work: Callable[[], None], capturable: Callable[[], bool]) -> None:
+    def run(
+        self, work: Callable[[], None], capturable: Callable[[], bool], uncaptured: Callable[[], None] | None = None
+    ) -> None:
         """Put the work on the stream, as a graph if there is one.
 
         Args:
             work: the same each time, until :meth:`forget`.
             capturable: asked after a run without a graph: some engines only know by then.
+            uncaptured: does the same where there is no graph, if that can be done better than by ``work``.
         """
-        stream = self._session.stream
+        wanted = self._graph is None and self._ran and self._failures < MAX_FAILED_CAPTURES
+        if wanted and capturable():
+            self._capture(work)
+        if self._graph is None:
+            (uncaptured or work)()
+            self._ran = True
+        else:
+            self._graph.launch(self._session.stream)
+
+    def forget(self) -> None:
+        """Release the graph: what it points to is about to move or to go."""
+        self._ran = False
         if self._graph is not None:
-            self._graph.launch(stream)
-            return
-        # Once without capture: the first run after a change of shape may set itself up.
-        work()
-        if self._failures == MAX_FAILED_CAPTURES or not capturable():
-            return
-        stream.sync()
+            self._graph.close()
+            self._graph = None
+
+    def _capture(self, work: Callable[[], None]) -> None:
+        self._session.stream.sync()
         try:
             self._graph = self._session.capture(work)
         except Exception as exc:  # cuda-core and engines raise many types
@@ -252,12 +268,6 @@ class CapturedWork:
             )
         else:
             self._failures = 0
-
-    def forget(self) -> None:
-        """Release the graph: what it points to is about to move or to go."""
-        if self._graph is not None:
-            self._graph.close()
-            self._graph = None
 
 
 class CudaSession:
@@ -281,7 +291,7 @@ class CudaSession:
             self._device = self._core.Device(0)
             self._device.set_current()
             self.stream = self._device.create_stream()
-            self._pinned = self._core.LegacyPinnedMemoryResource()
+            self._pinned = PinnedMemory(self._core)
 
     @property
     def name(self) -> str:
@@ -325,12 +335,15 @@ class CudaSession:
         return self._device.allocate(max(size, 1), stream=self.stream)
 
     def host_array(self, shape: tuple[int, ...], dtype: str) -> tuple[Any, np.ndarray]:
-        """Pinned host memory, and an array on it that must not outlive it."""
-        size = max(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize, 1)
-        buffer = self._pinned.allocate(size)
-        raw = memoryview((ctypes.c_byte * size).from_address(int(buffer.handle))).cast("B")
+        """Pinned host memory, and an array on it that must not outlive it; for :meth:`free_host`."""
         count = int(np.prod(shape, dtype=np.int64))
+        buffer = self._pinned.lend(count * np.dtype(dtype).itemsize, self.stream)
+        raw = memoryview((ctypes.c_byte * int(buffer.size)).from_address(int(buffer.handle))).cast("B")
         return buffer, np.frombuffer(raw, dtype, count).reshape(shape)
+
+    def free_host(self, buffer: Any) -> None:
+        """Give back what :meth:`host_array` gave."""
+        self._pinned.take_back(buffer, self.stream)
 
     def scratch(self, size: int) -> Any:
         """Memory that all stages share, of at least ``size`` bytes. It may move; see :attr:`generation`."""
@@ -383,6 +396,7 @@ class CudaSession:
                 if self._scratch is not None:
                     self._scratch.close(self.stream)
                     self._scratch = None
+                self._pinned.close(self.stream)
                 self.stream.close()
             self.stream = None
 

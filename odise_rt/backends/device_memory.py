@@ -15,6 +15,7 @@ class DeviceMemory:
     def __init__(self, session: CudaSession) -> None:
         self._session = session
         self._buffers: dict[int, Any] = {}
+        self._pinned: list[Any] = []
 
     def array(self, shape: tuple[int, ...], dtype: str = "float32") -> DeviceArray:
         """Uninitialised memory on the GPU."""
@@ -26,7 +27,7 @@ class DeviceMemory:
     def pinned(self, shape: tuple[int, ...], dtype: str) -> tuple[Any, np.ndarray]:
         """Pinned memory of the host, and an array on it."""
         buffer, array = self._session.host_array(shape, dtype)
-        self._buffers[int(buffer.handle)] = buffer
+        self._pinned.append(buffer)
         return buffer, array
 
     def upload(self, values: np.ndarray) -> DeviceArray:
@@ -38,7 +39,7 @@ class DeviceMemory:
             pinned.copy_to(buffer_of(target), stream=self._session.stream)
             self._session.stream.sync()
         finally:
-            pinned.close(self._session.stream)
+            self._session.free_host(pinned)
         return target
 
     def free(self, array: DeviceArray) -> None:
@@ -49,6 +50,8 @@ class DeviceMemory:
         """Release all of it. Safe to call twice."""
         while self._buffers:
             self._buffers.popitem()[1].close(self._session.stream)
+        while self._pinned:
+            self._session.free_host(self._pinned.pop())
 
 
 def buffer_of(array: DeviceArray) -> Any:

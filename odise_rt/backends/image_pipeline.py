@@ -7,9 +7,11 @@
     words, uploaded once ─ cosines ─ classes ─ panoptic merge ─ segments, boxes ─ segment map, to the host
 
 Where all stages are TensorRT engines, everything from pixels to segments (:meth:`ImagePipeline.segment`) is one CUDA
-graph for each size of image and vocabulary; the least recently used ones go when there are more than
-:data:`MAX_SHAPES`. Once both were seen, a run copies the pixels in, launches the graph and allocates nothing. Stages in
-ONNX Runtime, which allocates while it runs, are put on the same stream one by one.
+graph for each size of image and vocabulary, from the second time on that both come: a run then copies the pixels in,
+launches the graph and allocates nothing. New words are named behind the graph of the networks. Images of many sizes are
+padded to the same canvas, whose buffers and engines they share (:class:`~odise_rt.backends.image_plan.CanvasPlan`). Of
+everything the least recently used goes when there are more than a few. Stages in ONNX Runtime, which allocates while it
+runs, are put on the same stream one by one.
 
 Who names the masks of an image several times gets them without names (:meth:`ImagePipeline.run`): embeddings cross to
 the host, mask logits stay on the GPU (:class:`DeviceMasks`) until words come.
@@ -28,7 +30,6 @@ import logging
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,7 +38,7 @@ from odise_rt.backends.base import Backend, StageOnStream
 from odise_rt.backends.cuda import CudaBackend, why_no_stream
 from odise_rt.backends.device import CudaSession, DeviceArray, as_device_array, cuda_errors
 from odise_rt.backends.device_memory import DeviceMemory, buffer_of
-from odise_rt.backends.image_plan import ImagePlan, Network
+from odise_rt.backends.image_plan import CanvasPlan, ImagePlan, Network
 from odise_rt.backends.naming_plan import NamingPlan, WordsOnGpu, naming_key, words_key
 from odise_rt.backends.ort import OrtStage
 from odise_rt.backends.pool import StagePool
@@ -45,16 +46,20 @@ from odise_rt.backends.trt import TrtStage
 from odise_rt.bundle import Bundle
 from odise_rt.classification import MaskEmbeddings
 from odise_rt.errors import BackendError, ImageError, MissingPackageError, OutOfMemoryError
+from odise_rt.image_run import PipelineResult
 from odise_rt.kernels.launch_plans import MERGE_QUERIES
 from odise_rt.kernels.native import Kernels
 from odise_rt.naming import Lap, Named, NamingRequest
 from odise_rt.postprocessing import MaskResizer
+from odise_rt.preprocessing import padded_size
 from odise_rt.specs import IMAGE_STAGES, ModelFacts
 
 logger = logging.getLogger(__name__)
 
 MAX_SHAPES = 4
-"""Sizes of images whose buffers and graphs are kept, and sizes of results with their words."""
+"""Sizes of canvases whose buffers and engines are kept."""
+MAX_SIZES = 16
+"""Sizes of images on these canvases, and of results with their words: pixels, the segment map, graphs."""
 MAX_WORDS = 2
 """Vocabularies that stay on the GPU: ten thousand words are 40 MB at full size."""
 MAX_SPARE = 4
@@ -65,6 +70,8 @@ K = TypeVar("K")
 
 _ImageKey = tuple[int, int, int, int, int]
 """Height and width of the pixels and in the network, and windows at a time."""
+_CanvasKey = tuple[int, int, int]
+"""Height and width of the canvas, and windows at a time."""
 
 
 def open_pipeline(bundle: Bundle, backend: Backend, pool: StagePool) -> ImagePipeline | None:
@@ -98,14 +105,6 @@ def open_pipeline(bundle: Bundle, backend: Backend, pool: StagePool) -> ImagePip
     return ImagePipeline(kernels, stages, bundle.facts, bundle.constants())
 
 
-@dataclass(frozen=True, eq=False)
-class PipelineResult:
-    """What the networks say of one image."""
-
-    masks: DeviceMasks
-    embeddings: MaskEmbeddings
-
-
 class ImagePipeline:
     """The image stages of one model on one GPU. Threads may share it; they take turns."""
 
@@ -116,6 +115,7 @@ class ImagePipeline:
         facts: ModelFacts,
         constants: Mapping[str, np.ndarray],
         max_shapes: int = MAX_SHAPES,
+        max_sizes: int = MAX_SIZES,
     ) -> None:
         """Put parts together; :func:`open_pipeline` is the usual way.
 
@@ -124,7 +124,8 @@ class ImagePipeline:
             stages: the four of an image, on one session; they must be closed after this.
             facts: of the model.
             constants: ``noise`` and ``null_text_embedding``.
-            max_shapes: sizes that are kept.
+            max_shapes: sizes of canvases that are kept.
+            max_sizes: sizes of images, and of results with their words, that are kept.
 
         Raises:
             BackendError: the stages do not share a GPU session.
@@ -141,7 +142,8 @@ class ImagePipeline:
                 for name in ("noise", "null_text_embedding")
             }
         self._network = Network(self.session, kernels, stages, facts, placed)
-        self._max_shapes = max_shapes
+        self._max_shapes, self._max_sizes = max_shapes, max_sizes
+        self._canvases: OrderedDict[_CanvasKey, CanvasPlan] = OrderedDict()
         self._plans: OrderedDict[_ImageKey, ImagePlan] = OrderedDict()
         self._namings: OrderedDict[tuple[object, ...], NamingPlan] = OrderedDict()
         self._words: OrderedDict[tuple[object, ...], WordsOnGpu] = OrderedDict()
@@ -180,7 +182,7 @@ class ImagePipeline:
         with self.session.use("segmenting an image"):
             self._check_open()
             key = (pixels.shape[0], pixels.shape[1], *size, windows_per_batch)
-            return self._making_room({key}, lambda: self._run(key, pixels))
+            return self._making_room({key, self._canvas_key(key)}, lambda: self._run(key, pixels))
 
     def segment(
         self, pixels: np.ndarray | DeviceArray, size: tuple[int, int], windows_per_batch: int, request: NamingRequest
@@ -201,7 +203,8 @@ class ImagePipeline:
             self._check_open()
             key = (pixels.shape[0], pixels.shape[1], *size, windows_per_batch)
             named = naming_key(request, self._network.facts.queries, size, key[:2])
-            return self._making_room({key, named}, lambda: self._segment(key, named, pixels, request))
+            keep = {key, self._canvas_key(key), named}
+            return self._making_room(keep, lambda: self._segment(key, named, pixels, request))
 
     def close(self) -> None:
         """Release everything but the stages. Safe to call twice."""
@@ -211,6 +214,8 @@ class ImagePipeline:
             self.session.stream.sync()
             while self._plans:
                 self._plans.popitem()[1].close()
+            while self._canvases:
+                self._canvases.popitem()[1].close()
             while self._namings:
                 self._namings.popitem()[1].close()
             while self._words:
@@ -229,7 +234,7 @@ class ImagePipeline:
         with cuda_errors("segmenting an image"):
             plan = self._plan(key)
             plan.feed(pixels)
-            plan.execute()
+            plan.find_masks()
             masks = self._keep_masks(plan.outputs["mask_logits"])
             self.session.stream.sync()
         found = {name: array[0].copy() for name, (_, array) in plan.host.items() if name != "pixels"}
@@ -267,19 +272,36 @@ class ImagePipeline:
             naming = self._naming(named, request, self._network.facts.queries, key[2:4], key[:2])
             plan.feed(pixels)
             naming.feed(request)
-            plan.execute(naming)
+            plan.segment(naming)
             self.session.stream.sync()
             return naming.result()
 
+    def _canvas_key(self, key: _ImageKey) -> _CanvasKey:
+        return (*padded_size(key[2:4], self._network.facts.size_divisor), key[4])
+
     def _plan(self, key: _ImageKey) -> ImagePlan:
-        """The plan of a size of image."""
+        """The plan of a size of image, on that of its canvas."""
+        on_canvas = self._canvas_key(key)
+        canvas = _kept(
+            self._canvases,
+            on_canvas,
+            self._max_shapes,
+            lambda: CanvasPlan(self._network, on_canvas[:2], on_canvas[2]),
+            self._drop_canvas,
+        )
         return _kept(
             self._plans,
             key,
-            self._max_shapes,
-            lambda: ImagePlan(self._network, key[:2], key[2:4], key[4]),
+            self._max_sizes,
+            lambda: ImagePlan(self._network, canvas, key[:2], key[2:4]),
             lambda oldest: self._plans.pop(oldest).close(),
         )
+
+    def _drop_canvas(self, key: _CanvasKey) -> None:
+        canvas = self._canvases.pop(key)
+        for image in [k for k, plan in self._plans.items() if plan.canvas is canvas]:
+            self._plans.pop(image).close()
+        canvas.close()
 
     def _naming(
         self,
@@ -300,7 +322,7 @@ class ImagePipeline:
         return _kept(
             self._namings,
             key,
-            self._max_shapes,
+            self._max_sizes,
             lambda: NamingPlan(self.session, self._network.kernels, words, request, queries, test_size, size),
             self._drop_naming,
         )
@@ -332,8 +354,11 @@ class ImagePipeline:
         namings = [key for key in self._namings if key not in keys]
         if plans or namings:
             logger.info("out of memory: forgetting %d other sizes of images and results", len(plans) + len(namings))
-        for image_key in plans:
-            self._plans.pop(image_key).close()
+        for image in plans:
+            self._plans.pop(image).close()
+        canvases = [key for key in self._canvases if key not in keys]
+        for canvas in canvases:
+            self._drop_canvas(canvas)
         for named in namings:
             self._drop_naming(named)
         used = {id(naming.words) for naming in self._namings.values()}
@@ -342,7 +367,7 @@ class ImagePipeline:
             self._drop_words(vocabulary)
         self._free_spare(0)
         self.session.give_back()
-        return bool(plans or namings or unused)
+        return bool(plans or canvases or namings or unused)
 
     def _free_spare(self, most: int) -> None:
         while len(self._spare) > most:

@@ -325,7 +325,7 @@ class TrtStage:
         for buffer in state.device.values():
             buffer.close(self._session.stream)
         for pinned, _array in state.host.values():
-            pinned.close(self._session.stream)
+            self._session.free_host(pinned)
         state.device.clear()
         state.host.clear()
 

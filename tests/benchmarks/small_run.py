@@ -102,8 +102,10 @@ def _peer(variant: str, samples: list[float]) -> Result:
     for name in ("clip_image", "unet_tap", "mask_decoder", "clip_mask"):
         stages[name] |= WORK
     facts = {"size": [256, 256], "windows": 4, "words": 9, "threads": 2, "device": "cpu", "peak_bytes": 3e8}
+    facts["segments"] = 9
     facts |= {"load_seconds": 2.0, "outside_share": 0.1, "engine": "test"}
     accuracy = {"scenes": 50, "pq": {"all": 41.25, "seen": 45.0, "unseen": 26.0}, "class_agreement": 0.9999}
+    accuracy["picture"] = {"mask_logits_error": 1.5e-4, "mask_embedding_cosine": 0.99987, "class_agreement": 0.9876}
     return Result.measured(
         f"peers/256x256/{variant}", VARIANTS[variant].label, samples, stages=stages, facts=facts, accuracy=accuracy
     )

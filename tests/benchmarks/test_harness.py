@@ -19,6 +19,11 @@ def test_a_summary_gives_order_statistics() -> None:
     assert Summary.from_dict(summary.to_dict()) == summary
 
 
+@pytest.mark.parametrize(("count", "tail"), [(3, 2.0), (99, 98.0), (101, 99.0)])
+def test_the_99th_percentile_needs_a_hundred_samples(count: int, tail: float) -> None:
+    assert Summary.of([float(v) for v in range(count)]).tail == tail
+
+
 @pytest.mark.parametrize("samples", [[], [1.0, float("nan")], [float("inf")]])
 def test_a_summary_refuses_samples_that_are_none(samples: list[float]) -> None:
     with pytest.raises(ValueError, match="finite"):

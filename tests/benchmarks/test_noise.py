@@ -21,7 +21,7 @@ def _verdicts(base: Run, run: Run) -> dict[str, str]:
 
 def test_the_bound_is_never_below_the_floor() -> None:
     steady = Summary.of([1.0] * 20)
-    assert noise_bound(steady, steady, FLOOR) == pytest.approx(math.exp(FLOOR) - 1)
+    assert noise_bound(steady, steady, floor=FLOOR) == pytest.approx(math.exp(FLOOR) - 1)
 
 
 def test_noisy_and_few_samples_widen_the_bound() -> None:
@@ -29,7 +29,11 @@ def test_noisy_and_few_samples_widen_the_bound() -> None:
     assert relative_error(noisy) > 10 * relative_error(steady)
     assert relative_error(Summary.of([1.0, 1.6] * 2)) > relative_error(noisy)
     assert relative_error(Summary.of([1.0])) > 0.05
-    assert noise_bound(noisy, noisy, FLOOR) > noise_bound(steady, noisy, FLOOR) > noise_bound(steady, steady, FLOOR)
+    assert (
+        noise_bound(noisy, noisy, floor=FLOOR)
+        > noise_bound(steady, noisy, floor=FLOOR)
+        > noise_bound(steady, steady, floor=FLOOR)
+    )
 
 
 def test_the_standard_error_is_that_of_a_median_of_normal_samples() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from benchmarks import report
 from benchmarks.report_tables import TABLES, duration, peers_table, steps_table
 from benchmarks.results import Result, Run
+from benchmarks.steps import Step, steps_of
 from tests.benchmarks.small_run import make_run
 
 pytest.importorskip("matplotlib", reason="plots need matplotlib")
@@ -111,16 +113,56 @@ def test_a_run_without_results_is_refused(tmp_path: Path, capsys: pytest.Capture
 
 def test_each_step_is_measured_against_the_one_before() -> None:
     rows = {row[0]: row for row in steps_table(make_run(spread=0.0)).rows}
-    assert rows["pruning"][1:] == ("300 ms", "100 ms", "0.75 ×", "0.75 ×")
-    assert rows["batched windows"][2] == "40.0 ms"
-    assert rows["fusion, Winograd"][1:] == ("100 ms", "20.0 ms", "0.83 ×", "0.25 ×")
+    assert rows["pruning"][1:] == ("300 ms", "0.75 ×", "±5.1 %", "100 ms", "0.75 ×")
+    assert rows["batched windows"][4] == "40.0 ms"
+    assert rows["fusion, Winograd"][1:] == ("100 ms", "0.83 ×", "±5.1 %", "20.0 ms", "0.25 ×")
     assert rows["fp16 graphs instead of fp32"][1] == "OOM: needs 9 GiB"
+
+
+def test_what_a_step_saves_agrees_with_its_ratio_although_the_medians_do_not() -> None:
+    run = make_run(spread=0.0)
+    samples = {"official": [1.0, 1.0, 4.0], "step-pruning": [0.5, 2.0, 2.0]}  # medians 1 and 2, ratios 0.5, 2, 0.5
+    run.results = [Result.measured(f"peers/256x256/{name}", name, values) for name, values in samples.items()]
+    step = steps_of(run)[1]
+    assert isinstance(step, Step)
+    assert step.of_before.median == 0.5
+    assert step.saved == pytest.approx(0.5)
+
+
+def test_a_step_within_noise_saves_nothing() -> None:
+    rows = {
+        row[0]: row for row in steps_table(make_run(spread=0.0, scale={"runtime": 1.22, "runtime-again": 1.22})).rows
+    }
+    assert rows["fusion, Winograd"][1:5] == ("122 ms", "1.02 ×", "±5.1 %", "within noise")
 
 
 @pytest.mark.parametrize("name", sorted(TABLES))
 def test_every_table_has_as_many_cells_as_its_header(name: str) -> None:
     table = TABLES[name](make_run())
     assert all(len(row) == len(table.header) for row in table.rows), name
+
+
+def test_columns_that_nobody_has_are_left_out_and_few_samples_have_no_p99() -> None:
+    def table(rounds: int, **accuracy: object) -> dict[str, str]:
+        run = make_run(rounds=rounds)
+        run.results = [dataclasses.replace(r, accuracy=dict(accuracy)) for r in run.results]
+        made = peers_table(run)
+        cells = dict(zip(made.header, made.rows[0], strict=True))
+        return cells | {"caption": made.caption}
+
+    few = table(20)
+    assert {"PQ", "p99", "same class as PyTorch", "mask logits off by"}.isdisjoint(few)
+    assert "slowest" in few
+    assert "Segments in the picture: 9 (our pruned structure, PyTorch eager)." in few["caption"]
+    picture = {"class_agreement": 0.5, "mask_logits_error": 0.01, "mask_embedding_cosine": 0.99}
+    many = table(100, picture=picture)
+    assert many["same class as PyTorch"] == "50.00 %"
+    assert many["mask logits off by"] == "1.0000 %"
+    assert many["cosine of mask embeddings"] == "0.99000"
+    assert "p99" in many
+    both = table(100, picture=picture, scenes=50, class_agreement=0.75, pq={"all": 1.0, "seen": 2.0, "unseen": 0.5})
+    assert both["same class as PyTorch"] == "75.00 %"
+    assert "50 held-out scenes" in both["caption"]
 
 
 def test_durations_have_three_digits() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import soak as soak_command
 from benchmarks.running_server import running_server
 from benchmarks.soak import envelope, essence, requests, slope
 from odise_rt.errors import BackendError
@@ -31,6 +32,14 @@ def test_what_comes_and_goes_with_requests_does_not_count() -> None:
     assert len(at) == 60
     assert (np.diff(at) > 0).all()
     assert abs(slope(at, least)) < 1
+
+
+def test_a_place_that_takes_no_result_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(soak_command, "soak", lambda *_: pytest.fail("it began to work"))
+    assert soak_command.main(["BUNDLE", "--out", str(tmp_path)]) == 1
+    assert "cannot write" in capsys.readouterr().err
 
 
 def test_requests_are_the_same_every_time_and_some_are_broken() -> None:

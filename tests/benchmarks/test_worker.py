@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from benchmarks.harness import REPOSITORY
-from benchmarks.measure_peers import load_labels
+from benchmarks.measure_peers import OUTPUTS, load_labels
+from benchmarks.timed_picture import WORDS, picture
 from benchmarks.variants import Job
-from benchmarks.worker import Worker, WorkerError, picture, word_list
+from benchmarks.worker import Worker, WorkerError, word_list
 from odise_rt.bundle import Bundle
+from odise_rt.vocabulary import Vocabulary
 from tests.odise_rt.fake_bundle import write_bundle
 
 
@@ -90,6 +92,16 @@ def test_the_picture_is_the_same_everywhere() -> None:
     assert picture(64, 96).shape == (64, 96, 3)
     assert np.array_equal(picture(64, 96), picture(64, 96))
     assert picture(64, 96).std() > 10
+    assert len(Vocabulary.parse(WORDS)) > 10
+
+
+def test_a_worker_keeps_what_the_network_says_of_the_timed_picture(worker: Worker, tmp_path: Path) -> None:
+    keep = tmp_path / "outputs.npz"
+    worker.request("outputs", keep=str(keep))
+    with np.load(keep) as found:
+        assert set(found.files) == set(OUTPUTS)
+        assert found["mask_logits"].shape[0] == found["mask_embedding"].shape[0]
+        assert found["labels"].shape == (2, 64, 96)
 
 
 def test_labels_survive_a_file(tmp_path: Path) -> None:

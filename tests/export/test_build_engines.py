@@ -163,10 +163,13 @@ def test_files_of_one_name_keep_their_hashes(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "sd/.cache").mkdir()
     for name in (".cache/model.bin.metadata", "unet/config.json", "README.md"):  # what no weight depends on
         (tmp_path / "sd" / name).write_text("today")
-    monkeypatch.setattr(sources, "load_released", lambda *args, **options: None)
-    made = sources.from_released(
-        "odise-sd1", tmp_path / "odise/model.bin", tmp_path / "sd", tmp_path / "clip/model.bin"
-    ).created_from
+    monkeypatch.setattr(sources, "load_released", lambda *args, **options: options["training_vocabulary"])
+    labels = tmp_path / "labels.txt"
+    labels.write_text("0:invalid_class_id\n1:person,child\n2:sky\n")
+    released = ("odise-sd1", tmp_path / "odise/model.bin", tmp_path / "sd", tmp_path / "clip/model.bin")
+    plain, labelled = sources.from_released(*released), sources.from_released(*released, labels)
     files = ["clip/model.bin", "odise/model.bin", *(f"stable_diffusion/{part}/model.bin" for part in parts)]
-    assert sorted(made["files"]) == sorted(files)
-    assert len(set(made["files"].values())) == 5
+    assert sorted(plain.created_from["files"]) == sorted(files)
+    assert len(set(plain.created_from["files"].values())) == 5
+    assert sorted(labelled.created_from["files"]) == sorted([*files, "training_labels/labels.txt"])
+    assert (plain.loaded, labelled.loaded) == (None, ("person", "child", "sky"))

@@ -467,6 +467,7 @@ def test_command_adds_engines(bundle: Bundle, gpu: Calls, capsys: pytest.Capture
         (["--checkpoint", "c", "--out", "c"], "--out c lies inside c"),
         (["--checkpoint", "c", "--out", "o", "--config", "odise-tiny"], "of its own: it cannot go with --config"),
         (["--checkpoint", "c", "--out", "o", "--seed", "3"], "have a seed: it cannot go with --seed"),
+        (["--checkpoint", "c", "--out", "o", "--training-labels", "l"], "words: it cannot go with --training-labels"),
         (["--checkpoint", "c", "--out", "o", "--rebuild"], "needs --engine: it cannot go with --rebuild"),
         (["--checkpoint", "c", "--stages", "clip_text", "--out", "o"], "no bundle in place: it cannot go with --out"),
         (

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from odise_rt.files import flush_folder, replace_folder
+from odise_rt.errors import OptionsError
+from odise_rt.files import check_writable, flush_folder, replace_folder
 
 
 def folder(path: Path, content: str) -> Path:
@@ -54,3 +55,16 @@ def test_another_process_may_take_the_old_one_away_first(tmp_path: Path, monkeyp
     replace_folder(finished, place)
     assert (place / "file").read_text() == "new"
     assert (tmp_path / "taken/file").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["a file/out.json", "a folder"])
+def test_a_place_that_takes_no_file_is_found_before_the_work(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a file").write_text("")
+    (tmp_path / "a folder").mkdir()
+    with pytest.raises(OptionsError, match=r"cannot write .*: name another --out"):
+        check_writable(tmp_path / name)
+
+
+def test_the_folder_of_a_file_that_comes_later_is_made(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "out.json")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "new"]

@@ -16,7 +16,7 @@ import pytest
 from odise_rt import BackendError, Bundle, ImageError, PanopticResult, Segmenter, SegmentOptions, Vocabulary
 from odise_rt.backends import ort
 from odise_rt.backends.device import CudaSession
-from odise_rt.backends.image_pipeline import MAX_SHAPES, MAX_SPARE, MAX_WORDS, DeviceMasks
+from odise_rt.backends.image_pipeline import MAX_SHAPES, MAX_SIZES, MAX_SPARE, MAX_WORDS, DeviceMasks
 from odise_rt.backends.ort import OrtBackend
 from odise_rt.backends.window_batching import WindowBatching
 from odise_rt.errors import ImageTooLargeError
@@ -31,6 +31,8 @@ from tests.odise_rt.kernels.compiled import Compiled
 from tests.odise_rt.kernels.emulated import Emulation
 
 WORDS = "red, crimson; green; blue; white; stuff: sky"
+RUNS = range(3)
+"""Directly, while it is captured, and from the graph."""
 ALLOCATIONS = ("allocate", "pin", "free", "context", "capture")
 
 pytestmark = pytest.mark.usefixtures("fresh_machine")
@@ -88,7 +90,7 @@ def test_every_number_is_the_one_of_the_path_through_host_memory(
         expected = segmenter.find_masks(image, options)
         picture = segmenter.segment(image, WORDS, options)
     with on(bundle, "cuda") as segmenter:
-        for _ in range(2):  # directly, and from the captured graph
+        for _ in RUNS:
             found = segmenter.find_masks(image, options)
             assert isinstance(found.masks, DeviceMasks)
             assert np.array_equal(found.mask_logits, expected.mask_logits)
@@ -101,7 +103,7 @@ def test_every_number_is_the_one_of_the_path_through_host_memory(
             expected.window_side,
         )
         later = segmenter.name_masks(found, WORDS, options)
-        for _ in range(2):
+        for _ in RUNS:
             result = segmenter.segment(image, WORDS, options)
             assert_same(result, picture)
     assert np.array_equal(later.segment_map, result.segment_map)
@@ -148,7 +150,7 @@ def test_the_compiled_kernels_make_the_same_picture(
     install_gpu(compiled_for(90).kernels, folder)
     with on(opened, "cuda") as segmenter:
         assert np.array_equal(segmenter.find_masks(image, options).mask_logits, masks.mask_logits)
-        for _ in range(2):  # directly, and from the captured graph
+        for _ in RUNS:
             assert_same(segmenter.segment(image, WORDS, options), picture)
     driver = fake_driver.installed()
     assert driver is not None
@@ -180,7 +182,7 @@ def test_words_too_many_to_remember_are_uploaded_once(bundle: Bundle, gpu: Calls
     with on(bundle, "cuda", cache_dir=tmp_path / "words") as segmenter:
         memory = segmenter._embedder._memory
         memory._max_bytes = 0  # those of the other vocabulary are read from the disk again
-        for words in vocabularies:
+        for words in vocabularies * 2:
             segmenter.segment(image, words)
         arrays = [segmenter._embedder.embed(Vocabulary.parse(words)).mask_text for words in vocabularies * 2]
         assert arrays[0] is not arrays[2]
@@ -205,18 +207,18 @@ def test_vocabularies_take_turns_on_the_gpu(bundle: Bundle, gpu: Calls) -> None:
             levels.append(gpu.device_bytes)
         assert len(set(levels)) == 1, "what goes is released"
         assert len(pipeline._words) == len(pipeline._namings) == MAX_WORDS
-        captures = gpu.count("capture")
-        for _ in range(3):
+        assert gpu.count("capture") == 1, "the networks, once; words that always change are named behind them"
+        for _ in RUNS:
             segmenter.segment(image, vocabularies[-1])
             segmenter.segment(image, vocabularies[-2])
-        assert gpu.count("capture") == captures, "both are still there"
-        segmenter.segment(image, vocabularies[0])
-        segmenter.segment(image, vocabularies[-2])
-        assert gpu.count("capture") == captures + 1, "the one that was not used lately went"
-        captures += 1
-        # What lists are made has a graph of its own; thresholds and weights do not.
-        segmenter.segment(image, vocabularies[-2], SegmentOptions(explain=1))
-        assert gpu.count("capture") == captures + 1
+        assert gpu.count("capture") == 3, "both are still there"
+        for _ in RUNS:
+            segmenter.segment(image, vocabularies[0])
+            segmenter.segment(image, vocabularies[-2])
+        assert gpu.count("capture") == 4, "the one that was not used lately went"
+        for _ in RUNS:  # what lists are made has a graph of its own; thresholds and weights do not
+            segmenter.segment(image, vocabularies[-2], SegmentOptions(explain=1))
+        assert gpu.count("capture") == 5
     assert gpu.device_bytes == 0
 
 
@@ -244,9 +246,10 @@ def test_thresholds_and_weights_change_between_runs_of_a_graph(bundle: Bundle, g
         expected = [segmenter.segment(image, WORDS, options) for options in rules]
     assert len({len(result.segments) for result in expected}) > 1, "the rules matter"
     with on(bundle, "cuda") as segmenter:
-        segmenter.segment(image, WORDS)
-        proposals = segmenter.find_masks(image)
-        segmenter.name_masks(proposals, WORDS)
+        for _ in RUNS:
+            segmenter.segment(image, WORDS)
+            proposals = segmenter.find_masks(image)
+            segmenter.name_masks(proposals, WORDS)
         before = len(gpu.log)
         for options, picture in zip(rules, expected, strict=True):
             assert_same(segmenter.segment(image, WORDS, options), picture)
@@ -264,7 +267,8 @@ def test_only_the_result_crosses_back(bundle: Bundle, gpu: Calls) -> None:
     with on(bundle, "cuda") as segmenter:
         pipeline = segmenter._pipeline
         assert pipeline is not None
-        segmenter.segment(image, WORDS, options)
+        for _ in range(2):
+            segmenter.segment(image, WORDS, options)
         (naming,) = pipeline._namings.values()
         copied = {array.nbytes for array, _ in naming._to_host}
         before = len(gpu.log)
@@ -296,11 +300,15 @@ def test_named_later_only_the_embeddings_go_there(bundle: Bundle, gpu: Calls) ->
 
 def test_sizes_are_kept_within_a_bound_and_nothing_is_left(bundle: Bundle, gpu: Calls) -> None:
     with on(bundle, "cuda") as segmenter:
-        for side in (32, 40, 48, 56, 64, 72, 32, 40):
-            segmenter.segment(colour_image(side, 64), WORDS, SegmentOptions(short_edge=32))
         pipeline = segmenter._pipeline
         assert pipeline is not None
-        assert len(pipeline._plans) == len(pipeline._namings) == MAX_SHAPES
+        for long_edge in (32, 64, 96, 128, 160, 192, 32, 64):
+            segmenter.segment(colour_image(32, long_edge), WORDS, SegmentOptions(short_edge=32))
+        assert len(pipeline._canvases) == MAX_SHAPES
+        assert {plan.canvas for plan in pipeline._plans.values()} == set(pipeline._canvases.values())
+        for side in range(40, 40 + MAX_SIZES + 3):
+            segmenter.segment(colour_image(side, 64), WORDS, SegmentOptions(short_edge=32))
+        assert len(pipeline._plans) == len(pipeline._namings) == MAX_SIZES
         held = segmenter.find_masks(colour_image())
     assert gpu.device_bytes == 0
     with pytest.raises(BackendError, match="the segmenter is closed"):
@@ -308,6 +316,53 @@ def test_sizes_are_kept_within_a_bound_and_nothing_is_left(bundle: Bundle, gpu: 
     pipeline.close()
     with pytest.raises(BackendError, match="closed"):
         segmenter.find_masks(colour_image())
+
+
+def test_images_of_many_sizes_share_engines_and_buffers(bundle: Bundle, gpu: Calls) -> None:
+    """As photographs of a folder do, which differ by a few lines."""
+    images = [colour_image(height, 64) for height in (61, 62, 63, 64)]
+    options = SegmentOptions(short_edge=61)
+    with on(bundle, "cpu") as segmenter:
+        expected = [segmenter.segment(image, WORDS, options) for image in images]
+    with on(bundle, "cuda") as segmenter:
+        pipeline = segmenter._pipeline
+        assert pipeline is not None
+        contexts = []
+        for _ in RUNS:
+            for image, picture in zip(images, expected, strict=True):
+                assert_same(segmenter.segment(image, WORDS, options), picture)
+                contexts.append(gpu.count("context"))
+        assert (len(pipeline._canvases), len(pipeline._plans)) == (1, len(images))
+        assert contexts[:4] == [4, 5, 6, 7], "clip_mask alone wants to know the size without padding"
+        assert contexts[-1] == 7
+
+
+def test_a_size_or_words_that_come_once_are_not_captured(bundle: Bundle, gpu: Calls) -> None:
+    vocabularies, options = (WORDS, "sky; red", "green"), SegmentOptions(short_edge=60)
+    captures = []
+    with on(bundle, "cuda") as segmenter:
+        for words in vocabularies:
+            segmenter.prepare(words)
+        before = gpu.count("capture")
+        for words in vocabularies:
+            executed = gpu.count("execute")
+            for height in (61, 62):
+                segmenter.segment(colour_image(height, 64), words, options)
+            captures.append(gpu.count("capture") - before)
+    assert captures == [0, 2, 2], "the networks of both sizes, when they came again with other words"
+    assert gpu.count("execute") == executed, "and from then on their graphs"
+
+
+def test_pinned_memory_is_lent_again(bundle: Bundle, gpu: Calls) -> None:
+    """Words that change from image to image need no new one."""
+    with on(bundle, "cuda") as segmenter:
+        vocabularies = ["red; green", "blue; sky", "white; car", "crimson; red"]
+        for words in vocabularies:
+            segmenter.segment(colour_image(), words)
+        before = gpu.log.copy()
+        for words in vocabularies:
+            segmenter.segment(colour_image(), words)
+        assert [entry for entry in gpu.log[len(before) :] if entry.startswith("pin")] == []
 
 
 def test_masks_outlive_the_next_image_and_their_buffers_come_back(bundle: Bundle, gpu: Calls) -> None:
@@ -383,7 +438,12 @@ def test_fewer_windows_at_a_time_when_the_gpu_is_full(bundle: Bundle, gpu: Calls
         assert fewer.facts.notes == ("out of memory with 4 windows at a time: ran 2 at a time",)
         with pytest.raises(BackendError, match="out of memory"):
             segmenter.segment(image, WORDS, SegmentOptions(short_edge=64, long_edge=256, windows_per_batch=4))
-        assert np.array_equal(segmenter.segment(image, WORDS, options).segment_map, fewer.segment_map)
+        tried = gpu.count("context")
+        for _ in RUNS:
+            again = segmenter.segment(image, WORDS, options)
+            assert np.array_equal(again.segment_map, fewer.segment_map)
+            assert again.facts.notes == fewer.facts.notes
+        assert gpu.count("context") <= tried + 6, "two batches of two networks, and two more: four are not tried again"
     assert np.array_equal(fewer.segment_map, whole.segment_map)
 
 

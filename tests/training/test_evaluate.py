@@ -15,16 +15,18 @@ import pytest
 import torch
 from PIL import Image
 
+from odise_rt import rle
 from odise_rt.errors import OptionsError
 from odise_rt.options import SegmentOptions
 from odise_rt.results import Instance, Segment
 from odise_rt.vocabulary import Vocabulary
 from training import evaluate as evaluate_command
+from training.data.coco_instances import CocoInstances
 from training.data.coco_panoptic import CocoPanoptic, PanopticExample
 from training.data.semantic_formats import SEMANTIC_FORMATS, Layout
 from training.data.semantic_sets import VOID, SemanticSet
 from training.evaluate import main, summary
-from training.evaluation import METRICS, PanopticScorer, data_vocabulary, evaluate
+from training.evaluation import METRICS, PanopticScorer, data_vocabulary, evaluate, semantic_truth
 from training.evaluation_loop import EvaluationReport, distinct_names
 from training.picture_page import BestAndWorst
 from training.semantic_evaluation import evaluate_semantic
@@ -82,6 +84,9 @@ def test_an_oracle_with_one_wrong_name(mini_data: Path) -> None:
     assert report.pq["unseen"]["pq"] == pytest.approx(40)
     assert report.miou["stuff"]["miou"] == pytest.approx(100)
     assert report.miou["all"]["classes"] == 3
+    assert report.miou["all"]["miou_with_predicted"] == pytest.approx(report.miou["all"]["miou"] * 3 / 4), "zebra"
+    lines = dict(summary(report))
+    assert lines["mIoU stuff"] == "100.0 (100.0 with classes that are only predicted, pixel accuracy 100.0, 2 classes)"
     assert report.by_category["sky"]["iou"] == pytest.approx(100)
     assert "iou" not in report.by_category["zebra"], "no zebra in the truth"
     assert report.ap["all"]["ap50"] == pytest.approx(100 * 67 / 101)  # recall 2/3 at full precision, 101 points
@@ -89,6 +94,34 @@ def test_an_oracle_with_one_wrong_name(mini_data: Path) -> None:
     page = kept.page("oracle", [("PQ", "70")])
     assert page.count("<img") == 2
     assert "image 2" in page
+
+
+def write_instances(path: Path, data: CocoPanoptic) -> None:
+    """The balls of the panoptic truth, and in the first picture one more behind the others."""
+    masks = [(example.image_id, example.segment_map == 3) for example in data]
+    masks.append((data.image_ids[0], np.tri(64, dtype=bool)))
+    annotations = [
+        {"id": i, "image_id": image_id, "category_id": 13, "iscrowd": 0, "segmentation": rle.encode(mask)}
+        for i, (image_id, mask) in enumerate(masks)
+    ]
+    path.write_text(json.dumps({"images": [{"id": i} for i in data.image_ids], "annotations": annotations}))
+
+
+def test_ap_is_measured_against_instances_that_may_overlap(mini_data: Path, tmp_path: Path) -> None:
+    data = CocoPanoptic.from_root(mini_data, "val", with_captions=False)
+    write_instances(tmp_path / "instances.json", data)
+    instances = CocoInstances(tmp_path / "instances.json", data)
+    report = evaluate(Oracle(data), data, range(3), ("ap",), instances=instances)  # type: ignore[arg-type]
+    assert report.ap["all"]["ap"] == pytest.approx(100 * 51 / 101), "two of four found"
+    assert report.by_category["ball"]["true_positives"] == 2, "PQ is of the panoptic truth"
+
+
+def test_a_crowd_has_the_class_of_its_pixels(mini_data: Path) -> None:
+    data = CocoPanoptic.from_root(mini_data, "val", with_captions=False)
+    example = data[0]
+    crowds = tuple(dataclasses.replace(segment, iscrowd=True) for segment in example.segments)
+    truth = semantic_truth(dataclasses.replace(example, segments=crowds[1:]), data)
+    assert np.array_equal(truth, np.where(example.segment_map == 1, -1, example.segment_map - 1))
 
 
 def test_classes_of_one_name_are_counted_each(mini_data: Path) -> None:
@@ -129,13 +162,22 @@ def test_ade20k_panoptic_has_names_for_ids_and_covered_segments(mini_data: Path,
     report = evaluate(Oracle(data), data, range(3), METRICS)  # type: ignore[arg-type]
     assert report.by_category["zebra"]["false_negatives"] == 1
     assert report.pq["all"] == pytest.approx({"pq": 75.0, "sq": 75.0, "rq": 75.0, "categories": 4})
+    assert report.by_category["sky"]["pq"] == pytest.approx(100)
+    content["annotations"][0]["segments_info"][0]["area"] *= 4  # a sky that things were pasted over
+    (folder / "ade20k_panoptic_val.json").write_text(json.dumps(content))
+    covered = CocoPanoptic.from_ade20k(tmp_path, "val")
+    sky = evaluate(Oracle(covered), covered, range(3)).by_category["sky"]  # type: ignore[arg-type]
+    assert (sky["true_positives"], sky["false_positives"], sky["false_negatives"]) == (2, 1, 1)
     assert report.ap["all"]["ap"] == pytest.approx(100), "what has no pixel is no instance"
 
 
 def test_the_command_measures_a_checkpoint(mini_data: Path, mini_frozen: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     output = tmp_path / "out"
+    instances = tmp_path / "instances.json"
+    write_instances(instances, CocoPanoptic.from_root(mini_data, "val", with_captions=False))
     flags = [str(mini_frozen), "--data", str(mini_data), "--out", str(output), "--limit", "2", "--pictures", "1"]
+    flags += ["--instances", str(instances)]
     assert main([*flags, "--device", "cpu"]) == 0
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["pictures"] == 2
@@ -149,7 +191,12 @@ def test_the_command_measures_a_checkpoint(mini_data: Path, mini_frozen: Path, t
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--metrics", "fid"], "expected some of pq, miou, ap"), (["--overlap-threshold", "2"], "overlap_threshold is 2")],
+    [
+        (["--metrics", "fid"], "expected some of pq, miou, ap"),
+        (["--overlap-threshold", "2"], "overlap_threshold is 2"),
+        (["--instances", "i.json", "--metrics", "pq"], "--metrics leaves AP out"),
+        (["--instances", "i.json"], "i.json does not exist"),
+    ],
 )
 def test_wrong_options_say_what_is_right(
     flags: list[str],
@@ -236,12 +283,24 @@ def test_semantic_scores_by_hand(tmp_path: Path) -> None:
     # sky: 4 right and two invented; grass: 3 of 4, and what is invented lies on void; ball: 5 of 6.
     sky, grass, ball = 4 / (4 + 1 + 1), 3 / 4, 5 / 6
     assert report.miou["all"] == pytest.approx(
-        {"miou": 100 * (sky + grass + ball) / 3, "pixel_accuracy": 100 * 12 / 14, "classes": 3}
+        {
+            "miou": 100 * (sky + grass + ball) / 3,
+            "miou_with_predicted": 100 * (sky + grass + ball) / 3,
+            "pixel_accuracy": 100 * 12 / 14,
+            "classes": 3,
+        }
     )
     assert report.miou["seen"] == pytest.approx(
-        {"miou": 100 * (sky + grass) / 2, "pixel_accuracy": 100 * 7 / 8, "classes": 2}
+        {
+            "miou": 100 * (sky + grass) / 2,
+            "miou_with_predicted": 100 * (sky + grass) / 2,
+            "pixel_accuracy": 100 * 7 / 8,
+            "classes": 2,
+        }
     ), "grass is seen by its synonym lawn"
-    assert report.miou["unseen"] == pytest.approx({"miou": 100 * ball, "pixel_accuracy": 100 * 5 / 6, "classes": 1})
+    assert report.miou["unseen"] == pytest.approx(
+        {"miou": 100 * ball, "miou_with_predicted": 100 * ball, "pixel_accuracy": 100 * 5 / 6, "classes": 1}
+    )
     assert report.by_category["grass"] == pytest.approx({"iou": 75, "pixels": 4, "seen": 1})
     assert "zebra" not in report.by_category
     assert report.pq == report.ap == {}
@@ -285,6 +344,7 @@ def test_the_command_measures_a_semantic_set(mini_frozen: Path, tmp_path: Path) 
         (["--format", "voc-21", "--data", "D", "--metrics", "miou,pq"], r"\['pq'\], but voc-21 says only the class"),
         (["--format", "voc-21", "--data", "D"], "is not under D: looked for VOCdevkit/VOC2012/JPEGImages"),
         (["--format", "voc-21", "--annotations", "a.json"], "voc-21 needs --data"),
+        (["--format", "voc-21", "--data", "D", "--instances", "i.json"], "--instances are of panoptic sets"),
         (["--annotations", "a.json", "--images", "i"], "come together and replace --data"),
         (["--data", "D", "--annotations", "a.json", "--images", "i", "--masks", "m"], "come together and replace"),
         ([], "give --data FOLDER"),

@@ -10,8 +10,9 @@ import torch
 
 from odise_rt.errors import CheckpointError
 from tests.training.conftest import mini_experiment
+from training.batches import LiveBatches
 from training.checkpoints.own_format import load_checkpoint
-from training.run_setup import starting_model
+from training.run_setup import prepare_run, starting_model
 
 
 @pytest.mark.parametrize("keep_heads", [False, True])
@@ -33,3 +34,19 @@ def test_heads_of_another_shape_are_refused(mini_frozen: Path) -> None:
     starting_model(wider, mini_frozen)
     with pytest.raises(CheckpointError, match=r"has head HeadConfig\(.*queries=6.* needs .*queries=9"):
         starting_model(wider, mini_frozen, mini_frozen)
+
+
+def test_cropped_out_targets_reach_the_views_and_have_caches_of_their_own(
+    mini_data: Path, mini_frozen: Path, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    folders = []
+    for keep in (False, True):
+        experiment = dataclasses.replace(mini_experiment(), cropped_out_targets=keep)
+        cached, live = prepare_run(experiment, mini_data, "train", mini_frozen, tmp_path, "cpu", 0).sources
+        cached()
+        views = live()
+        assert isinstance(views, LiveBatches)
+        assert views.views.cropped_out_targets == keep
+        folders.append(set(tmp_path.iterdir()))
+    assert len(folders[1]) == 2 * len(folders[0])

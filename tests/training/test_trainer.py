@@ -194,6 +194,7 @@ def test_resuming_with_another_config_is_refused(
 def test_experiments_are_consistent(name: str) -> None:
     found = experiment(name)
     assert found.name == name
+    assert found.cropped_out_targets == name.startswith("coco"), "as published; what ships was trained without"
     rates = [found.learning_rate(step) for step in range(found.iterations)]
     peak = found.optimizer.learning_rate
     assert rates[0] == pytest.approx(peak * 0.067)
@@ -281,6 +282,33 @@ def test_a_run_goes_on_with_what_it_began_with(
         json.dumps({key: value for key, value in content.items() if key != "origin"})
     )  # of an older version
     assert training.train.main(arguments(mini_data, mini_frozen, run, "--finish")) == 0
+
+
+def test_other_words_are_learnt_and_kept(
+    mini: Experiment,
+    mini_data: Path,
+    mini_frozen: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words, run, shown = tmp_path / "words.txt", tmp_path / "run", []
+    words.write_text("0:heaven,sky\n1:turf\n2:sphere\n3:horse\n")
+    draw = training.train.ExamplePictures.__call__
+    monkeypatch.setattr(
+        training.train.ExamplePictures, "__call__", lambda self, step: shown.append(self.vocabulary) or draw(self, step)
+    )
+    classes = ("--classes", str(words))
+    assert training.train.main(arguments(mini_data, mini_frozen, run, *classes, "--until", "4")) == 0
+    assert training.train.main(arguments(mini_data, mini_frozen, run, "--resume")) == 1
+    assert "another training vocabulary: resume with the same --data, --split, --classes" in capsys.readouterr().err
+    assert training.train.main(arguments(mini_data, mini_frozen, run, *classes, "--resume")) == 0
+    assert load_checkpoint(run / "checkpoint").training_vocabulary == ("heaven", "sky", "turf", "sphere")
+    assert {vocabulary.words for vocabulary in shown} == {("heaven", "sky", "turf", "sphere", "horse")}
+    words.write_text("0:sky\n1:turf\n2:sphere\n")
+    assert training.train.main(arguments(mini_data, mini_frozen, tmp_path / "new", *classes)) == 1
+    assert "3 classes were given for a data set of 4" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
@@ -407,6 +435,29 @@ def test_captions_are_needed_by_caption_supervision_only(
     status = training.train.main(arguments(data, mini_frozen, tmp_path / "run", "--until", "1"))
     assert status == (0 if mini.model.variant == "label" else 1)
     assert ("captions_train.json does not exist" in capsys.readouterr().err) == (status == 1)
+
+
+@pytest.mark.parametrize("split", ["val", "val2017", None])
+def test_example_pictures_are_of_the_part_that_is_there(
+    split: str | None, mini_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(mini_data, data)
+    for path in [data / "val", data / "panoptic_val", data / "annotations" / "panoptic_val.json"]:
+        path.rename(path.with_name(path.name.replace("val", split or "test")))
+    caplog.set_level("INFO")
+    found = training.train.open_examples(data, None)
+    assert (None if found is None else found.images_path) == (None if split is None else data / split)
+    assert ("has no part val, val2017, validation; name one by --examples" in caplog.text) == (split is None)
+    assert len(training.train.open_examples(data, split or "test") or ()) == 3
+
+
+def test_a_part_that_is_named_for_examples_must_be_there(
+    mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert training.train.main(arguments(mini_data, mini_frozen, tmp_path / "run", "--examples", "test")) == 1
+    assert "panoptic_test.json does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_begins_anew_begins_its_log_anew(

@@ -3,13 +3,13 @@
 Command, on 4 nodes of 8 GPUs (batch 64 = 2 pictures a GPU)::
 
     torchrun --nnodes 4 --nproc-per-node 8 -m training.train coco_caption --data COCO --split train2017 \\
-        --frozen SD1_CLIP_CHECKPOINT --out runs/coco-caption --workers 4
+        --frozen SD1_CLIP_CHECKPOINT --classes coco_panoptic_with_prompt_eng.txt --out runs/coco-caption --workers 4
 
 Data, hardware and cost as in :mod:`training.configs.coco_label`. The grounding loss contrasts the pictures of all
 processes, so the global batch of 64 is part of the method; smaller ones weaken it.
 
-Expected (published): COCO PQ 45.6, mAP 38.4, mIoU 52.4; ADE20K PQ 23.4, mAP 13.9, mIoU 28.7. This repository has not
-run it.
+Expected (published): COCO PQ 45.6, mAP 38.4, mIoU 52.4; ADE20K PQ 23.4, mAP 13.9, mIoU 28.7, measured as in
+:mod:`training.configs.coco_label`. This repository has not run it.
 """
 
 from __future__ import annotations

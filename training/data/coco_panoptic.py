@@ -7,7 +7,8 @@ PNGs whose colours are those ids. Both are checked against each other when a pic
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,12 @@ from typing import Any
 import numpy as np
 
 from odise_rt.errors import DatasetError, OptionsError
+from odise_rt.vocabulary import Vocabulary
+from training.data.coco_fields import field_of, flag_of, image_id_of, number_of, positive_of, read_coco, text_of
 from training.data.data_roots import SPLITS, find_paths, looked_for
 from training.data.picture_files import ImageId, check_same_size, read_colours, read_rgb
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Segment:
     id: int
     category_id: int
     iscrowd: bool
+    area: float | None = None
+    """Pixels, as the file says; None where it does not. Of stuff in ADE20K those before things were pasted over it."""
 
 
 @dataclass(frozen=True)
@@ -61,67 +68,14 @@ def decode_ids(colours: np.ndarray) -> np.ndarray:
     return wide[..., 0] + 256 * wide[..., 1] + 65536 * wide[..., 2]
 
 
-def _read_json(path: Path, required: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DatasetError(f"{path} does not exist: expected a COCO annotation file") from None
-    except (OSError, ValueError) as exc:
-        raise DatasetError(f"{path} cannot be read as JSON ({exc}): download or draw it again") from exc
-    if not isinstance(content, dict):
-        raise DatasetError(f"{path} holds a {type(content).__name__}: expected an object with {', '.join(required)}")
-    for key in required:
-        if not isinstance(content.get(key), list):
-            raise DatasetError(f"{path} lacks the list {key!r}: expected a COCO file with {', '.join(required)}")
-        if not content[key]:
-            raise DatasetError(f"{path}: {key!r} is empty; expected at least one entry")
-    return content
-
-
-def _field(entry: Any, key: str, where: str) -> Any:
-    if not isinstance(entry, dict) or key not in entry:
-        raise DatasetError(f"{where} lacks {key!r}")
-    return entry[key]
-
-
-def _number(entry: Any, key: str, where: str) -> int:
-    """A whole number, perhaps written as text."""
-    value = _field(entry, key, where)
-    written = isinstance(value, str) and value.isdecimal()
-    if not written and (isinstance(value, bool) or not isinstance(value, int)):
-        raise DatasetError(f"{where} has {key} {value!r}: expected a whole number")
-    return int(value)
-
-
-def _text(entry: Any, key: str, where: str) -> str:
-    value = _field(entry, key, where)
-    if not isinstance(value, str) or not value.strip():
-        raise DatasetError(f"{where} has {key} {value!r}: expected text")
-    return value.strip()
-
-
-def _flag(entry: Any, key: str, where: str) -> bool:
-    value = _field(entry, key, where)
-    if value not in (0, 1):
-        raise DatasetError(f"{where} has {key} {value!r}: expected 0 or 1")
-    return bool(value)
-
-
-def _image_id(entry: Any, key: str, where: str) -> ImageId:
-    """A number where it is one, else text, such as ADE20K's ``ADE_val_00000001``."""
-    value = _field(entry, key, where)
-    named = isinstance(value, str) and not value.isdecimal()
-    return _text(entry, key, where) if named else _number(entry, key, where)
-
-
 def _images(path: Path, entries: list[Any]) -> list[tuple[ImageId, str]]:
     """Image id and file name of each picture in ``images``."""
     found: dict[ImageId, str] = {}
     for position, entry in enumerate(entries):
-        image_id = _image_id(entry, "id", f"{path}: images[{position}]")
+        image_id = image_id_of(entry, "id", f"{path}: images[{position}]")
         if image_id in found:
             raise DatasetError(f"{path}: two images have the id {image_id}")
-        found[image_id] = _text(entry, "file_name", f"{path}: image id {image_id}")
+        found[image_id] = text_of(entry, "file_name", f"{path}: image id {image_id}")
     return list(found.items())
 
 
@@ -131,7 +85,7 @@ def read_images(path: Path) -> list[tuple[ImageId, str]]:
     Raises:
         DatasetError: not such a file, a picture without id or file name, or an id twice.
     """
-    return _images(path, _read_json(path, ("images",))["images"])
+    return _images(path, read_coco(path, ("images",))["images"])
 
 
 def read_captions(path: Path) -> dict[ImageId, tuple[str, ...]]:
@@ -141,9 +95,9 @@ def read_captions(path: Path) -> dict[ImageId, tuple[str, ...]]:
         DatasetError: Not a captions file, or an entry without image id or text.
     """
     captions: dict[ImageId, list[str]] = {}
-    for position, entry in enumerate(_read_json(path, ("annotations",))["annotations"]):
-        image_id = _image_id(entry, "image_id", f"{path}: annotations[{position}]")
-        captions.setdefault(image_id, []).append(_text(entry, "caption", f"{path}: image id {image_id}"))
+    for position, entry in enumerate(read_coco(path, ("annotations",))["annotations"]):
+        image_id = image_id_of(entry, "image_id", f"{path}: annotations[{position}]")
+        captions.setdefault(image_id, []).append(text_of(entry, "caption", f"{path}: image id {image_id}"))
     return {image_id: tuple(texts) for image_id, texts in captions.items()}
 
 
@@ -156,11 +110,13 @@ class CocoPanoptic:
         masks: Folder of the panoptic PNGs.
         captions: Captions JSON, or None to go without.
         all_captioned: Refuse pictures of which the captions file says nothing.
-        covered: Accept segments of the JSON of which the PNG has no pixel, as in ADE20K's, where things are pasted over
-            stuff. They are kept, so that they count as missed in panoptic quality, as in COCO's evaluation.
+        covered: Accept what the preparation of ADE20K writes. Segments of which the PNG has no pixel, as things are
+            pasted over stuff, are kept, so that they count as missed in panoptic quality, as in COCO's evaluation. Of
+            segments of one id (its road and its skyscraper share a colour) the last counts, as there.
 
     Attributes:
-        categories: Classes in the order of the file.
+        categories: Classes in the order of the file. COCO's own 133, known by their ids, have the words of the built-in
+            list: the file calls them "sky-other-merged" or "door-stuff", which nobody would ask a model for.
         index_of: Contiguous class index 0..K-1 of each category id.
         image_ids: Id of each picture, in the order of the file.
 
@@ -180,14 +136,14 @@ class CocoPanoptic:
         self.annotations_path, self.images_path, self.masks_path = Path(annotations), Path(images), Path(masks)
         self.captions_path = captions
         self._covered = covered
-        content = _read_json(self.annotations_path, ("images", "annotations", "categories"))
-        self.categories = tuple(self._category(entry) for entry in content["categories"])
+        content = read_coco(self.annotations_path, ("images", "annotations", "categories"))
+        self.categories = self._in_words(tuple(self._category(entry) for entry in content["categories"]))
         self.index_of = {category.id: index for index, category in enumerate(self.categories)}
         if len(self.index_of) != len(self.categories):
             raise DatasetError(f"{self.annotations_path}: two categories share an id")
         self._truth: dict[ImageId, dict[str, Any]] = {}
         for position, entry in enumerate(content["annotations"]):
-            image_id = _image_id(entry, "image_id", f"{self.annotations_path}: annotations[{position}]")
+            image_id = image_id_of(entry, "image_id", f"{self.annotations_path}: annotations[{position}]")
             if image_id in self._truth:
                 raise DatasetError(f"{self.annotations_path}: image id {image_id} is annotated twice")
             self._truth[image_id] = entry
@@ -257,7 +213,7 @@ class CocoPanoptic:
         """
         image_id, file_name = self._images[index]
         image = read_rgb(self.images_path / file_name, image_id)
-        mask_name = _text(self._truth[image_id], "file_name", self._annotation(image_id))
+        mask_name = text_of(self._truth[image_id], "file_name", self._annotation(image_id))
         mask_path = self.masks_path / mask_name
         segment_map = decode_ids(read_colours(mask_path, image_id))
         check_same_size(image, segment_map, mask_path, image_id)
@@ -292,27 +248,37 @@ class CocoPanoptic:
         return f"{self.annotations_path}: annotation of image id {image_id}"
 
     def _segments(self, image_id: ImageId) -> tuple[Segment, ...]:
-        infos = _field(self._truth[image_id], "segments_info", self._annotation(image_id))
+        infos = field_of(self._truth[image_id], "segments_info", self._annotation(image_id))
         if not isinstance(infos, list):
             raise DatasetError(f"{self._annotation(image_id)} has segments_info {infos!r}: expected a list")
         where = f"{self.annotations_path}: segments_info of image id {image_id}"
         segments: dict[int, Segment] = {}
         for info in infos:
-            category, number = (_number(info, key, where) for key in ("category_id", "id"))
+            category, number = (number_of(info, key, where) for key in ("category_id", "id"))
             if category not in self.index_of:
                 raise DatasetError(f"{where} names category {category}, which is not declared")
             if number <= 0:
                 raise DatasetError(f"{where} has id {number}; ids start at 1, 0 is void")
-            if number in segments:
+            if number in segments and not self._covered:
                 raise DatasetError(f"{where} uses an id twice")
-            segments[number] = Segment(number, category, "iscrowd" in info and _flag(info, "iscrowd", where))
+            iscrowd = "iscrowd" in info and flag_of(info, "iscrowd", where)
+            area = None if info.get("area") is None else positive_of(info, "area", where)
+            segments[number] = Segment(number, category, iscrowd, area)
         return tuple(segments.values())
 
+    def _in_words(self, categories: tuple[Category, ...]) -> tuple[Category, ...]:
+        words = {known.id: known.words for known in Vocabulary.builtin("coco")}
+        told = any(len(category.synonyms) > 1 for category in categories)  # a file with words of its own
+        if told or words.keys() != {category.id for category in categories}:
+            return categories
+        logger.info("%s has the classes of COCO: their words are those of the built-in list", self.annotations_path)
+        return tuple(dataclasses.replace(c, name=words[c.id][0], synonyms=words[c.id]) for c in categories)
+
     def _category(self, entry: Any) -> Category:
-        number = _number(entry, "id", f"{self.annotations_path}: a category")
+        number = number_of(entry, "id", f"{self.annotations_path}: a category")
         where = f"{self.annotations_path}: category {number}"
-        name, synonyms = _text(entry, "name", where), entry.get("synonyms") or []
+        name, synonyms = text_of(entry, "name", where), entry.get("synonyms") or []
         if not isinstance(synonyms, list) or not all(isinstance(synonym, str) for synonym in synonyms):
             raise DatasetError(f"{where} has synonyms {synonyms!r}: expected a list of texts")
         others = (synonym for synonym in synonyms if synonym != name)
-        return Category(number, name, (name, *others), _flag(entry, "isthing", where))
+        return Category(number, name, (name, *others), flag_of(entry, "isthing", where))

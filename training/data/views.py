@@ -65,7 +65,7 @@ class View:
     segment_index: npt.NDArray[np.uint16]
     """(S, S): 0 = no segment, else 1 + index into ``labels``."""
     labels: tuple[int, ...]
-    """Class index of each segment."""
+    """Class index of each segment; one may have no pixel (``TrainingViews.cropped_out_targets``)."""
     words: tuple[str, ...]
     """Noun phrases of one caption, drawn with replacement; empty strings where there are none."""
     words_valid: bool
@@ -104,7 +104,14 @@ class EpochOrder:
 class TrainingViews(torch.utils.data.Dataset[View]):
     """Views by draw number. Categories outside ``class_of`` and crowds become background."""
 
-    def __init__(self, data: PanopticData, class_of: dict[int, int], jitter: JitterOptions, seed: int) -> None:
+    def __init__(
+        self,
+        data: PanopticData,
+        class_of: dict[int, int],
+        jitter: JitterOptions,
+        seed: int,
+        cropped_out_targets: bool = False,
+    ) -> None:
         """Wrap a data set.
 
         Args:
@@ -112,11 +119,13 @@ class TrainingViews(torch.utils.data.Dataset[View]):
             class_of: category id to training class index.
             jitter: augmentation.
             seed: of all random choices.
+            cropped_out_targets: segments of which the crop left nothing are targets, too, with empty masks.
         """
         self.data = data
         self.class_of = class_of
         self.jitter = jitter
         self.seed = seed
+        self.cropped_out_targets = cropped_out_targets
         self.order = EpochOrder(len(data), seed)
 
     def __len__(self) -> int:
@@ -131,7 +140,8 @@ class TrainingViews(torch.utils.data.Dataset[View]):
         index = np.zeros(ids.shape, dtype=np.uint16)
         labels: list[int] = []
         for segment in example.segments:
-            if segment.id in present and not segment.iscrowd and segment.category_id in self.class_of:
+            kept = self.cropped_out_targets or segment.id in present
+            if kept and not segment.iscrowd and segment.category_id in self.class_of:
                 if len(labels) == MAX_SEGMENTS:
                     raise DatasetError(
                         f"image id {example.image_id} has more than {MAX_SEGMENTS} segments in one view: at most "

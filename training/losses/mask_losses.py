@@ -85,7 +85,7 @@ def matched_mask_losses(
     """
     predicted = mask_logits[matches.image, matches.query].float()  # (N, h, w)
     if len(predicted) == 0:
-        nothing = mask_logits.sum() * 0.0
+        nothing = mask_logits.sum(dtype=torch.float32) * 0.0  # in fp16 the sum of large maps overflows
         return nothing, nothing
     wanted = targets.masks[matches.image, matches.segment].float()  # (N, H, W)
     with torch.no_grad():

@@ -24,6 +24,8 @@ class PanopticSegment:
     category_id: int
     iscrowd: bool = False
     """Ground truth only: a region of many instances, which takes part in no match."""
+    area: float | None = None
+    """Ground truth only: its pixels, where the annotation says more than the map shows; None: those in the map."""
 
 
 @dataclass
@@ -86,9 +88,10 @@ def picture_counts(
 ) -> dict[int, CategoryCounts]:
     """Matches and misses of one picture, by category.
 
-    A prediction matches a segment of its category when their IoU, without the prediction's void pixels, exceeds 0.5. A
-    prediction that matches nothing is no false positive when more than half of it lies on void or on a crowd of its
-    category. Of several crowds of one category COCO's code regards the last, and so does this.
+    A prediction matches a segment of its category when their IoU, without the prediction's void pixels, exceeds 0.5.
+    The union counts the area that the annotation gives a segment, as COCO's code does, even where others cover part of
+    it. A prediction that matches nothing is no false positive when more than half of it lies on void or on a crowd of
+    its category. Of several crowds of one category COCO's code regards the last, and so does this.
 
     Args:
         truth: (H, W) segment ids, 0 = void.
@@ -133,7 +136,8 @@ def picture_counts(
         wanted, found = truth_of.get(truth_id), predicted_of.get(predicted_id)
         if wanted is None or found is None or wanted.iscrowd or wanted.category_id != found.category_id:
             continue
-        union = predicted_area[predicted_id] + truth_area[truth_id] - area - overlap.get((VOID, predicted_id), 0)
+        whole = truth_area[truth_id] if wanted.area is None else wanted.area
+        union = predicted_area[predicted_id] + whole - area - overlap.get((VOID, predicted_id), 0)
         iou = area / union
         if iou > 0.5:
             of(wanted.category_id).true_positives += 1

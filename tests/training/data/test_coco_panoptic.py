@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from odise_rt.errors import DatasetError, OptionsError
+from odise_rt.vocabulary import Vocabulary
 from training.data.coco_panoptic import CocoPanoptic, decode_ids
+from training.evaluation import data_vocabulary
 from training.run_setup import training_categories
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "sticker_world"
@@ -48,7 +50,7 @@ def test_reads_pictures_segments_and_captions() -> None:
         assert len(example.captions) == 5
         for segment, info in zip(example.segments, annotation["segments_info"], strict=True):
             rows, columns = np.nonzero(example.segment_map == segment.id)
-            assert len(rows) == info["area"]
+            assert len(rows) == info["area"] == segment.area
             left, top, width, height = info["bbox"]
             assert (left, top) == (columns.min(), rows.min())
             assert (width, height) == (np.ptp(columns) + 1, np.ptp(rows) + 1)
@@ -110,12 +112,39 @@ def test_reads_the_layout_of_the_real_coco(root: Path) -> None:
     assert data.categories[0].synonyms == (data.categories[0].name,)
 
 
+@pytest.mark.parametrize("own", [None, "other ids", "synonyms"])
+def test_the_classes_of_coco_have_plain_words(own: str | None, root: Path) -> None:
+    def real_coco(content: dict[str, Any]) -> None:
+        content["categories"] = [
+            {"id": known.id, "name": f"{known.name}-other-merged", "isthing": int(known.isthing)} for known in coco
+        ]
+        for segment in (s for a in content["annotations"] for s in a["segments_info"]):
+            segment["category_id"] = 187
+        if own == "other ids":
+            content["categories"].append({"id": 201, "name": "zebra crossing", "isthing": 0})
+        if own == "synonyms":
+            content["categories"][0]["synonyms"] = ["man"]
+
+    coco = Vocabulary.builtin("coco")
+    edit(root, PANOPTIC, real_coco)
+    data = CocoPanoptic.from_root(root, "train")
+    asked = data_vocabulary(data.categories)  # by training and evaluation alike
+    assert (asked.words == coco.words) == (own is None)
+    assert {c.id: c.name for c in data.categories}[187] == ("sky" if own is None else "sky-other-merged")
+    assert [c.isthing for c in data.categories][:133] == coco.isthing.tolist()
+    assert [category.name for category in training_categories(data)] == [data.categories[data.index_of[187]].name]
+
+
 def test_a_grey_picture_becomes_rgb_and_crowds_are_kept(root: Path) -> None:
     Image.open(root / FIRST_JPG).convert("L").save(root / FIRST_JPG)
     edit(root, PANOPTIC, lambda content: content["annotations"][0]["segments_info"][0].update(iscrowd=1))
     example = CocoPanoptic.from_root(root, "train")[0]
     assert example.image.shape == (128, 128, 3)
     assert example.segments[0].iscrowd
+
+
+TWIN = {"category_id": 1}
+"""A stuff class whose colour, and so id, is that of another one in the same picture: ADE20K's road and skyscraper."""
 
 
 def _ade20k(root: Path, tmp_path: Path) -> Path:
@@ -128,15 +157,19 @@ def _ade20k(root: Path, tmp_path: Path) -> Path:
     for image, annotation in zip(content["images"], content["annotations"], strict=True):
         image["id"] = annotation["image_id"] = f"ADE_val_{image['id']:08d}"
     _add_ghost(content)
+    content["annotations"][1]["segments_info"].append({**content["annotations"][1]["segments_info"][0], **TWIN})
     (folder / "ade20k_panoptic_val.json").write_text(json.dumps(content))
     return tmp_path / "datasets"
 
 
-def test_ade20k_has_names_for_ids_and_covered_segments(root: Path, tmp_path: Path) -> None:
+def test_ade20k_has_names_for_ids_covered_segments_and_twins(root: Path, tmp_path: Path) -> None:
     datasets = _ade20k(root, tmp_path)
     data = CocoPanoptic.from_ade20k(datasets, "val")
     assert data.image_ids[0] == data[0].image_id == "ADE_val_00000001"
     assert data[0].segments[-1].id == 99, "a segment without pixels is kept, to count as missed"
+    twins = [segment for segment in data[1].segments if segment.id == data[1].segments[0].id]
+    assert [segment.category_id for segment in twins] == [TWIN["category_id"]], "the last of an id counts"
+    assert data.categories_of(1) == {segment.category_id for segment in data[1].segments}
     assert len(CocoPanoptic.from_ade20k(datasets / "ADEChallengeData2016", "val")) == 4
     with pytest.raises(DatasetError, match=r"ade20k_panoptic_train.json \(missing\)"):
         CocoPanoptic.from_ade20k(datasets, "train")
@@ -212,6 +245,9 @@ READ_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "id that is a fraction": (_first_segment(id=1.5), "has id 1.5: expected a whole number"),
     "category that is null": (_first_segment(category_id=None), "has category_id None: expected a whole number"),
     "crowd that is text": (_first_segment(iscrowd="no"), "has iscrowd 'no': expected 0 or 1"),
+    "area of nothing": (_first_segment(area=0), "has area 0: expected a number above 0"),
+    "area that is text": (_first_segment(area="9"), "has area '9': expected a number above 0"),
+    "area without end": (_first_segment(area=float("inf")), "has area inf: expected a number above 0"),
     "segments that are null": (_first_annotation(segments_info=None), "has segments_info None: expected a list"),
     "segments that are numbers": (_first_annotation(segments_info=[7]), "lacks 'category_id'"),
     "mask without a name": (_first_annotation(file_name=None), "has file_name None: expected text"),
@@ -243,6 +279,7 @@ def test_odd_numbers_that_stand_for_themselves(root: Path) -> None:
     assert {0, 255, 70_000} <= set(data.index_of)
     assert np.array_equal(data[0].segment_map, before.segment_map)
     assert [segment.id for segment in data[0].segments] == [segment.id for segment in before.segments]
+    assert data[0].segments[0].area is None
 
 
 @pytest.mark.parametrize("fault", READ_FAULTS)

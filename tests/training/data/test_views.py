@@ -45,6 +45,21 @@ def test_only_trained_segments_become_targets() -> None:
     assert view.words_valid
 
 
+@pytest.mark.parametrize(("keep", "labels"), [(False, (4,)), (True, (7, 4))])
+def test_what_a_crop_left_out_may_stay_as_an_empty_target(keep: bool, labels: tuple[int, ...]) -> None:
+    class Cropped(Pictures):
+        def __getitem__(self, index: int) -> SimpleNamespace:
+            example = super().__getitem__(index)
+            example.segment_map[example.segment_map != 70_000] = 0  # the crowd, too, which is never a target
+            return example
+
+    view = TrainingViews(Cropped(), {1: 4, 3: 7}, JITTER, seed=0, cropped_out_targets=keep)[0]
+    assert view.labels == labels
+    masks = segment_masks(view.segment_index, len(view.labels))
+    assert masks.sum(dim=(1, 2)).tolist() == [0, 8 * 32][-len(labels) :]
+    assert collate_views([view], [0], seed=0).targets.counts == (len(labels),)
+
+
 def test_every_one_of_many_segments_is_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three hundred: more than a byte can tell apart."""
     ids = np.zeros((32, 32), np.int32)

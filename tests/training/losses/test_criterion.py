@@ -48,6 +48,27 @@ def test_names_weights_and_auxiliary_outputs() -> None:
     assert all(torch.equal(alone[name], losses[name]) for name in alone)
 
 
+def test_an_empty_mask_is_a_target_like_any_other() -> None:
+    """It gets a query, which learns its class and an empty mask, and it counts in the divisor."""
+    torch.manual_seed(0)
+    half = torch.zeros(16, 16, dtype=torch.bool)
+    half[:, :8] = True
+    targets = collate_targets([torch.stack([half, torch.zeros_like(half)])], [torch.tensor([0, 2])], [1], [1])
+    masks, classes = torch.randn(1, 4, 16, 16, requires_grad=True), torch.zeros(1, 4, 4, requires_grad=True)
+    optimizer = torch.optim.Adam([masks, classes], lr=0.3)
+    criterion = Criterion(OPTIONS)
+    for _ in range(40):
+        losses = criterion([Prediction(masks, classes)], targets)
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+    matches = criterion.matcher.match(classes, masks, targets)
+    assert sorted(matches.segment.tolist()) == [0, 1]
+    for query, segment in zip(matches.query.tolist(), matches.segment.tolist(), strict=True):
+        assert classes[0, query].argmax() == (0, 2)[segment]
+        assert bool(((masks[0, query] > 0) == targets.masks[0, segment]).float().mean() > 0.95)
+
+
 def test_learning_moves_all_losses_down() -> None:
     torch.manual_seed(0)
     halves = torch.zeros(2, 16, 16, dtype=torch.bool)

@@ -79,8 +79,9 @@ def test_values_of_a_uniform_prediction() -> None:
     assert float(dice) == pytest.approx((1 - 1001 / 1501) / 2, abs=2e-3)
 
 
-def test_nothing_matched_gives_zero_with_a_gradient() -> None:
-    logits = torch.randn(1, 2, 8, 8, requires_grad=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_nothing_matched_gives_zero_with_a_gradient(dtype: torch.dtype) -> None:
+    logits = torch.full((1, 2, 256, 256), -9.0, dtype=dtype, requires_grad=True)
     empty = torch.zeros(0, dtype=torch.int64)
     targets = MaskTargets(
         torch.zeros(1, 1, 8, 8, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.int64), (0,), (1,), (1,)

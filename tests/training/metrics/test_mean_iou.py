@@ -15,14 +15,25 @@ def test_by_hand() -> None:
     iou = metric.iou()
     assert iou[:2] == pytest.approx([1 / 2, 2 / 3])
     assert np.isnan(iou[2])
-    assert np.isnan(iou[3]), "a class that is only predicted is not averaged, as in the published evaluation"
+    assert np.isnan(iou[3]), "predicted on void alone"
     scores = metric.scores()
-    assert scores.miou == pytest.approx(100 * (1 / 2 + 2 / 3) / 2)
+    assert scores.miou == scores.miou_with_predicted == pytest.approx(100 * (1 / 2 + 2 / 3) / 2)
     assert scores.pixel_accuracy == pytest.approx(75)
     assert metric.scores([1]).miou == pytest.approx(200 / 3)
     nothing = metric.scores([2, 3])
     assert nothing.classes == 0
-    assert np.isnan([nothing.miou, nothing.pixel_accuracy]).all()
+    assert np.isnan([nothing.miou, nothing.miou_with_predicted, nothing.pixel_accuracy]).all()
+
+
+def test_a_class_that_is_only_predicted_lowers_one_of_two_means() -> None:
+    metric = MeanIou(4)
+    metric.add(np.array([[0, 0, 1, 1, -1]]), np.array([[0, 2, 1, 1, 3]]))
+    scores = metric.scores()
+    assert scores.miou == pytest.approx(100 * (1 / 2 + 1) / 2)
+    assert scores.miou_with_predicted == pytest.approx(100 * (1 / 2 + 1 + 0) / 3), "class 3 lies on void"
+    assert metric.scores([0, 1]).miou_with_predicted == pytest.approx(75), "of the group's own classes"
+    metric.add(np.array([[0]]), np.array([[-1]]))
+    assert metric.scores().miou_with_predicted == pytest.approx(100 * (1 / 3 + 1 + 0) / 3), "nothing is no class"
 
 
 def test_each_picture_has_its_own_value() -> None:

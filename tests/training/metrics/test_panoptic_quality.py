@@ -89,6 +89,18 @@ def test_void_pixels_do_not_count_in_the_union() -> None:
     assert counts[9].iou == 1.0
 
 
+@pytest.mark.parametrize(("area", "iou"), [(None, 1.0), (6, 1.0), (8, 6 / 8), (12, 0.0)])
+def test_the_annotations_area_counts_in_the_union(area: int | None, iou: float) -> None:
+    """ADE20K's stuff has its area from before things were pasted over it."""
+    truth = np.array([[1] * 6 + [2] * 4])
+    wanted = [PanopticSegment(1, 9, area=area), PanopticSegment(2, 8)]
+    counts = picture_counts(truth, wanted, truth, [PanopticSegment(1, 9), PanopticSegment(2, 8)])
+    assert counts[9].iou == iou
+    assert counts[9].true_positives == (iou > 0)
+    assert counts[9].false_positives == counts[9].false_negatives == (iou == 0)
+    assert counts[8].iou == 1.0
+
+
 def test_prediction_on_void_or_crowd_is_excused() -> None:
     truth = np.array([[0, 0, 0, 2, 2, 2]])
     predicted = np.array([[5, 5, 5, 6, 6, 6]])

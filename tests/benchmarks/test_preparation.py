@@ -1,0 +1,58 @@
+"""What was prepared before is only taken while nothing that it came from has changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import preparation
+from benchmarks.preparation import Missing, Preparation, prepare_bundle, prepare_official
+
+CODE = ("odise_rt/bundle.py", "odise_rt/backends/ort.py", "export/stages.py", "training/torch_stages.py")
+VERSIONS = {"torch": "2", "onnx": "1", "onnxscript": None}
+
+
+def _keys(root: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Folders in which a bundle and the official graphs would be kept."""
+    asked: list[str] = []
+
+    def refuse(arguments: list[str], what: str) -> Missing:
+        asked.append(arguments[arguments.index("--out") + 1])
+        return Missing("not made in tests")
+
+    monkeypatch.setattr(preparation, "_make", refuse)
+    prepared = Preparation("odise-tiny", {"config": "odise-tiny", "seed": 0})
+    prepare_bundle(prepared, "fp32")
+    prepare_official(prepared, 64, 64)
+    assert len(asked) == 2
+    return set(asked)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in CODE:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    monkeypatch.setattr(preparation, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(preparation, "package_versions", lambda: VERSIONS)
+    return tmp_path
+
+
+@pytest.mark.parametrize("package", VERSIONS)
+def test_another_version_of_a_package_exports_anew(package: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = _keys(root, monkeypatch)
+    assert _keys(root, monkeypatch) == before
+    monkeypatch.setattr(preparation, "package_versions", lambda: VERSIONS | {package: "3"})
+    assert before.isdisjoint(_keys(root, monkeypatch))
+
+
+@pytest.mark.parametrize("name", ["odise_rt/bundle.py", "odise_rt/backends/ort.py"])
+def test_other_code_of_the_runtime_exports_anew(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = _keys(root, monkeypatch)
+    (root / name).write_text("changed", encoding="utf-8")
+    assert before.isdisjoint(_keys(root, monkeypatch))
+
+
+def test_what_exports_come_from_has_a_version() -> None:
+    assert {"torch", "onnx", "onnxscript", "onnxruntime"} <= set(preparation.package_versions())
