@@ -59,6 +59,8 @@ class Context:
     """If set, requests to /v1 must carry it as a bearer token."""
     hosts: tuple[str, ...] = ()
     """From :func:`odise_rt.listening.answered_hosts`."""
+    stopping: bool = False
+    """The server was told to stop: ``/readyz`` says so before requests are refused."""
     admission: Admission = field(init=False)
     metrics: Metrics = field(init=False)
 
@@ -196,7 +198,7 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
     )
     async def readyz() -> dict[str, Any]:
         state = context.dispatcher.state()
-        if context.admission.draining:
+        if context.stopping:
             raise RequestRefused("shutting_down", "the server is shutting down", 5.0)
         if not state.ready:
             raise RequestRefused("not_ready", state.reason or "no replica is running", 2.0)

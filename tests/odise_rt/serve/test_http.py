@@ -328,10 +328,16 @@ def test_not_ready(client_of: Callable[..., Any]) -> None:
 
 
 def test_shutting_down(client_of: Callable[..., Any]) -> None:
-    client = client_of(raising(AssertionError("must not be asked")))
+    async def segment(request: SegmentRequest) -> Answer:
+        return Answer(b"{}")
+
+    client = client_of(StubDispatcher(segment))
+    client.context.stopping = True
+    problem(client.get("/readyz"), 503, "shutting_down")
+    assert client.get("/healthz").status_code == 200
+    assert post(client, **COLOURS).status_code == 200, "a load balancer has yet to turn away"
     client.context.admission.draining = True
-    for response in (client.get("/readyz"), post(client, **COLOURS)):
-        problem(response, 503, "shutting_down")
+    problem(post(client, **COLOURS), 503, "shutting_down")
 
 
 def test_a_deadline_gives_the_request_up(client_of: Callable[..., Any]) -> None:
