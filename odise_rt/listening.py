@@ -1,4 +1,4 @@
-"""Where a server listens, and to which names it answers.
+"""Where a server listens, to which names it answers, and what its log leaves out.
 
 A web page from elsewhere may give its own name the address 127.0.0.1: to a browser on this machine it is then of one
 origin with a server there (DNS rebinding). Its requests carry that name in the header Host. An address there cannot be
@@ -8,7 +8,9 @@ made to lead elsewhere, so addresses, by which probes and people on this machine
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ipaddress
+import logging
 import re
 import socket
 from collections.abc import Collection, Iterable
@@ -95,3 +97,9 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_no_cut(record: logging.LogRecord) -> bool:
+    """A filter for uvicorn's log: without the tracebacks of what was cut because the server was told to stop."""
+    cut = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cut and not record.getMessage().rstrip().endswith("CancelledError")

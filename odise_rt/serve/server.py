@@ -15,7 +15,7 @@ from typing import Any
 
 from odise_rt.bundle import Bundle
 from odise_rt.errors import BackendError, MissingPackageError, OdiseError
-from odise_rt.listening import DEFAULT_HOST, answered_hosts, is_loopback, listen, server_url
+from odise_rt.listening import DEFAULT_HOST, answered_hosts, is_loopback, is_no_cut, listen, server_url
 from odise_rt.serve.application import RayDispatcher, ReplicaSettings
 from odise_rt.serve.connections import MAX_HEAD_BYTES, bounded_connections
 from odise_rt.serve.dispatch import Dispatcher, LocalDispatcher
@@ -131,6 +131,7 @@ def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
             timeout_graceful_shutdown=int(settings.drain if settings.drain is not None else worker.limits.timeout) + 1,
         )
         server = Server(config)
+        logging.getLogger("uvicorn.error").addFilter(is_no_cut)
         if not is_loopback(listener) and settings.token is None:
             logger.warning("listening on %s without a token: everyone who reaches it can use it", url)
         say("listening", url)

@@ -88,6 +88,7 @@ def test_a_second_signal_stops_at_once(label_bundle: Path, tmp_path: Path, again
         server.process.send_signal(again)
         assert server.process.wait(10) == 0
         connection.close()
+        assert "Traceback" not in server.log.read_text()
 
 
 def test_requests_are_taken_for_the_delay_of_a_shutdown(label_bundle: Path, tmp_path: Path) -> None:
