@@ -342,9 +342,9 @@ def test_memory_that_ran_out_is_known_by_many_words(words: str) -> None:
         raise RuntimeError(words)
 
 
-@pytest.mark.parametrize("step", ["begin", "end", "instantiate"])
+@pytest.mark.parametrize("step", ["begin", "work", "end", "instantiate"])
 def test_a_capture_that_fails_costs_only_the_graph(
-    bundle: Bundle, gpu: Calls, caplog: pytest.LogCaptureFixture, step: Literal["begin", "end", "instantiate"]
+    bundle: Bundle, gpu: Calls, caplog: pytest.LogCaptureFixture, step: Literal["begin", "work", "end", "instantiate"]
 ) -> None:
     """As when another thread synchronises the device meanwhile."""
     caplog.set_level("WARNING", "odise_rt")
