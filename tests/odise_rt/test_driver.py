@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from odise_rt.backends import driver, machine
+from odise_rt.backends import driver, machine, ort
 from odise_rt.backends.driver import Driver, nvidia_driver, why_too_old
 from odise_rt.cli import main
 
@@ -93,6 +94,45 @@ def test_no_engine_uses_a_driver_that_is_too_old(monkeypatch: pytest.MonkeyPatch
         "cuda-bindings 13.5.0 is made for CUDA 13, and NVIDIA's driver here is 580.65.06, for CUDA up to 12.8: update "
         "it (CUDA 13 needs 580 or newer), or pip install 'odise_rt[gpu-cuda12]'"
     )
+
+
+class MadeForCuda(SimpleNamespace):
+    """ONNX Runtime's CUDA build, which falls back to the CPU; it prints what it does not find."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(
+            __version__="1.31.1",
+            __file__=f"{folder}/__init__.py",
+            cuda_version="13.0",
+            get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+            preload_dlls=lambda: print("Failed to load libcublas.so.13"),
+            SessionOptions=SimpleNamespace,
+            InferenceSession=lambda *arguments, **options: SimpleNamespace(
+                run=lambda *arguments: None, get_providers=lambda: ["CPUExecutionProvider"]
+            ),
+        )
+
+    __hash__ = object.__hash__
+
+
+@pytest.mark.parametrize(
+    ("cuda", "reason"),
+    [
+        (None, "CUDAExecutionProvider cannot start: there is no NVIDIA driver here"),
+        (Cuda(12_080), "CUDAExecutionProvider cannot start: onnxruntime-gpu 1.31.1 is made for CUDA 13"),
+        (Cuda(13_000), "CUDAExecutionProvider did not start ("),
+    ],
+)
+def test_why_onnxruntime_has_no_cuda(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: pytest.CaptureFixture[str], cuda: Cuda | None, reason: str
+) -> None:
+    monkeypatch.setattr(ort, "import_onnxruntime", lambda: MadeForCuda(str(tmp_path)))
+    put(monkeypatch, cuda)
+    problem = ort.working_provider.__wrapped__("cuda")
+    assert problem is not None
+    assert problem.startswith(reason)
+    assert ("libonnxruntime_providers_cuda" in problem) == reason.endswith("(")
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(("cuda", "line"), [(Cuda(12_080), "580.65.06, for CUDA up to 12.8"), (None, "none")])
