@@ -351,6 +351,10 @@ class MemoryPoolType(enum.Enum):
     WORKSPACE = 0
 
 
+class PreviewFeature(enum.Enum):
+    ALIASED_PLUGIN_IO_10_03, RUNTIME_ACTIVATION_RESIZE_10_10 = range(2)
+
+
 class _Named:
     def __init__(self, name: str) -> None:
         self.name = name
@@ -438,11 +442,15 @@ class _Config:
     def __init__(self) -> None:
         self.profiles: list[dict[str, Any]] = []
         self.flags = {BuilderFlag.TF32}
+        self.previews: set[PreviewFeature] = set()
         self.workspace: int | None = None
         self.cache: _TimingCache | None = None
 
     def clear_flag(self, flag: BuilderFlag) -> None:
         self.flags.discard(flag)
+
+    def set_preview_feature(self, feature: PreviewFeature, enable: bool) -> None:
+        (self.previews.add if enable else self.previews.discard)(feature)
 
     def set_memory_pool_limit(self, pool: MemoryPoolType, size: int) -> None:
         self.workspace = size
@@ -479,6 +487,7 @@ class Builder:
     def build_serialized_network(self, network: _Network, config: _Config) -> bytes | None:
         assert network.model is not None
         assert not config.flags, "TF32 must be off"
+        assert config.previews == {PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10}, "scratch memory follows the shape"
         if os.environ.get(BEHAVIOUR) == "fail":
             self._log.log(ILogger.Severity.ERROR, "Error Code 10: Could not find any implementation for node")
             return None
@@ -512,6 +521,7 @@ def tensorrt_module(calls: Calls) -> types.ModuleType:
         "NetworkDefinitionCreationFlag": NetworkDefinitionCreationFlag,
         "BuilderFlag": BuilderFlag,
         "MemoryPoolType": MemoryPoolType,
+        "PreviewFeature": PreviewFeature,
         "OnnxParser": OnnxParser,
         "Builder": Builder,
     }.items():
