@@ -397,8 +397,8 @@ class CudaSession:
     def capture(self, work: Callable[[], None]) -> CapturedGraph:
         """Record what ``work`` puts on the stream.
 
-        Not by cuda-core's GraphBuilder: the driver discards the graph of a capture that broke, and before version 1.3
-        the builder then destroys it again, which ends the process (NVIDIA/cuda-python issue 2834).
+        Not by cuda-core's GraphBuilder: the driver discards the graph of a capture that broke, and in versions 1.1 and
+        1.2 the builder then destroys it again, which ends the process (NVIDIA/cuda-python issue 2834).
         """
         from cuda.bindings import driver
 
