@@ -57,10 +57,13 @@ def measure_peers(bench: Bench) -> None:
             def run() -> float:
                 starts = pool.starts[name]
                 worker = pool.get(name)
+                cold = pool.starts[name] != starts  # a process that was just started
                 if name not in first:
                     first[name] = _first_picture(pool, name)
-                elif pool.starts[name] != starts:
-                    worker.run()  # a process that was just started is not warm
+                elif cold:
+                    worker.run()
+                if cold and plan.device == "cuda":
+                    worker.run()  # captures CUDA graphs
                 answer = worker.run()
                 pool.learn(name, int(answer["peak_bytes"]))
                 answers[name].append(answer)

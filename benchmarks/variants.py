@@ -254,14 +254,14 @@ class DefaultOrtBackend:
     """
 
     def __init__(self, job: Job, variant: Variant) -> None:
-        import onnxruntime
+        from odise_rt.backends.ort import PROVIDERS, import_onnxruntime
 
-        self._ort = onnxruntime
+        self._ort = import_onnxruntime(job.device)
         self._variant = variant
         self._threads = job.threads
         self._official = Path(job.source["graphs"]) if variant.graphs == "official" else None
         self.device = job.device
-        self._provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[job.device]
+        self._provider = PROVIDERS[job.device]
 
     @property
     def description(self) -> str:

@@ -86,7 +86,7 @@ def build_flags(engine: EngineKind, optimization_level: int) -> tuple[str, ...]:
     if engine == "ort-cuda":
         return (CHANNELS_LAST,)
     flags = ("strongly-typed", "no-tf32", f"optimization-level={optimization_level}")
-    return (*flags, "user-allocation") if engine == "tensorrt-rtx" else flags
+    return (*flags, "user-allocation" if engine == "tensorrt-rtx" else "activation-resize")
 
 
 def build_engine(job: BuildJob) -> BuildResult:
@@ -115,6 +115,10 @@ def build_engine(job: BuildJob) -> BuildResult:
     if job.engine == "tensorrt-rtx":
         # It may allocate while it runs otherwise, and then a CUDA graph cannot be captured.
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    else:
+        # Without it some engines ask for the scratch memory of a profile's largest shape whatever they run; in
+        # TensorRT-RTX it is on.
+        config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
     if job.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace_bytes)
     if job.targets:

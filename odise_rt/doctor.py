@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from odise_rt.backends.driver import nvidia_driver
 from odise_rt.backends.machine import this_machine
 from odise_rt.backends.trt_package import package_version
 from odise_rt.cores import usable_cores
@@ -23,10 +24,9 @@ def examine(bundles: Iterable[Path] = ()) -> dict[str, Any]:
 
     Returns:
         ``packages`` and ``engines`` (name to version or ``None``), ``devices`` (name to ``"works"`` or why not),
-        ``gpu`` (its name, or why there is none), ``kernels`` (where the compiled CUDA kernels are, or why there are
-        none), ``bundles`` (path to what is wrong, ``None`` if nothing is, and to its
-        engines with whether they fit), and ``ready``: whether a device works and every
-        bundle is sound.
+        ``driver`` (NVIDIA's, and which CUDA it knows), ``gpu`` (its name, or why there is none), ``kernels`` (where the
+        compiled CUDA kernels are, or why there are none), ``bundles`` (path to what is wrong, ``None`` if nothing is,
+        and to its engines with whether they fit), and ``ready``: whether a device works and every bundle is sound.
     """
     devices = _devices()
     checked = {str(path): _bundle(path, devices) for path in bundles}
@@ -44,6 +44,7 @@ def examine(bundles: Iterable[Path] = ()) -> dict[str, Any]:
         "packages": packages,
         "engines": {name: package_version(name) for name in ENGINES},
         "devices": devices,
+        "driver": str(nvidia_driver() or "none"),
         "gpu": _gpu(),
         "kernels": _kernels(),
         "bundles": checked,
@@ -62,6 +63,7 @@ def report(findings: dict[str, Any]) -> str:
         lines += [f"  {name:<30}{version or 'not installed'}" for name, version in findings[title].items()]
     lines.append("devices:")
     lines += [f"  {name:<30}{state}" for name, state in findings["devices"].items()]
+    lines.append(f"  {'NVIDIA driver':<30}{findings['driver']}")
     lines.append(f"  {'GPU':<30}{findings['gpu']}")
     lines.append(f"  {'CUDA kernels':<30}{findings['kernels']}")
     if findings["bundles"]:

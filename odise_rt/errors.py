@@ -29,8 +29,9 @@ _OUT_OF_MEMORY = (
     "memory_allocation",
     "memoryallocation",
     "allocate memory",
+    "alloc_failed",
 )
-"""Words of CUDA, cuda-core, TensorRT, ONNX Runtime, PyTorch and C++; they depend on the versions, too."""
+"""Words of CUDA, its libraries, cuda-core, TensorRT, ONNX Runtime, PyTorch and C++; they vary with versions, too."""
 
 
 class OdiseError(Exception):

@@ -1,13 +1,16 @@
-"""Where a server listens, and to which names it answers.
+"""Where a server listens, to which names it answers, and what its log leaves out.
 
 A web page from elsewhere may give its own name the address 127.0.0.1: to a browser on this machine it is then of one
-origin with a server there (DNS rebinding). Its requests carry that name in the header Host.
+origin with a server there (DNS rebinding). Its requests carry that name in the header Host. An address there cannot be
+made to lead elsewhere, so addresses, by which probes and people on this machine come, are always answered.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ipaddress
+import logging
 import re
 import socket
 from collections.abc import Collection, Iterable
@@ -15,7 +18,6 @@ from collections.abc import Collection, Iterable
 from odise_rt.errors import OptionsError
 
 DEFAULT_HOST = "127.0.0.1"
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 WRONG_HOST = "this server does not answer to that Host; start it with --allow-host NAME"
 _BACKLOG = 512
 _PORT = re.compile(r":[0-9]*$")
@@ -31,7 +33,12 @@ def add_listening_arguments(parser: argparse._ActionsContainer, port: int) -> No
     )
     parser.add_argument("--port", type=int, default=port, help="Port; 0 takes a free one.")
     parser.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="Answer requests to this Host as well."
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="Answer requests to this Host, besides addresses, localhost and the name in --host. May be repeated. "
+        "Default: on a loopback address no other name, elsewhere all names.",
     )
 
 
@@ -65,17 +72,34 @@ def is_loopback(listener: socket.socket) -> bool:
 
 
 def answered_hosts(listener: socket.socket, host: str, allowed: Iterable[str]) -> tuple[str, ...]:
-    """The names that a server answers to, in lower case; none: to all.
+    """The names that a server answers to besides addresses, in lower case; none: to all.
 
     Args:
         listener: its socket.
         host: as it was told to listen on.
-        allowed: further names. On a loopback address the server's own are answered besides.
+        allowed: further names. Without any, only a server on a loopback address is choosy.
     """
-    own = (*LOOPBACK_HOSTS, host) if is_loopback(listener) else ()
-    return tuple(dict.fromkeys(name.lower() for name in (*own, *allowed)))
+    names = tuple(allowed)
+    if not names and not is_loopback(listener):
+        return ()
+    return tuple(dict.fromkeys(name.lower() for name in ("localhost", host, *names)))
 
 
 def is_answered(header: str, hosts: Collection[str]) -> bool:
-    """Whether the Host header of a request names one of :func:`answered_hosts`, on whatever port."""
-    return not hosts or _PORT.sub("", header).strip("[]").lower() in hosts
+    """Whether the Host header of a request is an address or one of :func:`answered_hosts`, on whatever port."""
+    name = _PORT.sub("", header).strip("[]").lower()
+    return not hosts or name in hosts or _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def is_no_cut(record: logging.LogRecord) -> bool:
+    """A filter for uvicorn's log: without the tracebacks of what was cut because the server was told to stop."""
+    cut = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cut and not record.getMessage().rstrip().endswith("CancelledError")

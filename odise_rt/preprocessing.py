@@ -7,7 +7,9 @@
   result fits the pixels that the caller holds.
 * Transparent pixels are composited over white, as a viewer shows them. 16-bit images lose their low byte. Of an
   animation the first frame counts. Palette, grey, CMYK and the like are converted to RGB.
-* The size is checked on the header, before anything is decoded.
+* The size is checked on the header, before anything is decoded. A TIFF's tiles, which are decoded whole, are checked
+  like images. An AVIF whose header states less than its frame holds is decoded all the same: libavif's own bound of
+  16,384 x 16,384 is the only one that Pillow lets it have.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, Union, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, Union, cast
 
 import numpy as np
 
@@ -25,6 +27,7 @@ from odise_rt.options import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
     from PIL import Image
+    from PIL.TiffImagePlugin import TiffImageFile
 
 
 class CudaArray(Protocol):
@@ -46,13 +49,14 @@ ImageLike = Union[
     str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], "Image.Image", np.ndarray, CudaArray, DlpackArray
 ]
 
-# Raster formats that Pillow decodes itself. Left out are those that start other programs (EPS) or fetch little use.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "TGA", "ICO", "PCX")
+# Raster formats that Pillow decodes itself. Left out are those that start other programs (EPS), are decoded while their
+# header is read (ICO), or find little use.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "TGA", "PCX")
 SUFFIXES = frozenset(
     f".{s}"
     for s in (
         *("jpg", "jpeg", "jpe", "mpo", "png", "webp", "avif", "bmp", "dib", "gif"),
-        *("tif", "tiff", "ppm", "pgm", "pbm", "pnm", "jp2", "tga", "ico", "pcx"),
+        *("tif", "tiff", "ppm", "pgm", "pbm", "pnm", "jp2", "tga", "pcx"),
     )
 )
 """File name endings by which a folder's images are found."""
@@ -169,6 +173,8 @@ def _from_file(file: IO[bytes], name: str, max_pixels: int) -> np.ndarray:
         raise ImageError(f"{name} is not an image that can be read ({_short(exc)}): expected {_format_list()}") from exc
     with opened:
         _check_size(opened.width, opened.height, max_pixels, name)
+        if opened.format == "TIFF":
+            _check_tiles(cast("TiffImageFile", opened), max_pixels, name)
         return _decode(opened, name, upright=True)
 
 
@@ -220,6 +226,37 @@ def _check_size(width: int, height: int, max_pixels: int, name: str) -> None:
             f"{name} has {width} x {height} = {width * height / 1e6:.1f} megapixels, at most {max_pixels / 1e6:.1f} "
             "are accepted: scale it down, or raise max_pixels (SegmentOptions, --max-pixels)"
         )
+
+
+def _check_tiles(image: TiffImageFile, max_pixels: int, name: str) -> None:
+    """Check the tiles of a TIFF: libtiff unpacks whole ones, however small the image is."""
+    from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH
+
+    tags = _tiff_tags(image)
+    if TILEWIDTH not in tags and TILELENGTH not in tags:
+        return
+    width, length = image.tag_v2.get(TILEWIDTH), image.tag_v2.get(TILELENGTH)
+    # Of a tag that is there twice libtiff takes the first one, Pillow the last.
+    if len(set(tags)) < len(tags) or not isinstance(width, int) or not isinstance(length, int):
+        raise ImageError(f"{name} is broken (its tiles have no certain size): save or download it again")
+    _check_size(width, length, max_pixels, f"a tile of {name}")
+
+
+def _tiff_tags(image: TiffImageFile) -> list[int]:
+    """The numbers of the tags of its first image, as they lie in the file; Pillow leaves some out."""
+    file = image.fp
+    assert file is not None
+    order: Literal["little", "big"] = "little" if image.tag_v2.prefix == b"II" else "big"
+    file.seek(2)
+    count_size, entry_size = (8, 20) if int.from_bytes(file.read(2), order) == 43 else (2, 12)  # 43: BigTIFF
+    file.seek(image.tag_v2.offset)
+    tags: list[int] = []
+    for _ in range(int.from_bytes(file.read(count_size), order)):
+        entry = file.read(entry_size)
+        if len(entry) < entry_size:
+            break
+        tags.append(int.from_bytes(entry[:2], order))
+    return tags
 
 
 def _short(exc: Exception) -> str:

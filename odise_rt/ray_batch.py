@@ -80,7 +80,7 @@ def segment_on_ray(
     started = not ray.is_initialized()
     try:
         if started:
-            ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         gpus = 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
         count = min(actors or gpus or 1, len(inputs))
         logger.info("Ray: %d processes, %s", count, "a GPU each" if gpus else "on CPUs")

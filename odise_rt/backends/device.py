@@ -14,6 +14,7 @@ import ctypes
 import gc
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -67,17 +68,16 @@ def cuda_errors(what: str) -> Iterator[None]:
         ) from exc
 
 
-@contextlib.contextmanager
-def _then(step: Callable[[], object]) -> Iterator[None]:
-    """Calls ``step`` at the end. What went wrong before is told, and not what ``step`` says of it afterwards: a capture
-    that failed cannot be ended well."""
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(Exception):
-            step()
-        raise
-    step()
+def checked(results: Sequence[Any]) -> Sequence[Any]:
+    """What a function of cuda-bindings gives, without its status, which comes first.
+
+    Raises:
+        RuntimeError: it failed; see :func:`cuda_errors`.
+    """
+    status, *values = results
+    if int(status) != 0:
+        raise RuntimeError(status.name)
+    return values
 
 
 @contextlib.contextmanager
@@ -102,12 +102,12 @@ def memory_error(what: str, reason: str) -> OutOfMemoryError:
 
 def free_memory() -> int:
     """Free bytes on the first GPU."""
-    import_cuda_core().Device(0).set_current()
+    core = import_cuda_core()
     from cuda.bindings import driver
 
-    error, free, _total = driver.cuMemGetInfo()
-    if int(error) != 0:
-        raise BackendError(f"the free memory of the GPU cannot be read ({error}): run `odise-rt doctor`")
+    with cuda_errors("the free memory of the GPU cannot be read"):
+        core.Device(0).set_current()
+        free, _total = checked(driver.cuMemGetInfo())
     return int(free)
 
 
@@ -209,6 +209,25 @@ def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
     return True
 
 
+class CapturedGraph:
+    """What was put on a stream, to be repeated. Released with :meth:`close`, or with its last reference."""
+
+    def __init__(self, executable: Any) -> None:
+        """Own the driver's graph."""
+        from cuda.bindings import driver
+
+        self._executable = executable
+        self.close = weakref.finalize(self, driver.cuGraphExecDestroy, executable)
+        """Safe to call twice."""
+        self.close.atexit = False  # the driver may be gone by then
+
+    def launch(self, session: CudaSession) -> None:
+        """Put all of it on the session's stream."""
+        from cuda.bindings import driver
+
+        checked(driver.cuGraphLaunch(self._executable, session.handle))
+
+
 class CapturedWork:
     """Work on a session's stream that becomes a graph when it comes a second time.
 
@@ -223,7 +242,7 @@ class CapturedWork:
     def __init__(self, session: CudaSession, what: str) -> None:
         """Nothing is captured yet; ``what`` names the work in the log."""
         self._session, self._what = session, what
-        self._graph: Any = None
+        self._graph: CapturedGraph | None = None
         self._ran = False
         self._failures = 0
 
@@ -244,7 +263,7 @@ class CapturedWork:
             (uncaptured or work)()
             self._ran = True
         else:
-            self._graph.launch(self._session.stream)
+            self._graph.launch(self._session)
 
     def forget(self) -> None:
         """Release the graph: what it points to is about to move or to go."""
@@ -366,24 +385,38 @@ class CudaSession:
         from cuda.bindings import driver
 
         self.stream.sync()
-        (status,) = driver.cuMemPoolTrimTo(pool, 0)
-        if int(status) != 0:
-            logger.info("the GPU's memory pool could not be trimmed (%s)", status)
+        try:
+            checked(driver.cuMemPoolTrimTo(pool, 0))
+        except RuntimeError as exc:
+            logger.info("the GPU's memory pool could not be trimmed (%s)", exc)
 
     def view(self, array: DeviceArray) -> Any:
         """A buffer over memory of somebody else."""
         return self._core.Buffer.from_handle(array.pointer, array.nbytes, owner=array.owner)
 
-    def capture(self, work: Callable[[], None]) -> Any:
-        """Record what ``work`` puts on the stream as a graph, which ``launch(session.stream)`` repeats."""
-        builder = self.stream.create_graph_builder()
-        with _no_finalisers(), _then(builder.close):
-            builder.begin_building(mode="thread_local")
-            with _then(builder.end_building):
+    def capture(self, work: Callable[[], None]) -> CapturedGraph:
+        """Record what ``work`` puts on the stream.
+
+        Not by cuda-core's GraphBuilder: the driver discards the graph of a capture that broke, and in versions 1.1 and
+        1.2 the builder then destroys it again, which ends the process (NVIDIA/cuda-python issue 2834).
+        """
+        from cuda.bindings import driver
+
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        with _no_finalisers(), contextlib.ExitStack() as ending:
+            checked(driver.cuStreamBeginCapture(self.handle, mode))
+            try:
                 work()
-            graph = builder.complete()
-            graph.upload(self.stream)
-        return graph
+            finally:
+                status, graph = driver.cuStreamEndCapture(self.handle)
+                if graph is not None:
+                    ending.callback(driver.cuGraphDestroy, graph)
+            checked([status])
+            parameters = driver.CUDA_GRAPH_INSTANTIATE_PARAMS()
+            parameters.flags = driver.CUgraphInstantiate_flags.CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD
+            parameters.hUploadStream = self.handle
+            (executable,) = checked(driver.cuGraphInstantiateWithParams(graph, parameters))
+        return CapturedGraph(executable)
 
     def close(self) -> None:
         """Release the stream and scratch memory. Safe to call twice."""

@@ -7,6 +7,7 @@ import platform
 import sys
 
 from odise_rt.backends.device import import_cuda_core
+from odise_rt.backends.driver import why_too_old
 from odise_rt.backends.trt_package import MODULES, package_cuda, package_version
 from odise_rt.engine_facts import Machine
 from odise_rt.errors import MissingPackageError, first_line
@@ -40,6 +41,10 @@ def _first_gpu() -> tuple[str | None, str | None, str | None]:
         core = import_cuda_core()
     except MissingPackageError as exc:
         return None, None, str(exc)
+    bindings = package_version("cuda-bindings")
+    problem = bindings and why_too_old(f"cuda-bindings {bindings}", int(bindings.split(".")[0]))
+    if problem:
+        return None, None, problem
     try:
         device = core.Device(0)
         major, minor = device.compute_capability

@@ -8,9 +8,12 @@ providers of every session are compared with what was asked for.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
+import io
 import logging
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +23,7 @@ import numpy as np
 
 from odise_rt.backends.base import LARGE_BUNDLE_BYTES, Device, StageFacts, windows_that_fill
 from odise_rt.backends.device import CudaSession
+from odise_rt.backends.driver import nvidia_driver, why_too_old
 from odise_rt.backends.ort_binding import BoundRuns, BoundSession, translate
 from odise_rt.bundle import Bundle
 from odise_rt.cores import usable_cores
@@ -60,8 +64,13 @@ _PROBE_MODEL = bytes.fromhex(
 )
 
 
-def import_onnxruntime() -> Any:
-    """The package, or a :class:`MissingPackageError` with the command that installs it."""
+def import_onnxruntime(device: Device = "cpu") -> Any:
+    """The package, or a :class:`MissingPackageError` with the command that installs it.
+
+    Args:
+        device: on ``"cuda"``, CUDA's libraries are loaded, too, from wherever pip has put them: the package does not
+            look there by itself.
+    """
     # Its official builds report their use to Microsoft from the first import on, unless told not to by then.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
@@ -71,7 +80,39 @@ def import_onnxruntime() -> Any:
             "running a bundle needs ONNX Runtime, which is not installed: "
             "pip install 'odise_rt[cpu]' (or 'odise_rt[gpu]' for NVIDIA GPUs)"
         ) from exc
+    if device == "cuda":
+        _load_cuda(onnxruntime)
     return onnxruntime
+
+
+@functools.cache
+def _load_cuda(ort: Any) -> None:
+    """Load CUDA's libraries once, if the package is made for CUDA. It prints what it does not find."""
+    if hasattr(ort, "preload_dlls"):  # from 1.21 on
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            ort.preload_dlls()
+        logger.debug("onnxruntime's search for CUDA's libraries: %s", said.getvalue().strip() or "all found")
+
+
+def _why_no_cuda(ort: Any) -> str | None:
+    """What of CUDA is missing that the package is made for; ``None`` for a package that is not made for CUDA."""
+    made_for = getattr(ort, "cuda_version", "")
+    if not made_for:
+        return None
+    if nvidia_driver() is None:
+        return "there is no NVIDIA driver here"
+    return why_too_old(f"onnxruntime-gpu {ort.__version__}", int(made_for.split(".")[0]))
+
+
+def _why_not_loaded(ort: Any) -> str:
+    """What the system says of the CUDA provider's library, which ONNX Runtime only logs."""
+    name = "onnxruntime_providers_cuda.dll" if sys.platform == "win32" else "libonnxruntime_providers_cuda.so"
+    try:
+        ctypes.CDLL(str(Path(ort.__file__).parent / "capi" / name))
+    except OSError as exc:
+        return f" ({first_line(exc)}): pip install 'odise_rt[gpu]' brings CUDA's libraries"
+    return ""
 
 
 @functools.cache
@@ -82,6 +123,11 @@ def working_provider(device: Device) -> str | None:
     available = ort.get_available_providers()
     if provider not in available:
         return f"onnxruntime {ort.__version__} has no {provider} (it has {', '.join(available)})"
+    if device == "cuda":
+        problem = _why_no_cuda(ort)
+        if problem is not None:
+            return f"{provider} cannot start: {problem}"
+        _load_cuda(ort)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
@@ -91,7 +137,7 @@ def working_provider(device: Device) -> str | None:
     except Exception as exc:  # the bindings raise many unrelated types
         return f"{provider} failed: {first_line(exc)}"
     if session.get_providers()[0] != provider:
-        return f"{provider} did not start, onnxruntime fell back to {session.get_providers()[0]}"
+        return f"{provider} did not start{_why_not_loaded(ort)}"
     return None
 
 

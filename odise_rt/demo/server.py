@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from odise_rt.errors import ImageError, InputError, MissingPackageError, OdiseError
 from odise_rt.files import json_bytes
-from odise_rt.listening import WRONG_HOST, is_answered, server_url
+from odise_rt.listening import WRONG_HOST, is_answered, is_no_cut, server_url
 
 if TYPE_CHECKING:
     import fastapi
@@ -223,8 +223,7 @@ def _comes_from_elsewhere(headers: Mapping[bytes, str]) -> bool:
 
 def _is_no_goodbye(record: logging.LogRecord) -> bool:
     """Leave out of the log that streams of open pages were cut when the server stopped."""
-    cut = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
-    return not cut and not str(record.msg).startswith("Cancel ")
+    return is_no_cut(record) and not str(record.msg).startswith("Cancel ")
 
 
 def serve(bench: Workbench, listener: socket.socket, hosts: Collection[str], ready: Callable[[str], None]) -> None:

@@ -18,7 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from odise_rt.backends.device import DeviceArray, as_device_array, import_cuda_core, is_dense
+from odise_rt.backends.device import (
+    DeviceArray,
+    as_device_array,
+    checked,
+    cuda_errors,
+    import_cuda_core,
+    is_dense,
+)
 from odise_rt.errors import BackendError, MissingPackageError, first_line
 from odise_rt.kernels.launch_plans import (
     ATTENTION_LEVELS,
@@ -415,17 +422,16 @@ class Kernels:
 
         Raises:
             BackendError: the launch failed.
+            OutOfMemoryError: the GPU has no memory for it: code is loaded with the first launch.
         """
         core = self._core
-        try:
+        with cuda_errors(f"kernel {plan.kernel} could not be launched"):
             self._device.set_current()
             kernel = self._kernel(plan)
             config = core.LaunchConfig(grid=plan.grid, block=plan.threads, shmem_size=plan.shared_bytes)
             core.launch(
                 core.Stream.from_handle(stream) if isinstance(stream, int) else stream, config, kernel, *arguments
             )
-        except Exception as exc:  # cuda-core raises many types, from the driver's and its own
-            raise BackendError(f"kernel {plan.kernel} could not be launched: {first_line(exc)}") from exc
 
     def _kernel(self, plan: Launch) -> Any:
         kernel = self._kernels.get(plan.kernel)
@@ -443,9 +449,7 @@ def _allow_shared_memory(kernel: Any, size: int, device_id: int) -> None:
     from cuda.bindings import driver
 
     attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    (status,) = driver.cuKernelSetAttribute(attribute, size, driver.CUkernel(int(kernel.handle)), device_id)
-    if int(status) != 0:
-        raise RuntimeError(f"{size} bytes of shared memory were refused ({status})")
+    checked(driver.cuKernelSetAttribute(attribute, size, driver.CUkernel(int(kernel.handle)), device_id))
 
 
 def _dtype(array: DeviceArray, name: str) -> int:

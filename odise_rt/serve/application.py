@@ -201,9 +201,10 @@ class RayDispatcher:
 
         logging.getLogger("ray.serve").setLevel(max(logging.WARNING, logging.getLogger().level))
         local = self._replicas.ray_address is None
-        options: dict[str, Any] = {"address": self._replicas.ray_address}
+        # Without an address, Ray would join a cluster that $RAY_ADDRESS or a file under /tmp names.
+        options: dict[str, Any] = {"address": self._replicas.ray_address or "local"}
         if local:
-            options = {
+            options |= {
                 "num_cpus": max(usable_cores(), self._most_cpus()),
                 "include_dashboard": False,
                 "object_store_memory": self._object_store(),
@@ -214,6 +215,9 @@ class RayDispatcher:
         except Exception as exc:  # Ray raises many kinds
             raise BackendError(f"Ray did not start: {_last_line(exc)}; see its logs, or use --in-process") from exc
         self._started = True
+        if local:  # a cluster may get more machines
+            resources: Any = ray.cluster_resources  # Ray gives it no types
+            self._check_gpus(resources().get("GPU", 0.0))
         try:
             serve.start(proxy_location="Disabled")
             self._handle = serve.run(build(self._worker, self._replicas), name=APPLICATION, route_prefix=None)
@@ -235,6 +239,18 @@ class RayDispatcher:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+    def _check_gpus(self, present: float) -> None:
+        """Ray itself would wait for GPUs that never come."""
+        each, wanted = self._replicas.gpus, self._replicas.replicas
+        if not each:
+            return
+        room = int(present) * int(1 / each) if each <= 1 else int(present / each)
+        if wanted > room:
+            raise OptionsError(
+                f"{wanted} replicas were asked for with {each:g} GPUs each, and Ray finds {present:g} GPUs on this "
+                f"machine, room for {room}: lower --replicas or --gpus-per-replica, or name a cluster by --ray-address"
+            )
 
     def _most_cpus(self) -> int:
         most = self._replicas.max_replicas or self._replicas.replicas

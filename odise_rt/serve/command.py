@@ -94,6 +94,13 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> argparse.Argum
     )
     limits.add_argument("--upload-timeout", type=float, default=defaults.upload_timeout, help="Seconds for the upload.")
     limits.add_argument(
+        "--shutdown-delay",
+        type=float,
+        default=0.0,
+        help="Seconds for which a server that is stopped still takes requests, while /readyz says 503, so that a load "
+        "balancer turns away first.",
+    )
+    limits.add_argument(
         "--drain-seconds",
         type=float,
         help="Seconds for accepted requests when the server is stopped. Default: --timeout.",
@@ -135,7 +142,7 @@ def settings_from(args: argparse.Namespace) -> Any:
     bundle = named_bundle(args, "BUNDLE")
     if args.in_process and (args.replicas != 1 or args.max_replicas or args.ray_address):
         raise OptionsError("--in-process serves one model without Ray: leave out --replicas and --ray-address")
-    for name in ("max_request_mb", "drain_seconds", "cpus_per_replica", "gpus_per_replica"):
+    for name in ("max_request_mb", "shutdown_delay", "drain_seconds", "cpus_per_replica", "gpus_per_replica"):
         value = getattr(args, name)
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise OptionsError(f"--{name.replace('_', '-')} is {value}: expected a finite number of at least 0")
@@ -191,6 +198,7 @@ def settings_from(args: argparse.Namespace) -> Any:
         port=args.port,
         token=_token(args.token_file),
         allowed_hosts=tuple(args.allow_host),
+        shutdown_delay=args.shutdown_delay,
         drain=args.drain_seconds,
     )
 

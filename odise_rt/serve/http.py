@@ -5,6 +5,7 @@ evaluated, hence no ``from __future__ import annotations`` here.
 """
 
 import asyncio
+import contextlib
 import hmac
 import importlib.util
 import logging
@@ -42,6 +43,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BY_STATUS = {404: "not_found", 405: "method_not_allowed"}
+_PIECE_BYTES = 256 << 10
 _DOCS_FILES = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
 
 
@@ -57,6 +59,8 @@ class Context:
     """If set, requests to /v1 must carry it as a bearer token."""
     hosts: tuple[str, ...] = ()
     """From :func:`odise_rt.listening.answered_hosts`."""
+    stopping: bool = False
+    """The server was told to stop: ``/readyz`` says so before requests are refused."""
     admission: Admission = field(init=False)
     metrics: Metrics = field(init=False)
 
@@ -121,19 +125,19 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
         openapi_extra=openapi.segment_operation(context.limits),
     )
     async def segment(request: Request) -> Response:
-        with context.admission.place():
-            state = context.dispatcher.state()
-            if not state.ready:
-                raise RequestRefused("not_ready", f"{state.reason or 'no replica is running'}: try again", 2.0)
-            headers = request.headers
-            try:
-                image, form = await read_upload(
-                    request.stream(), headers.get("content-type", ""), headers.get("content-length"), context.limits
-                )
-            except ClientDisconnect:  # in the middle of its upload
-                return Response(status_code=STATUS_CLIENT_GONE)
-            fields = parse_fields([*request.query_params.multi_items(), *form])
-            answer = await _dispatch(context, SegmentRequest(image, fields), request.receive)
+        request.state.until_sent.enter_context(context.admission.place())
+        state = context.dispatcher.state()
+        if not state.ready:
+            raise RequestRefused("not_ready", f"{state.reason or 'no replica is running'}: try again", 2.0)
+        headers = request.headers
+        try:
+            image, form = await read_upload(
+                request.stream(), headers.get("content-type", ""), headers.get("content-length"), context.limits
+            )
+        except ClientDisconnect:  # in the middle of its upload
+            return Response(status_code=STATUS_CLIENT_GONE)
+        fields = parse_fields([*request.query_params.multi_items(), *form])
+        answer = await _dispatch(context, SegmentRequest(image, fields), request.receive)
         if answer is None:
             return Response(status_code=STATUS_CLIENT_GONE)
         context.metrics.answer(answer)
@@ -194,7 +198,7 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
     )
     async def readyz() -> dict[str, Any]:
         state = context.dispatcher.state()
-        if context.admission.draining:
+        if context.stopping:
             raise RequestRefused("shutting_down", "the server is shutting down", 5.0)
         if not state.ready:
             raise RequestRefused("not_ready", state.reason or "no replica is running", 2.0)
@@ -315,14 +319,16 @@ class _Envelope:
                     (b"x-request-id", request_id.encode()),
                     (b"x-content-type-options", b"nosniff"),
                 ]
-            await send(message)
+            await _send_in_pieces(send, message)
 
         try:
-            problem = self._gate(scope["path"], headers)
-            if problem is not None:
-                await _problem_response(problem, scope, context.metrics)(scope, receive, send_with_headers)
-            else:
-                await self._app(scope, receive, send_with_headers)
+            with contextlib.ExitStack() as until_sent:
+                scope["state"]["until_sent"] = until_sent
+                problem = self._gate(scope["path"], headers)
+                if problem is not None:
+                    await _problem_response(problem, scope, context.metrics)(scope, receive, send_with_headers)
+                else:
+                    await self._app(scope, receive, send_with_headers)
         except Exception as exc:  # the outermost boundary
             problem = problem_from(exc)
             if status == 0:
@@ -345,6 +351,17 @@ class _Envelope:
                     "unauthorized", "expected the header 'Authorization: Bearer TOKEN' with this server's token"
                 )
         return None
+
+
+async def _send_in_pieces(send: Send, message: Message) -> None:
+    """Send a message of an answer; returns when the reader has nearly all of it.
+
+    uvicorn takes a body of any size into its buffers without waiting, but nothing more before they are nearly empty.
+    """
+    body = message.get("body", b"")
+    for start in range(0, len(body), _PIECE_BYTES):
+        await send({**message, "body": body[start : start + _PIECE_BYTES], "more_body": True})
+    await send({**message, "body": b""} if body else message)
 
 
 def _docs_page() -> str:

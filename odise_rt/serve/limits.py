@@ -1,7 +1,8 @@
 """What the server accepts, and how many requests may wait.
 
-A request takes its place in the queue before a byte of its body is read, so that memory is bounded by places times the
-size of a request. With no place left it is refused at once, with an estimate of when to come back.
+A request takes its place in the queue before a byte of its body is read and keeps it until its answer was sent, so that
+memory is bounded by places times the sizes of a request and of an answer. With no place left it is refused at once,
+with an estimate of when to come back.
 """
 
 from __future__ import annotations

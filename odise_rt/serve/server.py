@@ -7,13 +7,15 @@ import contextlib
 import dataclasses
 import logging
 import signal
+import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from odise_rt.bundle import Bundle
 from odise_rt.errors import BackendError, MissingPackageError, OdiseError
-from odise_rt.listening import DEFAULT_HOST, answered_hosts, is_loopback, listen, server_url
+from odise_rt.listening import DEFAULT_HOST, answered_hosts, is_loopback, is_no_cut, listen, server_url
 from odise_rt.serve.application import RayDispatcher, ReplicaSettings
 from odise_rt.serve.connections import MAX_HEAD_BYTES, bounded_connections
 from odise_rt.serve.dispatch import Dispatcher, LocalDispatcher
@@ -40,6 +42,8 @@ class ServerSettings:
     token: str | None = None
     allowed_hosts: tuple[str, ...] = ()
     """Further names that requests may use; on a loopback address only its own names are answered by default."""
+    shutdown_delay: float = 0.0
+    """Seconds for which a server that was told to stop still takes requests, while ``/readyz`` says 503."""
     drain: float | None = None
     """Seconds that accepted requests have when the server is stopped; ``None``: their own timeout."""
 
@@ -75,13 +79,21 @@ def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:
-            first = not context.admission.draining
-            context.admission.draining = True
+            first = not context.stopping
+            context.stopping = True
             super().handle_exit(sig, frame)
             if first:  # said last: who reads it may send the second signal before this handler has returned
                 say("stopping", "")
             else:
                 self.force_exit = True  # uvicorn would take a second SIGINT for that, but no SIGTERM
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            if context.stopping:  # and not because the model could not be loaded
+                delayed_until = time.monotonic() + settings.shutdown_delay
+                while not self.force_exit and time.monotonic() < delayed_until:
+                    await asyncio.sleep(0.1)
+            context.admission.draining = True
+            await super().shutdown(sockets)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
@@ -119,6 +131,7 @@ def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
             timeout_graceful_shutdown=int(settings.drain if settings.drain is not None else worker.limits.timeout) + 1,
         )
         server = Server(config)
+        logging.getLogger("uvicorn.error").addFilter(is_no_cut)
         if not is_loopback(listener) and settings.token is None:
             logger.warning("listening on %s without a token: everyone who reaches it can use it", url)
         say("listening", url)

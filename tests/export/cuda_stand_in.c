@@ -15,6 +15,7 @@ static void *new_handle(void) { return (void *)(handles += 16); }
 
 int cudaGetDeviceCount(int *count) { return *count = 1, 0; }
 int cudaGetDevice(int *device) { return *device = 0; }
+int cuDriverGetVersion(int *version) { return *version = 13000, 0; }
 int cudaDriverGetVersion(int *version) { return *version = 13000, 0; }
 int cudaRuntimeGetVersion(int *version) { return *version = 13000, 0; }
 

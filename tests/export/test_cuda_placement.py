@@ -131,3 +131,41 @@ def test_the_check_finds_copies(bundle: Bundle, stand_in: Path) -> None:
     """In portable graphs there are some, as ``OrtBackend`` says."""
     decoder = bundle.stages["mask_decoder"].file.path
     assert "graph capture" in _placed({decoder: True}, stand_in)[decoder]
+
+
+_LOAD = """
+import os
+from odise_rt.backends.ort import working_provider
+print(working_provider("cuda"), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("driver", "missing", "message"),
+    [
+        (True, None, "None"),
+        (True, "curand.so.10", "CUDAExecutionProvider did not start (libcurand.so.10: cannot open shared object file"),
+        (False, None, "CUDAExecutionProvider cannot start: there is no NVIDIA driver here"),
+    ],
+)
+def test_cudas_libraries_are_found_where_pip_puts_them(
+    stand_in: Path, tmp_path: Path, driver: bool, missing: str | None, message: str
+) -> None:
+    """And what is missing is named, and nothing is printed beside it."""
+    assert COMPILER is not None
+    (tmp_path / "system").mkdir()
+    if driver:
+        (tmp_path / "system" / "libcuda.so.1").symlink_to(stand_in / "libcuda.so.1")
+    site = tmp_path / "site-packages"
+    for library in set(LIBRARIES) - {"cuda.so.1", missing}:
+        folder = site / "nvidia" / ("cudnn" if library.startswith("cudnn") else "cu13") / "lib"
+        folder.mkdir(parents=True, exist_ok=True)
+        # Found again by the name that it has inside, as the real one is.
+        named = ["-Wl,--no-as-needed", f"-Wl,-soname,lib{library}", "-o", str(folder / f"lib{library}")]
+        subprocess.run([COMPILER, "-shared", *named, str(stand_in / "libcuda-stand-in.so")], check=True)
+    (site / "onnxruntime").symlink_to(PACKAGE / "onnxruntime")
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path / "system"), "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
+    run = subprocess.run([sys.executable, "-c", _LOAD], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.startswith(message)
+    assert run.stdout.count("\n") == 1

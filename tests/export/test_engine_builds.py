@@ -80,6 +80,7 @@ def test_builds_compares_and_runs(bundle: Bundle, gpu: Calls) -> None:
         assert engine.facts.gpu == GPU
         assert engine.facts.compute_capability == "9.0"
         assert engine.facts.cuda == "13"
+        assert "activation-resize" in engine.facts.flags
         assert engine.build["workspace_bytes"] == 8_000_000_000
         assert engine.reference_by.startswith("the bundle's fp32 graphs in ONNX Runtime")
         engine.verify_files()

@@ -36,7 +36,6 @@ def encoded_images() -> tuple[bytes, ...]:
         ("TIFF", "L", {"compression": "packbits"}),
         ("PPM", "RGB", {}),
         ("TGA", "RGBA", {"compression": "tga_rle"}),
-        ("ICO", "RGBA", {}),
         ("PCX", "RGB", {}),
     ]
     for name, kind in (("webp", "WEBP"), ("avif", "AVIF"), ("jpg_2000", "JPEG2000")):

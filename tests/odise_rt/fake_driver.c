@@ -43,3 +43,9 @@ int cuGetProcAddress_v2(const char* name, void** function, int version, uint64_t
   if (status != NULL) *status = slot >= 0 ? 0 : 1;
   return slot >= 0 ? 0 : kNotFound;
 }
+
+/* Asked for by its name, without cuda-core. */
+int cuDriverGetVersion(int* version) {
+  const int slot = lookup != NULL ? lookup("cuDriverGetVersion") : -1;
+  return slot >= 0 ? calls[slot]((Word)version, 0, 0, 0, 0, 0, 0, 0) : kDeinitialized;
+}

@@ -61,6 +61,8 @@ MULTIPROCESSORS, SHARED_BYTES = 132, 232_448
 ATTRIBUTES = {16: MULTIPROCESSORS, 75: CAPABILITY[0], 76: CAPABILITY[1], SHARED_BYTES_OF_A_BLOCK: SHARED_BYTES}
 """Of the device by the driver's numbers: multiprocessors, compute capability, what a block can ask for. Every other one
 is 1, which mostly means yes."""
+INVALIDATED = 2
+"""State of a capture; 0 is none and 1 an active one."""
 POINTER_ATTRIBUTES = {2: 2, 9: 0}
 """Memory of a GPU, of the first one."""
 NUMBERS = {"int": np.int32, "int32_t": np.int32, "int64_t": np.int64, "float": np.float32}
@@ -128,19 +130,36 @@ class Launched(NamedTuple):
 class Stream:
     """Work of a stream: done at once, or recorded while it is captured."""
 
-    def __init__(self, log: Callable[[str], None]) -> None:
-        self._log = log
+    def __init__(self, log: Callable[[str], None], breaks: Callable[[str], bool]) -> None:
+        """``breaks`` is asked whether a step of a capture breaks it."""
+        self._log, self._breaks = log, breaks
         self.recording: list[Callable[[], Any]] | None = None
+        self.invalidated = False
+        """The capture is broken: nothing can be done with it but to end it."""
         self.graph = 0
         """Of the last capture."""
 
-    def do(self, what: str, work: Callable[[], Any]) -> None:
-        """Put work on the stream."""
+    def begin(self) -> bool:
+        """Begin a capture; whether that went well."""
+        assert self.recording is None
+        self.recording = None if self._breaks("begin") else []
+        return self.recording is not None
+
+    def do(self, what: str, work: Callable[[], Any]) -> bool:
+        """Put work on the stream; whether that went well."""
         if self.recording is None:
             self._log(what)
             work()
-        else:
-            self.recording.append(work)
+            return True
+        self.invalidated |= self._breaks("work")
+        self.recording.append(work)
+        return not self.invalidated
+
+    def end(self) -> bool:
+        """End the capture; whether there is a graph of it."""
+        broken = self.invalidated or self._breaks("end")
+        self.recording, self.invalidated = None, False
+        return not broken
 
 
 class Owner(Protocol):
@@ -151,25 +170,15 @@ class Owner(Protocol):
     limit: int
     streams: dict[int, Any]
     graphs: int
-    broken: Literal["begin", "end", "instantiate"] | None
+    broken: Literal["begin", "work", "end", "instantiate"] | None
 
 
 @dataclass
 class Graph:
-    """Recorded work, and what must live as long."""
+    """Recorded work."""
 
     owner: Owner
     work: list[Callable[[], Any]]
-    objects: list[int]
-
-
-@dataclass
-class UserObject:
-    """Something of cuda-core's that graphs keep."""
-
-    value: int | None
-    destroy: Any
-    count: int
 
 
 def _put(address: int | None, kind: Any, value: Any) -> None:
@@ -204,13 +213,10 @@ class Driver:
         """Slot of the library and function in C, by name."""
         self._handles = itertools.count(0x10000, 16)
         self._memory: dict[int, tuple[Any, int, Owner]] = {}
-        self._streams: dict[int, Stream] = {1: Stream(self._log)}  # the legacy default stream
+        self._streams: dict[int, Stream] = {1: Stream(self._log, self._breaks)}  # the legacy default stream
         self._events: dict[int, int | None] = {}
         """Streams that they were recorded on."""
         self._graphs: dict[int, Graph] = {}
-        self._lost: set[int] = set()
-        """Graphs of captures that could not be ended: cuda-core destroys them from 1.1 on, and leaves them before."""
-        self._objects: dict[int, UserObject] = {}
         self._kernels: dict[int, str] = {}
         self._shared_limits: dict[int, int] = {}
         self._thread = threading.local()
@@ -390,8 +396,8 @@ class Driver:
         _put(out, ctypes.c_int, POINTER_ATTRIBUTES[attribute])
 
     @_takes("ppzp")
-    def cuMemcpyAsync(self, target: int, source: int, size: int, stream: int) -> None:
-        self._streams[stream].do(f"copy {size}", lambda: ctypes.memmove(target, source, size))
+    def cuMemcpyAsync(self, target: int, source: int, size: int, stream: int) -> int | None:
+        return self._put_on(stream, f"copy {size}", lambda: ctypes.memmove(target, source, size))
 
     # ---- streams and graphs ------------------------------------------------------------------------------------------
 
@@ -400,15 +406,9 @@ class Driver:
         if self.owner is None or self._current is None:
             return Status.INVALID_CONTEXT
         handle = self._new()
-        self._streams[handle] = self.owner.streams[handle] = Stream(self._log)
+        self._streams[handle] = self.owner.streams[handle] = Stream(self._log, self._breaks)
         _put(out, ctypes.c_void_p, handle)
         return None
-
-    @_takes("ppppppp")
-    def cuStreamGetCaptureInfo(self, stream: int, status: int, number: int, graph: int, *rest: int) -> None:
-        self.cuStreamIsCapturing(stream, status)
-        if graph:
-            _put(graph, ctypes.c_void_p, self._streams[stream].graph)
 
     @_takes("pu")
     def cuEventCreate(self, out: int, flags: int) -> None:
@@ -451,16 +451,16 @@ class Driver:
 
     @_takes("pp")
     def cuStreamIsCapturing(self, stream: int, out: int) -> None:
-        _put(out, ctypes.c_int, int(self._streams[stream].recording is not None))
+        found = self._streams[stream]
+        _put(out, ctypes.c_int, INVALIDATED if found.invalidated else int(found.recording is not None))
 
     @_takes("pi")
     def cuStreamBeginCapture(self, stream: int, mode: int) -> int | None:
         captured = self._streams[stream]
-        assert captured.recording is None
-        if self._breaks("begin"):
+        if not captured.begin():
             return Status.STREAM_CAPTURE_INVALIDATED
-        captured.recording = []
-        captured.graph = self._keep_graph(captured.recording, [])
+        assert captured.recording is not None
+        captured.graph = self._keep_graph(captured.recording)
         return None
 
     @_takes("pp")
@@ -468,10 +468,8 @@ class Driver:
         captured = self._streams[stream]
         if captured.recording is None:
             return Status.ILLEGAL_STATE
-        captured.recording = None
-        if self._breaks("end"):
-            self._lost.add(captured.graph)
-            self._let_go(captured.graph)
+        if not captured.end():
+            self.cuGraphDestroy(captured.graph)  # the driver's part: whoever destroys it again crashes
             return Status.STREAM_CAPTURE_INVALIDATED
         _put(out, ctypes.c_void_p, captured.graph)
         return None
@@ -480,68 +478,28 @@ class Driver:
     def cuGraphInstantiateWithParams(self, out: int, graph: int, parameters: int) -> int | None:
         if self._breaks("instantiate"):
             return Status.STREAM_CAPTURE_INVALIDATED
-        source = self._graphs[graph]
-        for owned in source.objects:
-            self._objects[owned].count += 1
         self._log("capture")
-        _put(out, ctypes.c_void_p, self._keep_graph(list(source.work), list(source.objects)))
+        _put(out, ctypes.c_void_p, self._keep_graph(list(self._graphs[graph].work)))
         return None
 
     @_takes("p")
     def cuGraphDestroy(self, graph: int) -> None:
-        if graph in self._lost:
-            self._lost.remove(graph)
-        else:
-            self._let_go(graph)
+        self._graphs.pop(graph).owner.graphs -= 1
 
     cuGraphExecDestroy = cuGraphDestroy
 
-    def _let_go(self, graph: int) -> None:
-        gone = self._graphs.pop(graph)
-        gone.owner.graphs -= 1
-        for owned in gone.objects:
-            self.cuUserObjectRelease(owned, 1)
+    def _put_on(self, stream: int, what: str, work: Callable[[], Any]) -> int | None:
+        return None if self._streams[stream].do(what, work) else Status.STREAM_CAPTURE_INVALIDATED
 
     def _breaks(self, step: str) -> bool:
         return self.owner is not None and self.owner.broken == step
 
-    def _keep_graph(self, work: list[Callable[[], Any]], objects: list[int]) -> int:
+    def _keep_graph(self, work: list[Callable[[], Any]]) -> int:
         assert self.owner is not None
         self.owner.graphs += 1
         handle = self._new()
-        self._graphs[handle] = Graph(self.owner, work, objects)
+        self._graphs[handle] = Graph(self.owner, work)
         return handle
-
-    @_takes("pppuu")
-    def cuUserObjectCreate(self, out: int, value: int | None, destroy: int, count: int, flags: int) -> None:
-        handle = self._new()
-        self._objects[handle] = UserObject(value, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(destroy), count)
-        _put(out, ctypes.c_void_p, handle)
-
-    @_takes("pu")
-    def cuUserObjectRelease(self, handle: int, count: int) -> None:
-        found = self._objects[handle]
-        found.count -= count
-        if found.count == 0:
-            del self._objects[handle]
-            found.destroy(found.value)
-
-    @_takes("ppuu")
-    def cuGraphRetainUserObject(self, graph: int, handle: int, count: int, flags: int) -> None:
-        if not flags & 1:  # else the caller's own references go to the graph
-            self._objects[handle].count += count
-        self._graphs[graph].objects += [handle] * count
-
-    @_takes("ppu")
-    def cuGraphReleaseUserObject(self, graph: int, handle: int, count: int) -> None:
-        for _ in range(count):
-            self._graphs[graph].objects.remove(handle)
-        self.cuUserObjectRelease(handle, count)
-
-    @_takes("pp")
-    def cuGraphUpload(self, graph: int, stream: int) -> None:
-        assert graph in self._graphs
-        assert stream in self._streams
 
     @_takes("pp")
     def cuGraphLaunch(self, graph: int, stream: int) -> None:
@@ -593,9 +551,9 @@ class Driver:
         self.launched.append(
             Launched(name, tuple(config.grid), tuple(config.block), config.shared_bytes, stream, arguments)
         )
-        if self.kernels is not None:
-            self._streams[stream].do(f"kernel {name}", functools.partial(self._run, self.launched[-1]))
-        return None
+        if self.kernels is None:
+            return None
+        return self._put_on(stream, f"kernel {name}", functools.partial(self._run, self.launched[-1]))
 
     def _run(self, launched: Launched) -> None:
         if isinstance(self.kernels, PtxKernels):

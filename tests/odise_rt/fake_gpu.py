@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import itertools
 import json
 import os
 import sys
@@ -56,7 +57,7 @@ class Calls:
         self.streams: dict[int, Any] = {}
         self.graphs = 0
         """Graphs that are not released yet, those that are captured included."""
-        self.broken: Literal["begin", "end", "instantiate"] | None = None
+        self.broken: Literal["begin", "work", "end", "instantiate"] | None = None
         """Step of a capture that fails."""
 
     def count(self, word: str) -> int:
@@ -82,7 +83,8 @@ class Buffer:
         assert self._open
         assert target._open
         assert target.size == self.size
-        stream.do(f"copy {self.size}", lambda: ctypes.memmove(target.handle, self.handle, self.size))
+        if not stream.do(f"copy {self.size}", lambda: ctypes.memmove(target.handle, self.handle, self.size)):
+            raise CUDAError("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED: The operation is not permitted")
 
     def close(self, stream: Any = None) -> None:
         if self._open and self._device:
@@ -93,7 +95,7 @@ class Buffer:
 
 class Stream(fake_driver.Stream):
     def __init__(self, calls: Calls) -> None:
-        super().__init__(calls.log.append)
+        super().__init__(calls.log.append, lambda step: calls.broken == step)
         self._calls = calls
         self.handle = 1000 + len(calls.streams)
         calls.streams[self.handle] = self
@@ -101,56 +103,63 @@ class Stream(fake_driver.Stream):
     def sync(self) -> None:
         assert self.recording is None, "synchronising a stream that is captured is an error in CUDA"
 
-    def create_graph_builder(self) -> GraphBuilder:
-        return GraphBuilder(self._calls, self)
-
     def close(self) -> None:
         self._calls.log.append("close stream")
 
 
-class GraphBuilder:
-    def __init__(self, calls: Calls, stream: Stream) -> None:
-        self._calls, self._stream, self._work = calls, stream, []  # type: ignore[var-annotated]
+class Result(enum.IntEnum):
+    """``CUresult``."""
+
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
+
+
+def _driver_bindings(calls: Calls) -> types.ModuleType:
+    """The functions of cuda-bindings that graphs are made with."""
+    graphs: dict[int, list[Callable[[], Any]]] = {}
+    handles = itertools.count(1)
+    good, broken = Result.CUDA_SUCCESS, Result.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+
+    def keep(work: list[Callable[[], Any]]) -> int:
+        handle = next(handles)
+        graphs[handle] = work
         calls.graphs += 1
+        return handle
 
-    def _step(self, name: str) -> None:
-        if self._calls.broken == name:
-            self._stream.recording = None
-            raise CUDAError("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED: The operation is not permitted")
+    def begin(stream: int, mode: Any) -> tuple[Any, ...]:
+        return (good if calls.streams[stream].begin() else broken,)
 
-    def begin_building(self, mode: str = "relaxed") -> None:
-        self._step("begin")
-        self._stream.recording = self._work
+    def end(stream: int) -> tuple[Any, ...]:
+        work = calls.streams[stream].recording
+        return (good, keep(work)) if calls.streams[stream].end() else (broken, None)
 
-    def end_building(self) -> None:
-        self._step("end")
-        self._stream.recording = None
+    def instantiate(graph: int, parameters: Any) -> tuple[Any, ...]:
+        if calls.broken == "instantiate":
+            return broken, None
+        calls.log.append("capture")
+        return good, keep(list(graphs[graph]))
 
-    def complete(self) -> Graph:
-        self._step("instantiate")
-        self._calls.log.append("capture")
-        return Graph(self._calls, self._work)
+    def destroy(graph: int) -> tuple[Any, ...]:
+        del graphs[graph]
+        calls.graphs -= 1
+        return (good,)
 
-    def close(self) -> None:
-        self._calls.graphs -= 1
-
-
-class Graph:
-    def __init__(self, calls: Calls, work: list[Callable[[], Any]]) -> None:
-        self._calls, self._work = calls, work
-        calls.graphs += 1
-
-    def upload(self, stream: Stream) -> None:
-        pass
-
-    def launch(self, stream: Stream) -> None:
-        self._calls.log.append("launch")
-        for step in self._work:
+    def launch(graph: int, stream: int) -> tuple[Any, ...]:
+        calls.log.append("launch")
+        for step in graphs[graph]:
             step()
+        return (good,)
 
-    def close(self) -> None:
-        self._calls.graphs -= 1
-        self._work = [lambda: pytest.fail("a closed graph was launched")]
+    driver = types.ModuleType("cuda.bindings.driver")
+    driver.CUstreamCaptureMode = types.SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)  # type: ignore[attr-defined]
+    driver.CUgraphInstantiate_flags = types.SimpleNamespace(  # type: ignore[attr-defined]
+        CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD=2
+    )
+    driver.CUDA_GRAPH_INSTANTIATE_PARAMS = types.SimpleNamespace  # type: ignore[attr-defined]
+    driver.cuStreamBeginCapture, driver.cuStreamEndCapture = begin, end  # type: ignore[attr-defined]
+    driver.cuGraphInstantiateWithParams, driver.cuGraphLaunch = instantiate, launch  # type: ignore[attr-defined]
+    driver.cuGraphDestroy = driver.cuGraphExecDestroy = destroy  # type: ignore[attr-defined]
+    return driver
 
 
 def _cuda_core(calls: Calls, kernels: Emulation | None) -> types.ModuleType:
@@ -342,6 +351,10 @@ class MemoryPoolType(enum.Enum):
     WORKSPACE = 0
 
 
+class PreviewFeature(enum.Enum):
+    ALIASED_PLUGIN_IO_10_03, RUNTIME_ACTIVATION_RESIZE_10_10 = range(2)
+
+
 class _Named:
     def __init__(self, name: str) -> None:
         self.name = name
@@ -429,11 +442,15 @@ class _Config:
     def __init__(self) -> None:
         self.profiles: list[dict[str, Any]] = []
         self.flags = {BuilderFlag.TF32}
+        self.previews: set[PreviewFeature] = set()
         self.workspace: int | None = None
         self.cache: _TimingCache | None = None
 
     def clear_flag(self, flag: BuilderFlag) -> None:
         self.flags.discard(flag)
+
+    def set_preview_feature(self, feature: PreviewFeature, enable: bool) -> None:
+        (self.previews.add if enable else self.previews.discard)(feature)
 
     def set_memory_pool_limit(self, pool: MemoryPoolType, size: int) -> None:
         self.workspace = size
@@ -470,6 +487,7 @@ class Builder:
     def build_serialized_network(self, network: _Network, config: _Config) -> bytes | None:
         assert network.model is not None
         assert not config.flags, "TF32 must be off"
+        assert config.previews == {PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10}, "scratch memory follows the shape"
         if os.environ.get(BEHAVIOUR) == "fail":
             self._log.log(ILogger.Severity.ERROR, "Error Code 10: Could not find any implementation for node")
             return None
@@ -503,6 +521,7 @@ def tensorrt_module(calls: Calls) -> types.ModuleType:
         "NetworkDefinitionCreationFlag": NetworkDefinitionCreationFlag,
         "BuilderFlag": BuilderFlag,
         "MemoryPoolType": MemoryPoolType,
+        "PreviewFeature": PreviewFeature,
         "OnnxParser": OnnxParser,
         "Builder": Builder,
     }.items():
@@ -544,7 +563,9 @@ def install(
         core = _cuda_core(calls, kernels)
         cuda = types.ModuleType("cuda")
         cuda.core = core  # type: ignore[attr-defined]
-        modules |= {"cuda": cuda, "cuda.core": core, "cuda.core.utils": core.utils}
+        bindings = types.ModuleType("cuda.bindings")
+        bindings.driver = _driver_bindings(calls)  # type: ignore[attr-defined]
+        modules |= {"cuda": cuda, "cuda.core": core, "cuda.core.utils": core.utils, "cuda.bindings": bindings}
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(machine, "package_version", lambda kind: VERSION if kind == "tensorrt" else None)

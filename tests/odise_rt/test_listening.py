@@ -9,7 +9,6 @@ import pytest
 
 from odise_rt import OptionsError
 from odise_rt.listening import (
-    LOOPBACK_HOSTS,
     add_listening_arguments,
     answered_hosts,
     is_answered,
@@ -58,28 +57,35 @@ def test_ipv6_where_there_is_one() -> None:
 
 def test_on_loopback_own_names_are_answered() -> None:
     with listen("127.0.0.1", 0) as listener:
-        assert answered_hosts(listener, "127.0.0.1", ("Demo.Example",)) == (*LOOPBACK_HOSTS, "demo.example")
+        assert answered_hosts(listener, "127.0.0.1", ("Demo.Example",)) == ("localhost", "127.0.0.1", "demo.example")
 
 
 def test_name_of_a_loopback_address_is_answered_and_no_other() -> None:
     """As /etc/hosts gives a machine's own name the address 127.0.1.1."""
     with listen("127.0.1.1", 0) as listener:
-        assert answered_hosts(listener, "Workstation", ()) == (*LOOPBACK_HOSTS, "workstation")
+        assert answered_hosts(listener, "Workstation", ()) == ("localhost", "workstation")
 
 
 def test_elsewhere_all_names_are_answered_unless_some_are_given() -> None:
     with listen("0.0.0.0", 0) as listener:
         assert not is_loopback(listener)
         assert answered_hosts(listener, "0.0.0.0", ()) == ()
-        assert answered_hosts(listener, "0.0.0.0", ("demo.example",)) == ("demo.example",)
+        assert answered_hosts(listener, "0.0.0.0", ("demo.example",)) == ("localhost", "0.0.0.0", "demo.example")
 
 
 def test_host_headers() -> None:
-    for header in ("localhost:8000", "127.0.0.1", "[::1]:8000", "LOCALHOST"):
-        assert is_answered(header, LOOPBACK_HOSTS), header
+    hosts = ("localhost", "seg.example")
+    for header in ("localhost:8000", "LOCALHOST", "seg.example"):
+        assert is_answered(header, hosts), header
     for header in ("evil.example", "localhost.evil.example", "", "127.0.0.1.evil.example:8000", "[::1].evil.example"):
-        assert not is_answered(header, LOOPBACK_HOSTS), header
+        assert not is_answered(header, hosts), header
     assert is_answered("evil.example", ())
+
+
+@pytest.mark.parametrize("header", ["127.0.0.1", "10.1.2.3:8000", "[::1]:8000", "[fd00::7]"])
+def test_addresses_are_always_answered(header: str) -> None:
+    """Probes name a pod by its address; no page can make an address lead to another server."""
+    assert is_answered(header, ("seg.example",))
 
 
 def test_arguments() -> None:

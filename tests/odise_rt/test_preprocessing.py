@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from odise_rt import ImageError
-from odise_rt.preprocessing import load_image, network_size, prepare
+from odise_rt.errors import ImageTooLargeError
+from odise_rt.preprocessing import FORMATS, load_image, network_size, prepare
 from tests.odise_rt.fake_bundle import colour_image
 
 
@@ -163,6 +164,63 @@ def test_huge_image_is_refused_before_it_is_decoded() -> None:
 def test_decompression_bomb_by_pillows_measure_is_refused(side: int) -> None:
     with pytest.raises(ImageError, match="MAX_IMAGE_PIXELS"):
         load_image(png_header(side, side))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_no_format_decodes_before_its_size_is_checked(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"Requires: a Pillow that reads {kind}")
+    data = encoded(Image.new("RGB", (64, 64)), kind)
+    with Image.open(io.BytesIO(data)) as opened:
+        plugin = type(opened)
+    decoded: list[str] = []
+    for image_class in (plugin, ImageFile.ImageFile):
+        monkeypatch.setattr(image_class, "load", lambda self: decoded.append(kind))
+    with pytest.raises(ImageTooLargeError):
+        load_image(data, max_pixels=1000)
+    assert not decoded
+
+
+def test_icons_are_refused() -> None:
+    """Pillow decodes them while it reads their header, which need not tell the size of the PNG inside."""
+    inside = encoded(Image.new("RGB", (2500, 2500)))
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inside), 22)
+    with pytest.raises(ImageError, match="unknown format"):
+        load_image(struct.pack("<HHH", 0, 1, 1) + entry + inside, max_pixels=1000)
+
+
+def tiled_tiff(sides: list[tuple[int, int]], order: str = "<", kind: int = 4) -> bytes:
+    """16 x 16 pixels in one zipped tile, whose width and length are stated as often as given."""
+    data = zlib.compress(bytes(max(w * h for w, h in sides)), 9)
+    numbers = [(256, 16), (257, 16), (258, 8), (259, 8), (262, 1), (277, 1)]
+    numbers += [(322, w) for w, _ in sides] + [(323, h) for _, h in sides] + [(324, 8), (325, len(data))]
+    entries = b"".join(
+        struct.pack(f"{order}HHI", tag, kind if tag in (322, 323) else 4, 1) + struct.pack(f"{order}I", number)
+        for tag, number in numbers
+    )
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, 8 + len(data))
+    return head + data + struct.pack(f"{order}H", len(numbers)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tiles_of_a_tiff_are_decoded(order: str) -> None:
+    assert load_image(tiled_tiff([(16, 16)], order), max_pixels=1000).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("sides", "kind", "words"),
+    [
+        ([(2048, 2048)], 4, "a tile of .* has 2048 x 2048"),
+        ([(2048, 2048), (16, 16)], 4, "its tiles have no certain size"),
+        ([(16, 16), (2048, 2048)], 4, "its tiles have no certain size"),
+        ([(2048, 2048)], 17, "its tiles have no certain size"),
+    ],
+)
+def test_tiles_of_a_tiff_are_bounded(order: str, sides: list[tuple[int, int]], kind: int, words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        load_image(tiled_tiff(sides, order, kind), max_pixels=1000)
 
 
 def test_max_pixels_holds_for_every_source(colours: np.ndarray) -> None:

@@ -7,15 +7,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from odise_rt import SegmentOptions, Vocabulary, ray_batch
+from odise_rt.batch import Job
+from odise_rt.errors import BackendError
 from tests.odise_rt.fake_bundle import colour_image
 
 ROOT = Path(__file__).parents[2]
-
-pytestmark = pytest.mark.slow
 
 
 def odise_rt(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -24,6 +27,29 @@ def odise_rt(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
 
 
+class Started(Exception):
+    """Stands for an error of Ray's."""
+
+
+def test_a_cluster_here_is_a_new_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without an address Ray would join the cluster of $RAY_ADDRESS."""
+    asked: list[str | None] = []
+
+    def init(address: str | None = None, **options: Any) -> None:
+        asked.append(address)
+        raise Started
+
+    ray = SimpleNamespace(
+        init=init, is_initialized=lambda: False, shutdown=lambda: None, exceptions=SimpleNamespace(RayError=Started)
+    )
+    monkeypatch.setattr(ray_batch, "_import_ray", lambda: ray)
+    job = Job(Vocabulary.parse("red"), SegmentOptions(), ("json",), tmp_path)
+    with pytest.raises(BackendError, match="the Ray cluster 'local' failed"):
+        list(ray_batch.segment_on_ray(lambda: pytest.fail("loaded"), job, [], {}, "local"))
+    assert asked == ["local"]
+
+
+@pytest.mark.slow
 def test_cluster_agrees_with_one_process_and_resumes(label_bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray.data", reason="Requires: the packages ray and pyarrow (extra 'ray')")
     photos = tmp_path / "photos"
@@ -49,6 +75,7 @@ def test_cluster_agrees_with_one_process_and_resumes(label_bundle: Path, tmp_pat
     assert (tmp_path / "ray/p3.json").is_file()
 
 
+@pytest.mark.slow
 def test_cluster_that_is_not_there(label_bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray.data", reason="Requires: the packages ray and pyarrow (extra 'ray')")
     Image.fromarray(colour_image()).save(tmp_path / "a.png")

@@ -335,6 +335,8 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, gpu: Calls, attempt: int) -> None
         "CUDA_ERROR_OUT_OF_MEMORY: The API call failed because it was unable to",  # cuda-core 1.1
         "Failed to allocate memory from pool",  # cuda-core 1.0
         "[OutOfMemory] (Requested amount of GPU memory (1024 bytes) could not be allocated.)",  # TensorRT
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0 ; expr=cublasCreate(&cublas_handle_)",  # ONNX Runtime
+        "CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED ; GPU=0 ; expr=cudnnCreate(&cudnn_handle_)",
     ],
 )
 def test_memory_that_ran_out_is_known_by_many_words(words: str) -> None:
@@ -342,9 +344,9 @@ def test_memory_that_ran_out_is_known_by_many_words(words: str) -> None:
         raise RuntimeError(words)
 
 
-@pytest.mark.parametrize("step", ["begin", "end", "instantiate"])
+@pytest.mark.parametrize("step", ["begin", "work", "end", "instantiate"])
 def test_a_capture_that_fails_costs_only_the_graph(
-    bundle: Bundle, gpu: Calls, caplog: pytest.LogCaptureFixture, step: Literal["begin", "end", "instantiate"]
+    bundle: Bundle, gpu: Calls, caplog: pytest.LogCaptureFixture, step: Literal["begin", "work", "end", "instantiate"]
 ) -> None:
     """As when another thread synchronises the device meanwhile."""
     caplog.set_level("WARNING", "odise_rt")

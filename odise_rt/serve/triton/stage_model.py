@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from odise_rt.backends.base import Device
 from odise_rt.backends.ort import CUDA_OPTIONS, PROVIDERS, import_onnxruntime
 from odise_rt.serve.triton.bls import backend_utils
 
@@ -22,11 +23,11 @@ class TritonPythonModel:
         self._batched = int(config.get("max_batch_size", 0)) > 0
         self._inputs = [entry["name"] for entry in config["input"]]
         self._outputs = [entry["name"] for entry in config["output"]]
-        ort = import_onnxruntime()
-        cpu = args["model_instance_kind"] == "CPU"
-        wanted = PROVIDERS["cpu" if cpu else "cuda"]
+        device: Device = "cpu" if args["model_instance_kind"] == "CPU" else "cuda"
+        ort = import_onnxruntime(device)
+        wanted = PROVIDERS[device]
         providers: list[Any] = [PROVIDERS["cpu"]]
-        if not cpu:
+        if device == "cuda":
             providers.insert(0, (wanted, CUDA_OPTIONS | {"device_id": args["model_instance_device_id"]}))
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         self._session = ort.InferenceSession(str(path), providers=providers)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from odise_rt.errors import BackendError, MissingPackageError
+from odise_rt.errors import BackendError, MissingPackageError, OutOfMemoryError
 from odise_rt.kernels import native
 from odise_rt.kernels.launch_plans import (
     BFLOAT16,
@@ -438,6 +438,28 @@ def test_kernels_that_the_gpu_cannot_run(
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     with pytest.raises(BackendError, match=r"naming.fatbin do not run on GPU 0 of compute capability 9.0 .*CUDA_ERROR"):
         Kernels()
+
+
+@pytest.mark.parametrize(
+    ("reason", "error", "message"),
+    [
+        ("CUDA_ERROR_OUT_OF_MEMORY: out of memory", OutOfMemoryError, "windows_per_batch=1"),
+        ("CUDA_ERROR_INVALID_VALUE", BackendError, "CUDA_ERROR_INVALID_VALUE"),
+    ],
+)
+def test_a_launch_that_fails(
+    kernels: Kernels, monkeypatch: pytest.MonkeyPatch, reason: str, error: type[BackendError], message: str
+) -> None:
+    """As the first one of a kernel may, which loads its code."""
+
+    def fail(plan: Any) -> None:
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr(kernels, "_kernel", fail)
+    pixels = [FakeArray(shape, "float32") for shape in [(3, 64, 64), (1, 3, 64, 64)]]
+    with pytest.raises(BackendError, match=f"kernel odise_image_cut.* could not be launched.*{message}") as caught:
+        kernels.cut_windows(pixels[0], 0, pixels[1], 7)
+    assert caught.type is error
 
 
 def test_without_a_gpu() -> None:

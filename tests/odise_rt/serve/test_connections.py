@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from uvicorn.server import ServerState
 from odise_rt.serve import connections
 from odise_rt.serve.connections import MAX_HEAD_BYTES, bounded_connections
 
+PIECE = 64 << 10
 HEAD = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n"
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -29,14 +31,18 @@ async def length_of_body(
     scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[..., Awaitable[None]]
 ) -> None:
     size = 0
-    while True:
+    while scope["path"] != "/refused":
         message = await receive()
         size += len(message.get("body", b""))
         if not message.get("more_body"):
             break
-    answer = bytes(LARGE) if scope["path"] == "/large" else b"%d" % size
+    answer = b"%d" % size if scope["path"] in ("/", "/refused") else bytes(LARGE)
     headers = [(b"content-length", b"%d" % len(answer))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if scope["path"] == "/pieces":
+        for start in range(0, LARGE, PIECE):
+            await send({"type": "http.response.body", "body": answer[start : start + PIECE], "more_body": True})
+        answer = b""
     await send({"type": "http.response.body", "body": answer})
 
 
@@ -125,6 +131,29 @@ def test_bodies_may_take_longer_and_connections_are_used_again() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_body_that_drips_on_after_its_answer_is_given_up(monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
+    """uvicorn's own timer for idle connections starts anew with every byte."""
+    monkeypatch.setattr(connections, "REST_SECONDS", 20.0 if ends else 0.3)
+
+    async def scenario() -> bytes:
+        async with listening() as connect:
+            reader, writer = await connect()
+            writer.write(HEAD.replace(b" / ", b" /refused ").replace(b": 4", b": 8"))
+            answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n0"), 20)
+            end = asyncio.create_task(reader.readuntil(b"\r\n\r\n4"))
+            for _ in range(8 if ends else 7):
+                writer.write(b"x")
+                await asyncio.wait({end}, timeout=0.1)
+            if ends:
+                writer.write(HEAD + b"four")
+            with contextlib.suppress(asyncio.IncompleteReadError):
+                answer += await asyncio.wait_for(end, 3)
+            return answer
+
+    assert asyncio.run(scenario()).count(b"200 OK") == (2 if ends else 1)
+
+
 @pytest.mark.parametrize("reads", [False, True])
 def test_answers_that_nobody_reads_are_dropped(monkeypatch: pytest.MonkeyPatch, reads: bool) -> None:
     monkeypatch.setattr(connections, "ANSWER_SECONDS", 10.0 if reads else 0.3)
@@ -143,3 +172,20 @@ def test_answers_that_nobody_reads_are_dropped(monkeypatch: pytest.MonkeyPatch, 
             return 0
 
     assert asyncio.run(scenario()) > LARGE if reads else asyncio.run(scenario()) == -1
+
+
+def test_reading_an_answer_bit_by_bit_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "ANSWER_SECONDS", 0.5)
+
+    async def scenario() -> int:
+        async with listening() as connect:
+            reader, writer = await connect()
+            writer.write(b"GET /pieces HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            got = 0
+            with contextlib.suppress(ConnectionResetError):
+                while got < LARGE and (piece := await asyncio.wait_for(reader.read(4 * PIECE), 3)):
+                    got += len(piece)
+                    await asyncio.sleep(0.02)
+            return got
+
+    assert asyncio.run(scenario()) < LARGE

@@ -328,10 +328,16 @@ def test_not_ready(client_of: Callable[..., Any]) -> None:
 
 
 def test_shutting_down(client_of: Callable[..., Any]) -> None:
-    client = client_of(raising(AssertionError("must not be asked")))
+    async def segment(request: SegmentRequest) -> Answer:
+        return Answer(b"{}")
+
+    client = client_of(StubDispatcher(segment))
+    client.context.stopping = True
+    problem(client.get("/readyz"), 503, "shutting_down")
+    assert client.get("/healthz").status_code == 200
+    assert post(client, **COLOURS).status_code == 200, "a load balancer has yet to turn away"
     client.context.admission.draining = True
-    for response in (client.get("/readyz"), post(client, **COLOURS)):
-        problem(response, 503, "shutting_down")
+    problem(post(client, **COLOURS), 503, "shutting_down")
 
 
 def test_a_deadline_gives_the_request_up(client_of: Callable[..., Any]) -> None:
@@ -380,6 +386,37 @@ def test_a_full_queue_refuses_with_the_time_to_wait(client_of: Callable[..., Any
     assert client.context.admission.inside == 0
 
 
+def test_a_request_keeps_its_place_until_its_answer_was_read(testclient: Any, label_bundle: Path) -> None:
+    """uvicorn's ``send`` waits for the reader of the piece before; what it was given at once it buffers at once."""
+    content = bytes(range(256)) * 4096
+
+    async def segment(request: SegmentRequest) -> Answer:
+        return Answer(content)
+
+    context = Context(Bundle.open(label_bundle), StubDispatcher(segment), LIMITS)
+    app = create_app(context)
+    inside: list[int] = []
+    got: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        inside.append(context.admission.inside)
+        got.append(message.get("body", b""))
+
+    uploads = [png()]
+
+    async def receive() -> dict[str, Any]:
+        if not uploads:
+            await asyncio.sleep(60)  # the client stays
+        return {"type": "http.request", "body": uploads.pop(), "more_body": False}
+
+    asyncio.run(app(scope_of_an_upload(), receive, send))
+    assert b"".join(got) == content
+    assert max(map(len, got)) <= 256 << 10
+    assert got[-1] == b"", "it must wait for the reader of the last piece"
+    assert set(inside) == {1}
+    assert context.admission.inside == 0
+
+
 def test_answers_of_workers_carry_problems(client_of: Callable[..., Any]) -> None:
     async def segment(request: SegmentRequest) -> Answer:
         return Answer(problem=Problem("bad_image", "it is broken"))
@@ -388,6 +425,12 @@ def test_answers_of_workers_carry_problems(client_of: Callable[..., Any]) -> Non
 
 
 # ---- clients that leave --------------------------------------------------------------------------------------------
+
+
+def scope_of_an_upload() -> dict[str, Any]:
+    headers = [(b"content-type", b"image/png"), (b"content-length", b"1000"), (b"host", b"localhost")]
+    return {"type": "http", "method": "POST", "path": "/v1/segment", "query_string": b"vocabulary_name=colours",
+            "headers": headers, "root_path": ""}  # fmt: skip
 
 
 def leaves_after(pieces: list[bytes], dispatcher: Any, bundle: Path) -> tuple[Context, list[int]]:
@@ -404,10 +447,7 @@ def leaves_after(pieces: list[bytes], dispatcher: Any, bundle: Path) -> tuple[Co
         if message["type"] == "http.response.start":
             sent.append(message["status"])
 
-    headers = [(b"content-type", b"image/png"), (b"content-length", b"1000"), (b"host", b"localhost")]
-    scope = {"type": "http", "method": "POST", "path": "/v1/segment", "query_string": b"vocabulary_name=colours",
-             "headers": headers, "root_path": ""}  # fmt: skip
-    asyncio.run(create_app(context)(scope, receive, send))
+    asyncio.run(create_app(context)(scope_of_an_upload(), receive, send))
     return context, sent
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 
 from benchmarks.running_server import RunningServer, running_server
 from odise_rt.errors import OptionsError
-from odise_rt.serve.application import ReplicaSettings
+from odise_rt.serve import application
+from odise_rt.serve.application import RayDispatcher, ReplicaSettings
 from odise_rt.serve.problems import RETRYABLE
 from tests.odise_rt.serve import load
-from tests.odise_rt.serve.conftest import png
+from tests.odise_rt.serve.conftest import png, worker_settings
 
 pytest.importorskip("ray", reason="needs the extra 'serve'")
 grpc = pytest.importorskip("grpc", reason="needs grpcio")
@@ -34,6 +39,61 @@ def test_numbers_of_replicas_must_make_sense() -> None:
         ReplicaSettings(replicas=2, max_replicas=1)
     with pytest.raises(OptionsError):
         ReplicaSettings(gpus=-1)
+
+
+class FakeRay(SimpleNamespace):
+    """Ray as far as a start goes."""
+
+    def __init__(self, gpus: float) -> None:
+        super().__init__(
+            serve=SimpleNamespace(start=lambda **options: None, run=lambda application, **options: application),
+            asked=[],
+            init=lambda **options: self.asked.append(options),
+            cluster_resources=lambda: {"CPU": 2.0} | ({"GPU": gpus} if gpus else {}),
+        )
+
+
+def start(
+    monkeypatch: pytest.MonkeyPatch, bundle: Path, replicas: ReplicaSettings, gpus: float = 0.0
+) -> dict[str, Any]:
+    """Start replicas on a fake Ray; gives what ``ray.init`` was told."""
+    dispatcher = RayDispatcher(worker_settings(bundle), replicas)
+    ray = FakeRay(gpus)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "ray", ray)
+        patch.setattr(application, "build", lambda worker, replicas: worker)
+        for name in ("RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
+            patch.setenv(name, "")  # so that what the start sets is undone
+        patch.setenv("RAY_AUTH_MODE", "token")
+        dispatcher._start()
+    told: dict[str, Any] = ray.asked[0]
+    return told
+
+
+@pytest.mark.parametrize(("address", "told"), [(None, "local"), ("auto", "auto"), ("10.0.0.1:6379", "10.0.0.1:6379")])
+def test_a_ray_here_is_a_new_one(
+    label_bundle: Path, monkeypatch: pytest.MonkeyPatch, address: str | None, told: str
+) -> None:
+    """Without an address Ray would join the cluster of $RAY_ADDRESS."""
+    options = start(monkeypatch, label_bundle, ReplicaSettings(ray_address=address))
+    assert options["address"] == told
+    assert ("num_cpus" in options) == (address is None)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "each", "present", "room"),
+    [(1, 5, 0, 0), (3, 1, 2, 2), (1, 2, 1, 0), (3, 0.6, 2, 2), (2, 1, 2, None), (4, 0.5, 2, None), (2, 2, 5, None)],
+)
+def test_gpus_that_a_ray_here_lacks(
+    label_bundle: Path, monkeypatch: pytest.MonkeyPatch, replicas: int, each: float, present: float, room: int | None
+) -> None:
+    settings = ReplicaSettings(replicas=replicas, gpus=each)
+    if room is None:
+        start(monkeypatch, label_bundle, settings, present)
+        return
+    with pytest.raises(OptionsError, match=f"{present} GPUs on this machine, room for {room}: lower"):
+        start(monkeypatch, label_bundle, settings, present)
+    start(monkeypatch, label_bundle, dataclasses.replace(settings, ray_address="auto"), present)  # it may grow
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -69,25 +70,40 @@ def test_it_serves_this_machine_only_and_finishes_what_it_accepted(server: Runni
     assert "Traceback" not in server.log.read_text()
 
 
-@pytest.mark.parametrize("again", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_stops_at_once(server: RunningServer, again: signal.Signals) -> None:
-    body, headers = form(png(), FIELDS)
-    connection = server.connect()
-    connection.putrequest("POST", "/v1/segment")
-    for name, value in {**headers, "Content-Length": str(len(body))}.items():
-        connection.putheader(name, value)
-    connection.endheaders(body[:50])
-    wait_until(lambda: b"odise_requests_inside 1.0" in server.get("/metrics")[1])
-    server.process.send_signal(again)
-    server.wait_for("stopping")
-    server.process.send_signal(again)
-    assert server.process.wait(10) == 0
-    connection.close()
+@pytest.mark.parametrize(
+    ("again", "delay"), [(signal.SIGINT, "0"), (signal.SIGTERM, "0"), (signal.SIGINT, "60"), (signal.SIGTERM, "60")]
+)
+def test_a_second_signal_stops_at_once(label_bundle: Path, tmp_path: Path, again: signal.Signals, delay: str) -> None:
+    with running_server(label_bundle, tmp_path, [*IN_PROCESS, "--shutdown-delay", delay]) as server:
+        server.wait_for("ready")
+        body, headers = form(png(), FIELDS)
+        connection = server.connect()
+        connection.putrequest("POST", "/v1/segment")
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            connection.putheader(name, value)
+        connection.endheaders(body[:50])
+        wait_until(lambda: b"odise_requests_inside 1.0" in server.get("/metrics")[1])
+        server.process.send_signal(again)
+        server.wait_for("stopping")
+        server.process.send_signal(again)
+        assert server.process.wait(10) == 0
+        connection.close()
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_requests_are_taken_for_the_delay_of_a_shutdown(label_bundle: Path, tmp_path: Path) -> None:
+    with running_server(label_bundle, tmp_path, [*IN_PROCESS, "--shutdown-delay", "2"]) as server:
+        server.wait_for("ready")
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for("stopping")
+        status, body = server.get("/readyz")
+        assert (status, json.loads(body)["error"]["type"]) == (503, "shutting_down")
+        time.sleep(0.5)  # the event loop has seen the signal
+        assert server.post(png(), FIELDS)[0] == 200
+        assert server.process.wait(20) == 0
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    import time
-
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -248,6 +264,7 @@ def test_no_bundle(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
         (["--max-request-mb", "nan"], "--max-request-mb is nan: expected a finite number"),
         (["--max-request-mb", "inf"], "finite"),
         (["--drain-seconds", "-5"], "--drain-seconds is -5.0"),
+        (["--shutdown-delay", "inf"], "--shutdown-delay is inf: expected a finite number"),
         (["--drain-seconds", "nan"], "--drain-seconds is nan"),
         (["--cpus-per-replica", "nan"], "--cpus-per-replica is nan"),
         (["--object-store-mb", "-5"], "--object-store-mb is -5"),

@@ -121,7 +121,7 @@ def test_a_stage_runs_on_the_device_of_its_instance(monkeypatch: pytest.MonkeyPa
             names = [p if isinstance(p, str) else p[0] for p in asked]
             return names if works else names[1:]
 
-    monkeypatch.setattr(stage_model, "import_onnxruntime", lambda: SimpleNamespace(InferenceSession=Session))
+    monkeypatch.setattr(stage_model, "import_onnxruntime", lambda device: SimpleNamespace(InferenceSession=Session))
     arguments = {
         "model_config": json.dumps({"input": [], "output": []}),
         "model_repository": "models/odise_unet_tap",
