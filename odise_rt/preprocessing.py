@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,14 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, Union, cast
 
 import numpy as np
 
-from odise_rt.errors import ImageError, ImageTooLargeError, OdiseError
+from odise_rt.errors import ImageError, ImageTooLargeError, OdiseError, OutOfMemoryError
 from odise_rt.options import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
     from PIL import Image
     from PIL.TiffImagePlugin import TiffImageFile
+
+logger = logging.getLogger(__name__)
 
 
 class CudaArray(Protocol):
@@ -92,6 +95,7 @@ def load_image(image: ImageLike, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
 
     Raises:
         ImageError: it is no image, is broken, has no pixels or too many.
+        OutOfMemoryError: memory ran out while it was decoded.
     """
     if isinstance(image, np.ndarray):
         return _from_array(image, max_pixels)
@@ -180,17 +184,40 @@ def _from_file(file: IO[bytes], name: str, max_pixels: int) -> np.ndarray:
 
 def _decode(image: Image.Image, name: str, upright: bool) -> np.ndarray:
     """Pixels of an opened image as RGB uint8."""
-    from PIL import ImageOps
-
     try:
         image.load()
         if upright:
-            image = ImageOps.exif_transpose(image)
+            image = _upright(image)
         return np.ascontiguousarray(np.asarray(_to_rgb(image, name)))
     except ImageError:
         raise
+    except MemoryError as exc:
+        raise OutOfMemoryError(
+            f"memory ran out while {name} ({image.width} x {image.height}) was decoded: scale it down, or free memory"
+        ) from exc
     except Exception as exc:  # as above: truncated or corrupt data surfaces as many kinds of exception
         raise ImageError(f"{name} is truncated or broken ({_short(exc)}): save or download it again") from exc
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned by its EXIF orientation, of which nothing else is read: cameras write much that breaks its rules."""
+    from PIL import ExifTags, Image
+
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    try:
+        turn = turns.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception as exc:  # of many kinds, like those of image data
+        logger.info("the EXIF data cannot be read (%s): the image is taken as upright", _short(exc))
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from odise_rt import ImageError
+from odise_rt import ImageError, OutOfMemoryError
 from odise_rt.errors import ImageTooLargeError
 from odise_rt.preprocessing import FORMATS, load_image, network_size, prepare
 from tests.odise_rt.fake_bundle import colour_image
@@ -110,6 +110,31 @@ def test_files_are_turned_upright_by_exif(orientation: int, tmp_path: Path) -> N
     # Not so for pixels that the caller already holds: the result must fit those.
     with Image.open(path) as opened:
         assert load_image(opened).shape[:2] == undo(upright).shape[:2]
+
+
+def sloppy_exif(orientation: int) -> bytes:
+    """An orientation beside a width that is text, which EXIF does not allow and Pillow does not write again."""
+    entries = [(0x0100, 2, 4, b"abc\0"), (0x0112, 3, 1, struct.pack("<HH", orientation, 0))]
+    packed = b"".join(struct.pack("<HHI", tag, kind, count) + value for tag, kind, count, value in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + bytes(4)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("exif", "turned"), [(sloppy_exif(6), True), (sloppy_exif(0), False), (b"Exif\0\0garbage", False)]
+)
+def test_photos_with_sloppy_exif_are_sound(kind: str, exif: bytes, turned: bool) -> None:
+    photo = Image.fromarray(colour_image(48, 96))
+    assert load_image(encoded(photo, kind, exif=exif)).shape == ((96, 48, 3) if turned else (48, 96, 3))
+
+
+def test_lack_of_memory_is_not_called_a_broken_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(image: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+    with pytest.raises(OutOfMemoryError, match=r"96 x 48.*scale it down"):
+        load_image(encoded(Image.fromarray(colour_image(48, 96))))
 
 
 def test_first_frame_of_an_animation_counts() -> None:
