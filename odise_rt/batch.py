@@ -135,11 +135,17 @@ def segment_inputs(
                     written.append(writers.submit(_failed, common, exc))
                 else:
                     written.append(writers.submit(_write_image, result, loaded, job, item, common))
-                while len(written) > IN_FLIGHT - 2:
+                while written and (written[0].done() or len(written) > IN_FLIGHT - 2):
                     yield written.popleft().result()
             while written:
                 yield written.popleft().result()
-        finally:  # stopped: what has not begun is not begun
+        except GeneratorExit:  # nobody listens any more
+            raise
+        except BaseException:  # stopped: what has begun is finished, and told before the reason
+            for begun in [entry for entry in written if not entry.cancel()]:
+                yield begun.result()
+            raise
+        finally:  # what has not begun is not begun
             for future in (*ahead, *written):
                 if future is not None:
                     future.cancel()

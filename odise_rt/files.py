@@ -41,6 +41,9 @@ def given_path(path: object, what: str, error: type[OdiseError]) -> Path:
 def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Write a file beside its place and rename it when the block ends without an error.
 
+    After a power cut, too, there is the file as it was or the whole of the new one: its content is on the disk before
+    it gets its name.
+
     Args:
         path: where the file will be; its folder must exist.
     """
@@ -50,6 +53,8 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     try:
         with temporary.open("xb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -10,18 +10,22 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from odise_rt.bundle import MANIFEST_NAME
 from odise_rt.errors import OptionsError
-from odise_rt.files import atomic_writer, json_bytes
+from odise_rt.files import PARTIAL_SUFFIX, atomic_writer, json_bytes
 
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "run.jsonl"
 _LOCK_NAME = ".run.lock"
+_OTHERS = frozenset((_LOCK_NAME, MANIFEST_NAME))
+"""Files by which folders are told that others write into."""
 _TEMPORARY = re.compile(r"\..*-[0-9a-f]{12}\.tmp")
 _WORTH_COMPACTING = 1 << 20  # bytes of lines that later ones replaced
 
@@ -130,11 +134,18 @@ class RunLog:
         self._lines = places
 
     def _remove_leftovers(self) -> None:
-        """Files that a killed run was writing; nobody else writes here while the folder is locked."""
-        for path in self.folder.rglob(".*.tmp"):
-            if _TEMPORARY.fullmatch(path.name) and path.is_file():
+        """Files that a killed run was writing; nobody else writes here while the folder is locked.
+
+        Folders that others write into are not entered: results of another run, bundles, and folders in the making.
+        """
+        for parent, folders, files in os.walk(self.folder):
+            if Path(parent) != self.folder and _OTHERS.intersection(files):
+                folders.clear()
+                continue
+            folders[:] = [name for name in folders if not name.endswith(PARTIAL_SUFFIX)]
+            for name in filter(_TEMPORARY.fullmatch, files):
                 with contextlib.suppress(OSError):
-                    path.unlink()
+                    Path(parent, name).unlink()
 
 
 def _locked(path: Path) -> IO[bytes]:

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odise_rt import OptionsError, Segmenter, cli, rle
-from odise_rt.batch import Job
+from odise_rt import OptionsError, Segmenter, batch, cli, rle
+from odise_rt.batch import Job, segment_inputs
 from odise_rt.inputs import Input, find_inputs
 from odise_rt.options import SegmentOptions
 from odise_rt.result_files import FORMATS
@@ -193,6 +195,59 @@ def test_stopped_run_goes_on(label_bundle: Path, photos: Path, tmp_path: Path, s
     assert not list(out.rglob("*.tmp"))
 
 
+def test_finished_images_are_told_at_once(
+    segmenter: Segmenter, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill costs what was being written, not what waited for others."""
+
+    class AtOnce(ThreadPoolExecutor):
+        def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            done = super().submit(function, *args, **kwargs)
+            wait([done])
+            return done
+
+    monkeypatch.setattr("odise_rt.batch.ThreadPoolExecutor", AtOnce)
+    segmented = []
+    monkeypatch.setattr(
+        Segmenter, "segment", lambda self, *a, real=Segmenter.segment: segmented.append(a) or real(self, *a)
+    )
+    job = Job(Vocabulary.parse(WORDS), SegmentOptions(), ("json",), tmp_path)
+    inputs = find_inputs([str(photos)])
+    for number, record in enumerate(segment_inputs(segmenter, job, inputs, job.keys(inputs, "digest"))):
+        assert record["name"] == f"p{number}"
+        assert len(segmented) == number + 1
+
+
+def test_what_is_being_written_when_a_run_stops_is_told(
+    segmenter: Segmenter, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, stopped = threading.Semaphore(0), threading.Event()
+
+    def write(*args: Any, real: Any = batch.write_result, **kwargs: Any) -> Any:
+        begun.release()
+        stopped.wait(10)
+        return real(*args, **kwargs)
+
+    def segment(self: Segmenter, *args: Any, real: Any = Segmenter.segment) -> Any:
+        if len(calls) == 2:
+            assert all(begun.acquire(timeout=10) for _ in range(2))
+            stopped.set()
+            raise KeyboardInterrupt
+        calls.append(args)
+        return real(self, *args)
+
+    calls: list[Any] = []
+    told: list[str] = []
+    monkeypatch.setattr(batch, "write_result", write)
+    monkeypatch.setattr(Segmenter, "segment", segment)
+    job = Job(Vocabulary.parse(WORDS), SegmentOptions(), ("json",), tmp_path)
+    inputs = find_inputs([str(photos)])
+    records = segment_inputs(segmenter, job, inputs, job.keys(inputs, "digest"))
+    with pytest.raises(KeyboardInterrupt):
+        told.extend(record["name"] for record in records)
+    assert told == ["p0", "p1"]
+
+
 # ---- the log ---------------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +276,27 @@ def test_log_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / FILE_NAME).stat().st_size < 4_000
     with RunLog(tmp_path) as log:
         assert all(log.is_done(n, "k") for n in "abc")
+
+
+@pytest.mark.parametrize(
+    ("place", "marker", "kept"),
+    [
+        (".", None, False),
+        ("b/c", None, False),
+        ("video", "video/.run.lock", True),
+        ("a/video/frames", "a/video/.run.lock", True),
+        ("odise-tiny/engines", "odise-tiny/bundle.json", True),
+        (".odise-tiny.x.partial/onnx", None, True),
+    ],
+)
+def test_leftovers_of_this_run_alone_are_removed(tmp_path: Path, place: str, marker: str | None, kept: bool) -> None:
+    left = tmp_path / place / ".p0.json-0123456789ab.tmp"
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.touch()
+    if marker:
+        (tmp_path / marker).touch()
+    RunLog(tmp_path).close()
+    assert left.exists() == kept
 
 
 def test_one_run_at_a_time_writes_into_a_folder(

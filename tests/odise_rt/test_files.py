@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from odise_rt.errors import OptionsError
-from odise_rt.files import check_writable, flush_folder, replace_folder
+from odise_rt.files import atomic_writer, check_writable, flush_folder, replace_folder
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr(
+        os, "fsync", lambda file: synced.append((os.fstat(file).st_size, (tmp_path / "result").exists()))
+    )
+    with atomic_writer(tmp_path / "result") as file:
+        file.write(b"12345")
+    assert synced == [(5, False)]
 
 
 def folder(path: Path, content: str) -> Path:
