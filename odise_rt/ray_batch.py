@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import logging
 import re
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from odise_rt.batch import Job, Record, segment_input
+from odise_rt.cores import usable_cores
 from odise_rt.errors import BackendError, MissingPackageError
 from odise_rt.inputs import Input
 
@@ -31,8 +34,12 @@ CONNECT_SECONDS = 10
 class SegmentActor:
     """One process of the run."""
 
-    def __init__(self, load: Callable[[], Segmenter], job: Job) -> None:
-        self._segmenter = load()
+    def __init__(self, load: Callable[..., Segmenter], job: Job, threads: int | None, neighbours: int) -> None:
+        """See :func:`segment_on_ray`; ``neighbours`` share the cores of this machine, the actor itself included."""
+        from PIL import Image
+
+        Image.MAX_IMAGE_PIXELS = None  # as in a run without Ray: the job's bound counts
+        self._segmenter = load(threads=threads or max(1, usable_cores() // neighbours))
         self._job = job
         self._segmenter.prepare(job.vocabulary)
 
@@ -40,30 +47,33 @@ class SegmentActor:
         """Inputs as JSON in the column ``input``; records as JSON in the column ``record``, each as it comes."""
         for text in batch["input"]:
             given = json.loads(text)
-            item = Input(Path(given["path"]), given["name"])
+            item = Input(Path(given["path"]), given["name"], given["file_name"])
             for record in segment_input(self._segmenter, self._job, item, given["key"]):
                 yield {"record": [json.dumps(record)]}
 
 
 def segment_on_ray(
-    load: Callable[[], Segmenter],
+    load: Callable[..., Segmenter],
     job: Job,
     inputs: Sequence[Input],
     keys: Mapping[str, str],
     address: str,
     actors: int | None = None,
     device: str = "auto",
+    threads: int | None = None,
 ) -> Iterator[Record]:
     """Segment inputs on a cluster, in whatever order they are finished.
 
     Args:
-        load: makes the segmenter of a process; it must be picklable, and its bundle readable on every node.
+        load: makes the segmenter of a process from its ``threads``; it must be picklable, and its bundle readable on
+            every node.
         job: what to do.
         inputs: the images and videos.
         keys: name to key of each.
         address: ``"local"`` for a new cluster on this machine, else what ``ray.init`` takes.
         actors: processes; ``None``: as many as the cluster has GPUs, or one if it has none.
         device: ``"cpu"`` keeps the processes off GPUs.
+        threads: of each process; ``None``: its share of the cores of its node.
 
     Yields:
         The records of :func:`odise_rt.batch.segment_input`.
@@ -75,19 +85,22 @@ def segment_on_ray(
     ray = _import_ray()
     _check_address(address)
     job = replace(job, folder=job.folder.resolve())
-    rows = [{"input": json.dumps({"path": str(i.path.resolve()), "name": i.name, "key": keys[i.name]})} for i in inputs]
+    rows = [{"input": json.dumps(_sent(item, keys[item.name]))} for item in inputs]
     given = {i.name: str(i.path) for i in inputs}
-    started = not ray.is_initialized()
+    started, on_sigterm = not ray.is_initialized(), signal.getsignal(signal.SIGTERM)
     try:
         if started:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            if threading.current_thread() is threading.main_thread():  # Ray has put its own in its place
+                signal.signal(signal.SIGTERM, on_sigterm)
         gpus = 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
         count = min(actors or gpus or 1, len(inputs))
+        neighbours = -(-count // sum(node["Alive"] for node in ray.nodes()))  # Ray Data spreads them over the nodes
         logger.info("Ray: %d processes, %s", count, "a GPU each" if gpus else "on CPUs")
         ray.data.DataContext.get_current().enable_progress_bars = False
         records = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             SegmentActor,
-            fn_constructor_args=(load, job),
+            fn_constructor_args=(load, job, threads, neighbours),
             batch_size=1,
             batch_format="numpy",
             concurrency=count,
@@ -109,6 +122,10 @@ def segment_on_ray(
     finally:
         if started:
             ray.shutdown()
+
+
+def _sent(item: Input, key: str) -> dict[str, str]:
+    return {"path": str(item.path.resolve()), "name": item.name, "file_name": item.file_name, "key": key}
 
 
 def _check_address(address: str) -> None:

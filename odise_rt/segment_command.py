@@ -53,7 +53,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help=f"What to write, separated by commas, of {', '.join(FORMATS)}.",
     )
-    add_engine_arguments(parser)
+    add_engine_arguments(parser, threads="all usable cores; with --ray, divided by the processes of a machine")
     parser.add_argument("--low-memory", action="store_true", help="Hold one graph in memory at a time; slower.")
     parser.add_argument("--no-verify", action="store_true", help="Skip the SHA-256 of the bundle's files.")
     _add_words(parser.add_argument_group("words"))
@@ -222,10 +222,9 @@ def _records(
 
     load = functools.partial(
         Segmenter.load,
-        args.bundle,
+        args.bundle.resolve(),  # processes on a cluster run in folders of their own
         device=args.device,
         cpu_engine=args.cpu_engine,
-        threads=args.threads,
         verify=not args.no_verify,
         low_memory=args.low_memory,
     )
@@ -233,9 +232,10 @@ def _records(
         from odise_rt.ray_batch import segment_on_ray
 
         address = args.ray_address or "local"
-        yield from segment_on_ray(load, job, pending, keys, address=address, actors=args.actors, device=args.device)
+        placed = {"address": address, "actors": args.actors, "device": args.device, "threads": args.threads}
+        yield from segment_on_ray(load, job, pending, keys, **placed)
         return
-    with load() as segmenter:
+    with load(threads=args.threads) as segmenter:
         _prepare_words(segmenter, job.vocabulary, quiet=args.quiet)
         yield from segment_inputs(segmenter, job, pending, keys)
 

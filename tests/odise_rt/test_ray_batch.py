@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,35 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from odise_rt import SegmentOptions, Vocabulary, ray_batch
+from odise_rt import Segmenter, SegmentOptions, Vocabulary, ray_batch
 from odise_rt.batch import Job
 from odise_rt.errors import BackendError
+from odise_rt.inputs import Input
+from odise_rt.ray_batch import SegmentActor, _sent
 from tests.odise_rt.fake_bundle import colour_image
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(None, 4), (3, 3)])
+def test_process_does_as_a_run_without_ray(
+    label_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None, expected: int
+) -> None:
+    """Its documents have the same names, its images the same bound; the cores are shared with its neighbours."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr("odise_rt.ray_batch.usable_cores", lambda: 8)
+    loaded = []
+
+    def load(threads: int) -> Segmenter:
+        loaded.append(threads)
+        return Segmenter.load(label_bundle, device="cpu", threads=1)
+
+    path = tmp_path / "p.png"
+    Image.fromarray(colour_image(60, 96)).save(path)
+    actor = SegmentActor(load, Job(Vocabulary.parse("red"), SegmentOptions(), ("cvat",), tmp_path), threads, 2)
+    (row,) = actor({"input": [json.dumps(_sent(Input(path, "p", "a/p.png"), "key"))]})
+    assert 'name="a/p.png"' in json.loads(row["record"][0])["cvat"]
+    assert loaded == [expected]
 
 
 def odise_rt(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -84,3 +108,25 @@ def test_cluster_that_is_not_there(label_bundle: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert json.loads(done.stdout)["error"]["type"] == "BackendError"
     assert "127.0.0.1:1" in done.stderr
+
+
+@pytest.mark.slow
+def test_sigterm_stops_a_cluster_as_any_run(label_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray.data", reason="Requires: the packages ray and pyarrow (extra 'ray')")
+    for i in range(300):
+        Image.fromarray(colour_image(60, 96)).save(tmp_path / f"p{i}.png")
+    command = [sys.executable, "-m", "odise_rt", "segment", str(tmp_path), "--bundle", label_bundle.name, "--ray", "-q"]
+    command += ["--vocab", "red", "--format", "json", "--device", "cpu", "--out", str(tmp_path / "o")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=label_bundle.parent) as run:
+        log = tmp_path / "o/run.jsonl"
+        end = time.monotonic() + 120
+        while not (log.exists() and log.stat().st_size):
+            assert run.poll() is None, run.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        run.terminate()
+        errors = run.communicate(timeout=60)[1]
+    assert run.returncode == 143, errors
+    assert "goes on where it was" in errors
+    assert "error" not in json.loads(log.read_text().splitlines()[0])
