@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from odise_rt.backends.device import is_on_device
 from odise_rt.errors import OptionsError
 from odise_rt.options import OUTPUTS, Output, SegmentOptions, given_options
 
@@ -140,7 +141,9 @@ def _vocabulary(words: Vocabulary | str) -> Vocabulary:
 
 def _is_iterable_of_images(inputs: Any) -> bool:
     single = (str, os.PathLike, bytes, bytearray, memoryview, np.ndarray)
-    if isinstance(inputs, single) or hasattr(inputs, "read") or hasattr(inputs, "convert"):  # open files, PIL images
+    if is_on_device(inputs) or isinstance(inputs, single):
+        return False
+    if hasattr(inputs, "read") or hasattr(inputs, "convert"):  # open files, PIL images
         return False
     return isinstance(inputs, Iterator) or hasattr(inputs, "__iter__") or hasattr(inputs, "__getitem__")
 

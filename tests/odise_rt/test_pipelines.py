@@ -24,6 +24,30 @@ def segment(label_bundle: Path) -> Iterator[SegmentationPipeline]:
         yield loaded
 
 
+class OnGpu:
+    """An array of a GPU that can be iterated over, as torch's and CuPy's can."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        pointer = (array.ctypes.data, False)
+        self.__cuda_array_interface__ = {"shape": array.shape, "typestr": "|u1", "data": pointer, "version": 3}
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        pytest.fail("the rows of one image are no images")
+
+
+def test_one_image_on_a_gpu(
+    segment: SegmentationPipeline, colours: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, image = [], OnGpu(colours)
+    monkeypatch.setattr(
+        segment.segmenter,
+        "segment",
+        lambda image, *_, real=segment.segmenter.segment: given.append(image) or real(colours, *_),
+    )
+    assert isinstance(segment(image, WORDS), list)
+    assert given == [image]
+
+
 def test_one_image(segment: SegmentationPipeline, segmenter: Segmenter, colours: np.ndarray) -> None:
     found = segment(colours, WORDS)
     expected = segmenter.segment(colours, WORDS)
