@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from odise_rt.errors import ImageError, OptionsError
+from odise_rt.errors import ImageError, ImageTooLargeError, OptionsError
 from odise_rt.preprocessing import load_image
 
 if TYPE_CHECKING:
@@ -87,12 +87,13 @@ def overlay(
     """
     from PIL import Image
 
-    pixels = load_image(image, max_pixels=max(1, result.segment_map.size))
+    wanted = f"the result is of one of {result.size[1]} x {result.size[0]}: pass the image that was segmented"
+    try:
+        pixels = load_image(image, max_pixels=max(1, result.segment_map.size))
+    except ImageTooLargeError as exc:
+        raise ImageError(f"the image is too large, {wanted}") from exc
     if pixels.shape[:2] != result.size:
-        raise ImageError(
-            f"the image is {pixels.shape[1]} x {pixels.shape[0]}, the result is of one of {result.size[1]} x "
-            f"{result.size[0]}: pass the image that was segmented"
-        )
+        raise ImageError(f"the image is {pixels.shape[1]} x {pixels.shape[0]}, {wanted}")
     factor = max(1, -(-MIN_LONG_EDGE // max(result.size)))
     segment_map = result.segment_map.repeat(factor, axis=0).repeat(factor, axis=1)
     if factor > 1:

@@ -161,8 +161,10 @@ def test_unknown_segment_is_refused(result: PanopticResult) -> None:
 
 
 def test_overlay_wants_the_image_of_the_result(result: PanopticResult, colours: np.ndarray) -> None:
-    with pytest.raises(ImageError, match="pass the image that was segmented"):
-        result.overlay(colours[:-1])
+    for wrong in (colours[:-1], np.concatenate([colours, colours])):
+        with pytest.raises(ImageError, match="pass the image that was segmented") as caught:
+            result.overlay(wrong)
+        assert "max_pixels" not in str(caught.value)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
