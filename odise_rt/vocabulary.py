@@ -241,7 +241,7 @@ class Vocabulary:
             if source.strip().lower() in BUILTIN:
                 return cls.builtin(source.strip().lower())
             if not _names_list(source):
-                if os.sep in source and os.path.lexists(source):
+                if (os.sep in source or Path(source).suffix) and os.path.lexists(source):
                     raise VocabularyError(
                         f"{source} is a path: expected words, or a vocabulary file ending in .json or .txt"
                     )

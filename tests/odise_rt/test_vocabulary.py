@@ -380,3 +380,13 @@ def test_classes_of_other_types_are_refused() -> None:
     for identifier in ("1", 1.5, True, np.int64(1)):
         with pytest.raises(VocabularyError, match="expected a whole number"):
             VocabularyClass(("cat",), id=identifier)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["classes.csv", "CLASSES.YAML"])
+def test_file_of_another_kind_is_no_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text("dog\ncat\n")
+    Path("dog").touch()
+    with pytest.raises(VocabularyError, match=r"is a path.*\.json or \.txt"):
+        Vocabulary.load(name)
+    assert [Vocabulary.load(word).names for word in ("dog", "st. bernard")] == [("dog",), ("st. bernard",)]
