@@ -23,7 +23,7 @@ from odise_rt.errors import ImageError, OutOfMemoryError, VideoError
 from odise_rt.files import atomic_writer, write_json
 from odise_rt.inputs import Input
 from odise_rt.options import SegmentOptions
-from odise_rt.result_files import FAILED_FILE, Written, write_coco, write_cvat, write_result
+from odise_rt.result_files import FAILED_FILE, Written, check_classes, write_coco, write_cvat, write_result
 from odise_rt.run_log import RunLog
 from odise_rt.version import __version__
 from odise_rt.vocabulary import Vocabulary
@@ -50,6 +50,7 @@ class Job:
 
     Raises:
         VocabularyError: with the option ``unknown``, a class has that name.
+        OptionsError: a format does not hold as many classes.
     """
 
     vocabulary: Vocabulary
@@ -64,7 +65,7 @@ class Job:
     """Of a video, each n-th frame."""
 
     def __post_init__(self) -> None:
-        _ = self.classes  # an error of theirs is better told before the first image
+        check_classes(self.formats, len(self.classes))  # better told before the first image
 
     @property
     def classes(self) -> Vocabulary:

@@ -48,6 +48,19 @@ def parse_formats(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(formats))
 
 
+def check_classes(formats: Iterable[str], classes: int) -> None:
+    """Whether results with so many classes can be written.
+
+    Raises:
+        OptionsError: a format does not hold as many.
+    """
+    if "semantic" in formats and classes > 65_536:
+        raise OptionsError(
+            f"a semantic PNG holds up to 65,536 classes, the vocabulary has {classes:,}: leave out the format "
+            "'semantic', or use fewer words"
+        )
+
+
 def write_result(
     result: PanopticResult,
     pixels: ImageLike,
@@ -169,10 +182,5 @@ def _save_semantic(result: PanopticResult, path: Path) -> None:
     from PIL import Image
 
     assert result.semantic_map is not None, "the options asked for it"
-    if len(result.vocabulary) > 65_536:
-        raise OptionsError(
-            f"a semantic PNG holds up to 65,536 classes, the vocabulary has {len(result.vocabulary):,}: leave out the "
-            "format 'semantic', or use fewer words"
-        )
     dtype = np.uint8 if len(result.vocabulary) <= 256 else np.uint16
     _save_png(Image.fromarray(result.semantic_map.astype(dtype)), path)

@@ -333,6 +333,14 @@ def test_keys_name_all_that_results_depend_on(tmp_path: Path) -> None:
     assert base.keys([Input(tmp_path / "none.png", "n")], "digest")
 
 
+def test_more_classes_than_a_semantic_picture_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for count, formats in ((65_536, ("semantic",)), (65_537, ("json",))):
+        monkeypatch.setattr(Job, "classes", range(count))
+        Job(Vocabulary.parse("red"), SegmentOptions(), formats, tmp_path)
+    with pytest.raises(OptionsError, match="65,537: leave out"):
+        Job(Vocabulary.parse("red"), SegmentOptions(), ("json", "semantic"), tmp_path)
+
+
 def test_memory_does_not_hold_results(tmp_path: Path) -> None:
     """A log of 5,000 images with 2 KB each takes a fraction of that in memory."""
     import tracemalloc
