@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from odise_rt.errors import ImageError, OutOfMemoryError, VideoError
 from odise_rt.files import atomic_writer, write_json
-from odise_rt.inputs import Input
+from odise_rt.inputs import Input, result_names
 from odise_rt.options import SegmentOptions
 from odise_rt.result_files import FAILED_FILE, Written, check_classes, write_coco, write_cvat, write_result
 from odise_rt.run_log import RunLog
@@ -229,7 +229,7 @@ def _segment_video(segmenter: Segmenter, job: Job, item: Input, common: Record) 
             if writer:
                 writer.write(found.overlay(), found.frame.time)
             name = frame_name(item.name, found.frame.index)
-            picture = job.folder / f"{name}.jpg"
+            picture = job.folder / _picture_name(name)
             extra = {"video": str(item.path), "frame": found.frame.index, "time": round(found.frame.time, 6)}
             written = write_result(
                 found.result,
@@ -243,12 +243,16 @@ def _segment_video(segmenter: Segmenter, job: Job, item: Input, common: Record) 
                 extra=extra,
             )
             if {"coco", "labelme", "cvat"} & set(formats):  # annotations are of pictures
-                written.files[f"{name}.jpg"] = _save_frame(picture, found.frame.pixels)
+                written.files[_picture_name(name)] = _save_frame(picture, found.frame.pixels)
             of_frame = common | {"name": name, **extra}
             yield of_frame | _written(written) | {"result": found.result.to_dict(explain=job.explain)}
     if overlay:
         files[target] = (job.folder / target).stat().st_size
     yield common | {"files": files, "frames": frames, "every": job.every}
+
+
+def _picture_name(frame: str) -> str:
+    return f"{frame}.jpg"
 
 
 def _save_frame(path: Path, pixels: Any) -> int:
@@ -271,7 +275,21 @@ def _written(written: Written) -> Record:
 
 def frame_name(video: str, index: int) -> str:
     """Stem of the results of one frame."""
-    return f"{video}.frames/{index:06d}"
+    return f"{_frames_folder(video)}/{index:06d}"
+
+
+def _frames_folder(video: str) -> str:
+    return f"{video}.frames"
+
+
+def remove_stale_frames(log: RunLog, inputs: Iterable[Input], keys: Mapping[str, str]) -> None:
+    """Remove files of frames of these videos that an earlier run had, with other options, and this one has not."""
+    folders = {_frames_folder(item.name): keys[item.name] for item in inputs if item.is_video}
+    for name in log.names() if folders else ():
+        key = folders.get(name.rpartition("/")[0])
+        if key is not None and log.find(name, key) is None:
+            for file in {*result_names(name), _picture_name(name)} & set(log.read(name).get("files", ())):
+                (log.folder / file).unlink(missing_ok=True)
 
 
 def frame_names(record: Record) -> Iterator[str]:

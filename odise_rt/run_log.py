@@ -78,6 +78,10 @@ class RunLog:
         """The latest record of a name if it has this key."""
         return self.read(name) if self._lines.get(name, (0, ""))[1] == key else None
 
+    def names(self) -> list[str]:
+        """Every name that has a record."""
+        return list(self._lines)
+
     def read(self, name: str) -> dict[str, Any]:
         """The latest record of a name."""
         self._file.seek(self._lines[name][0])

@@ -142,7 +142,7 @@ def _add_batch(group: Any) -> None:
 
 def segment(args: argparse.Namespace) -> int:
     """Run the command with parsed arguments; inputs that cannot be read do not stop the others."""
-    from odise_rt.batch import write_documents
+    from odise_rt.batch import remove_stale_frames, write_documents
     from odise_rt.bundle import Bundle
     from odise_rt.inputs import find_inputs
     from odise_rt.run_log import RunLog
@@ -156,6 +156,7 @@ def segment(args: argparse.Namespace) -> int:
         pending = inputs if args.overwrite else job.pending(inputs, keys, log)
         if pending:
             _work(args, job, pending, keys, log, done_before=len(inputs) - len(pending))
+            remove_stale_frames(log, pending, keys)
         failed = write_documents(job, log, inputs, keys)
         run = _Run(args, log, inputs, keys, len(inputs) - len(pending), failed)
         (_print_json if args.json else _print_text)(run)

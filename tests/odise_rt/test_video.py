@@ -109,6 +109,17 @@ def test_command_line(label_bundle: Path, clip: Path, tmp_path: Path, capsys: py
     assert (out / "clip.overlay.mp4").stat().st_mtime_ns != before
 
 
+def test_frames_of_an_earlier_run_do_not_stay(label_bundle: Path, clip: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    assert run(label_bundle, clip, "--out", out, "--format", "json,coco") == 0
+    own = out / "clip.frames/000001.txt"
+    own.write_text("a remark")
+    assert run(label_bundle, clip, "--out", out, "--format", "json,coco", "--every", "4") == 0
+    left = {p.relative_to(out).as_posix() for p in out.rglob("*.frames/*")}
+    kept = {f"clip.frames/{i}.{ending}" for i in ("000000", "000004") for ending in ("json", "jpg")}
+    assert left == kept | {"clip.frames/000001.txt"} | {f"panoptic/clip.frames/{i}.png" for i in ("000000", "000004")}
+
+
 def test_annotations_come_with_the_pictures_they_are_of(label_bundle: Path, clip: Path, tmp_path: Path) -> None:
     out = tmp_path / "o"
     Image.fromarray(colour_image()).save(tmp_path / "photo.png")
