@@ -7,7 +7,7 @@ BUNDLE := out/odise-tiny
 EXAMPLE := training/pretrained/odise-tiny/example.jpg
 # Words of the demo: the model was never trained to segment the first class of this list (see the model card).
 DEMO_WORDS := training/pretrained/odise-tiny/example_vocabulary.txt
-EXTRAS := cuda,openvino,demo,browser,serve,ray,video,supervision,completion
+EXTRAS := cuda,openvino,demo,browser,serve,ray,video,heif,supervision,completion
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
 .PHONY: help demo test test-slow extras lint format types docs wheel bench readme engines audit kernels clean

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,8 @@ from odise_rt.errors import OptionsError
 from odise_rt.preprocessing import SUFFIXES
 from odise_rt.result_files import COCO_FILE, CVAT_FILE, FAILED_FILE
 from odise_rt.run_log import FILE_NAME as RUN_LOG
+
+logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".ogv"))
 """File name endings by which videos are told from images."""
@@ -37,6 +40,8 @@ class Input:
 
 _RESULTS = (".overlay.png", ".overlay.mp4", ".panoptic.png", ".semantic.png")
 """Endings of our own results, which lie beside the images where ``--out`` is their folder."""
+_APPLE_DOUBLE = "._"
+"""Beginning of the names of files in which macOS keeps attributes of others on foreign disks: ``._IMG.jpg``."""
 _RESULT_FOLDERS = ("panoptic", "labelme")
 
 
@@ -63,14 +68,16 @@ def find_inputs(arguments: Iterable[str], recursive: bool = False, results: Path
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            candidates = _walk(path) if recursive else (p for p in path.iterdir() if _is_image(p))
-            found = sorted(_without_results(candidates, path, results))
+            inside = list(_walk(path) if recursive else path.iterdir())
+            found = sorted(_without_results(filter(is_image, inside), path, results))
             if not found:
                 raise OptionsError(_nothing_in(path, recursive))
+            if videos := sum(map(_is_video, inside)):
+                logger.warning("%s: its videos (%d) are left out: name them one by one or by a pattern", path, videos)
             stems += [p.relative_to(path).with_suffix("").as_posix() for p in found]
         elif not path.exists() and glob.has_magic(argument):
             matches = sorted(Path(p) for p in glob.glob(argument, recursive=True))  # noqa: PTH207 (absolute patterns)
-            found = [p for p in matches if _is_image(p) or (_is_video(p) and p.is_file())]
+            found = [p for p in matches if is_image(p) or (_is_video(p) and p.is_file())]
             found = _without_results(found, path, results)
             if not found:
                 raise OptionsError(f"nothing matches {argument!r}: expected files ending in {_endings()}")
@@ -113,7 +120,7 @@ def output_names(paths: Iterable[Path], stems: Iterable[str]) -> list[str]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     for parent, _, files in os.walk(folder):
-        yield from (p for p in (Path(parent) / name for name in files) if _is_image(p))
+        yield from (Path(parent) / name for name in files)
 
 
 def _without_results(found: Iterable[Path], searched: Path, results: Path | None) -> list[Path]:
@@ -133,8 +140,11 @@ def _without_results(found: Iterable[Path], searched: Path, results: Path | None
     return [path for path in found if not is_result(path.resolve())]
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.endswith(_RESULTS) and path.is_file()
+def is_image(path: Path) -> bool:
+    """Whether a file found in a folder is an image, by its name, and none of our results."""
+    if path.name.startswith(_APPLE_DOUBLE) or path.name.endswith(_RESULTS):
+        return False
+    return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def _is_video(path: Path) -> bool:

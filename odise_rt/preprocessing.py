@@ -14,6 +14,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import logging
 import os
@@ -53,16 +55,20 @@ ImageLike = Union[
 ]
 
 # Raster formats that Pillow decodes itself. Left out are those that start other programs (EPS), are decoded while their
-# header is read (ICO), or find little use.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "TGA", "PCX")
+# header is read (ICO), or find little use. HEIF is a plugin's, of pi-heif or whatever the caller registered.
+FORMATS = (
+    *("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000"),
+    *("TGA", "PCX"),
+)
 SUFFIXES = frozenset(
     f".{s}"
     for s in (
-        *("jpg", "jpeg", "jpe", "mpo", "png", "webp", "avif", "bmp", "dib", "gif"),
+        *("jpg", "jpeg", "jpe", "mpo", "png", "webp", "avif", "heic", "heif", "bmp", "dib", "gif"),
         *("tif", "tiff", "ppm", "pgm", "pbm", "pnm", "jp2", "tga", "pcx"),
     )
 )
 """File name endings by which a folder's images are found."""
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,7 @@ def _from_array(array: np.ndarray, max_pixels: int) -> np.ndarray:
 def _from_file(file: IO[bytes], name: str, max_pixels: int) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
-    Image.init()
+    _register_plugins()
     try:
         opened = Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
@@ -172,6 +178,11 @@ def _from_file(file: IO[bytes], name: str, max_pixels: int) -> np.ndarray:
             "as well as max_pixels"
         ) from exc
     except UnidentifiedImageError as exc:
+        if "HEIF" not in Image.OPEN and _is_heif(file):
+            raise ImageError(
+                f"{name} is a HEIC picture, as phones take them, which Pillow does not read by itself: "
+                "pip install 'odise_rt[heif]', or save it as JPEG"
+            ) from exc
         raise ImageError(f"{name} is not an image, or of an unknown format: expected {_format_list()}") from exc
     except Exception as exc:  # Pillow's format plugins raise many kinds for files that are not what they seem
         raise ImageError(f"{name} is not an image that can be read ({_short(exc)}): expected {_format_list()}") from exc
@@ -180,6 +191,27 @@ def _from_file(file: IO[bytes], name: str, max_pixels: int) -> np.ndarray:
         if opened.format == "TIFF":
             _check_tiles(cast("TiffImageFile", opened), max_pixels, name)
         return _decode(opened, name, upright=True)
+
+
+@functools.cache
+def _register_plugins() -> None:
+    """Pillow's own formats, and HEIF if its package is there and nobody has registered another one."""
+    from PIL import Image
+
+    Image.init()
+    if "HEIF" not in Image.OPEN:
+        with contextlib.suppress(ImportError):
+            from pi_heif import register_heif_opener
+
+            register_heif_opener()
+
+
+def _is_heif(file: IO[bytes]) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        file.seek(0)
+        head = file.read(12)
+        return head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS
+    return False
 
 
 def _decode(image: Image.Image, name: str, upright: bool) -> np.ndarray:

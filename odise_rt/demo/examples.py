@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from odise_rt.errors import OdiseError, OptionsError
-from odise_rt.preprocessing import SUFFIXES, load_image
+from odise_rt.inputs import is_image
+from odise_rt.preprocessing import load_image
 from odise_rt.vocabulary import Vocabulary
 
 FOLDER = Path(__file__).parent / "assets" / "examples"
@@ -45,7 +46,7 @@ def find_examples(folder: Path | None) -> list[Example]:
     root = FOLDER if folder is None else folder
     if not root.is_dir():
         raise OptionsError(f"--examples {root} is not a folder: name one that holds pictures")
-    paths = sorted(p for p in root.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())[:MAX_EXAMPLES]
+    paths = sorted(filter(is_image, root.iterdir()))[:MAX_EXAMPLES]
     if not paths:
         raise OptionsError(f"--examples {root} holds no picture: expected files ending in .jpg, .png, .webp, …")
     return [_read(path) for path in paths]

@@ -420,6 +420,22 @@ def test_unusual_file_names(label_bundle: Path, tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "o/panoptic.json").read_text())["images"]) == 6
 
 
+def test_what_a_folder_holds_beside_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Files of macOS that are called like images are passed over; videos are not left out without a word."""
+    (tmp_path / "in").mkdir()
+    for name in ("a.jpg", "b.HEIC", "._a.jpg", "in/._c.png", "in/c.heif", "clip.overlay.mp4"):
+        (tmp_path / name).touch()
+    assert [i.name for i in find_inputs([str(tmp_path)])] == ["a", "b"]
+    assert not caplog.text
+    caplog.set_level("WARNING", logger="odise_rt")  # which a command before may have made quieter
+    for name in ("clip.mp4", "b.MOV", "in/d.avi"):
+        (tmp_path / name).touch()
+    for recursive, count in ((False, 2), (True, 3)):
+        caplog.clear()
+        assert len(find_inputs([str(tmp_path)], recursive)) == count
+        assert f"videos ({count}) are left out" in caplog.text
+
+
 def test_links_that_lead_in_circles(tmp_path: Path) -> None:
     Image.fromarray(colour_image()).save(tmp_path / "x.png")
     (tmp_path / "loop").symlink_to(tmp_path)

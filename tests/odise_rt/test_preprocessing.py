@@ -21,6 +21,8 @@ from odise_rt.errors import ImageTooLargeError
 from odise_rt.preprocessing import FORMATS, load_image, network_size, prepare
 from tests.odise_rt.fake_bundle import colour_image
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
@@ -126,6 +128,55 @@ def sloppy_exif(orientation: int) -> bytes:
 def test_photos_with_sloppy_exif_are_sound(kind: str, exif: bytes, turned: bool) -> None:
     photo = Image.fromarray(colour_image(48, 96))
     assert load_image(encoded(photo, kind, exif=exif)).shape == ((96, 48, 3) if turned else (48, 96, 3))
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+
+
+class FakeHeif(ImageFile.ImageFile):
+    """What a HEIF plugin does: the size is known from the header, pixels come with ``load``."""
+
+    format = "HEIF"
+
+    def _open(self) -> None:
+        self._size, self._mode, self.tile = (96, 48), "RGB", []
+
+    def load(self) -> Any:
+        self.im = Image.new("RGB", self._size, (255, 0, 0)).im
+        return super().load()
+
+
+def test_heic_with_a_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(Image.OPEN, "HEIF", (FakeHeif, lambda head: head[4:12] == b"ftypheic"))
+    assert load_image(HEIC).shape == (48, 96, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeHeif, "load", lambda self: pytest.fail("decoded before its size was checked"))
+        with pytest.raises(ImageError, match="96 x 48"):
+            load_image(HEIC, max_pixels=100)
+
+
+def test_heic_without_a_plugin_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_image(encoded(Image.new("RGB", (2, 2))))  # plugins are registered once
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    with pytest.raises(ImageError, match=r"pip install 'odise_rt\[heif\]'"):
+        load_image(HEIC)
+
+
+def test_heic_photo() -> None:
+    """Red, green, blue and white quarters; a size that the header does not tell as it is, is an error."""
+    pytest.importorskip("pi_heif", reason="Requires: the package pi-heif (extra 'heif')")
+    path = FIXTURES / "quarters.heic"
+    pixels = load_image(path)
+    assert pixels.shape == (64, 96, 3)
+    corners = [pixels[y, x].astype(int) for y in (8, 56) for x in (8, 88)]
+    for found, expected in zip(corners, [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)], strict=True):
+        assert np.abs(found - expected).max() < 24
+    data = bytearray(path.read_bytes())
+    size = data.index(b"ispe") + 8
+    for claimed in ((16, 16), (4096, 4096)):
+        data[size : size + 8] = struct.pack(">II", *claimed)
+        with pytest.raises(ImageError, match="broken"):
+            load_image(bytes(data))
 
 
 def test_lack_of_memory_is_not_called_a_broken_file(monkeypatch: pytest.MonkeyPatch) -> None:
