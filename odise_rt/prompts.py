@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-WORD = "{}"
 PHOTO = "a photo of a {}."
-SCENE = "a photo of a {} in the scene."
 
 
 def fill(template: str, words: Iterable[str]) -> list[str]:

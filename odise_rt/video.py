@@ -112,11 +112,6 @@ class VideoReader:
         rate = self._stream.average_rate or self._stream.guessed_rate or _DEFAULT_RATE
         return Fraction(rate) / self._every
 
-    @property
-    def expected_frames(self) -> int | None:
-        """How many frames this reader will give, if the file says."""
-        return -(-self._stream.frames // self._every) or None
-
     def __iter__(self) -> Iterator[Frame]:
         """Frames in the order in which they are shown.
 
