@@ -5,17 +5,24 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
-from odise_rt.backends.select import MAX_THREADS
+from odise_rt.backends.select import CPU_ENGINES, MAX_THREADS
+from odise_rt.bundle import MANIFEST_NAME
 from odise_rt.command_line import whole_number
 
 
-def _device(text: str) -> str:
-    """``cpu``, ``cuda`` or ``cuda:N`` where it is there; ``auto`` is cuda where there is a GPU."""
+def _spelled_device(text: str) -> str:
     if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
+    return text
+
+
+def _torch_device(text: str) -> str:
+    """``cpu``, ``cuda`` or ``cuda:N`` where PyTorch has it; ``auto`` is cuda where it has a GPU."""
+    _spelled_device(text)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if text == "auto":
         return "cuda" if gpus else "cpu"
@@ -26,7 +33,7 @@ def _device(text: str) -> str:
 
 def add_device_argument(parser: argparse.ArgumentParser, default: str = "auto") -> None:
     """Add ``--device``; what is parsed is there."""
-    parser.add_argument("--device", type=_device, default=default, help="auto, cpu, cuda or cuda:N.")
+    parser.add_argument("--device", type=_torch_device, default=default, help="auto, cpu, cuda or cuda:N.")
 
 
 def parse_arguments(
@@ -40,6 +47,57 @@ def parse_arguments(
         device: the default.
     """
     add_device_argument(parser, device)
+    return _with_threads(parser, arguments)
+
+
+def parse_model_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse for a command that computes with a checkpoint, in PyTorch, or with a bundle, in the runtime.
+
+    ``device`` is then what the one or the other is to be asked for: whether a GPU works for the runtime does not
+    follow from PyTorch's view of it.
+
+    Args:
+        parser: of the command's own options; ``model``, ``--device``, ``--cpu-engine`` and ``--threads`` are added.
+        arguments: of the command line.
+    """
+    parser.add_argument("model", type=Path, help="A checkpoint folder, or a bundle folder made by export.")
+    parser.add_argument(
+        "--device", type=_spelled_device, default="auto", help="auto, cpu or cuda; for a checkpoint also cuda:N."
+    )
+    parser.add_argument(
+        "--cpu-engine", choices=CPU_ENGINES, help="For a bundle, run on the CPU by this. Default: onnxruntime."
+    )
+    parsed = _with_threads(parser, arguments)
+    try:
+        if is_bundle(parsed.model):
+            parsed.device = _runtime_device(parsed.device, parsed.cpu_engine)
+        elif parsed.cpu_engine is not None:
+            parser.error(f"argument --cpu-engine: {parsed.model} is no bundle: expected one, or no engine")
+        else:
+            parsed.device = _torch_device(parsed.device)
+    except argparse.ArgumentTypeError as exc:
+        parser.error(f"argument --device: {exc}")
+    return parsed
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder is to be opened as a bundle."""
+    return (folder / MANIFEST_NAME).exists()
+
+
+def _runtime_device(text: str, cpu_engine: str | None) -> str:
+    if ":" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is for checkpoints, a bundle runs on the first GPU: set CUDA_VISIBLE_DEVICES and take cuda"
+        )
+    if cpu_engine is None:
+        return text
+    if text == "cuda":
+        raise argparse.ArgumentTypeError(f"'cuda' does not go with --cpu-engine {cpu_engine}: leave out one of them")
+    return "cpu"
+
+
+def _with_threads(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=whole_number(1, MAX_THREADS), help="CPU threads of this process. Default: PyTorch's choice."
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 from odise_rt.command_line import CommandParser, command, whole_number
 from odise_rt.files import check_writable
 from odise_rt.options import SegmentOptions
-from training.command_line import parse_arguments
+from training.command_line import parse_model_arguments
 from training.data.coco_panoptic import CocoPanoptic
 from training.diagnosis import as_json, as_table, diagnose
 from training.evaluate import open_segmenter, save_text
@@ -28,7 +28,6 @@ from training.evaluation_loop import progress_bar
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line."""
     parser = CommandParser(prog="python -m training.diagnose", description=__doc__)
-    parser.add_argument("model", type=Path, help="A checkpoint folder, or a bundle folder made by export.")
     parser.add_argument("--data", type=Path, required=True, help="Folder of a COCO-format panoptic data set.")
     parser.add_argument("--split", default="val", help="The part of the data set to look at.")
     parser.add_argument("--out", type=Path, help="JSON file with the averages and every segment. Default: none.")
@@ -39,7 +38,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--clip-weight-unseen", type=float, help="CLIP's weight for other classes. Default: the model's."
     )
-    return parse_arguments(parser, argv)
+    return parse_model_arguments(parser, argv)
 
 
 @command("nothing was written")
@@ -54,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     indices = range(len(data))[: arguments.limit]
     if arguments.out is not None:
         check_writable(arguments.out)
-    with open_segmenter(arguments.model, arguments.device, arguments.threads) as segmenter:
+    with open_segmenter(arguments.model, arguments.device, arguments.threads, arguments.cpu_engine) as segmenter:
         findings = diagnose(segmenter, data, indices, options, progress_bar("diagnose"))
     if arguments.out is not None:
         save_text(arguments.out, json.dumps(as_json(findings), indent=1))

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from odise_rt.backends.base import Device
+from odise_rt.backends.select import CpuEngine
 from odise_rt.command_line import CommandParser, command, whole_number
 from odise_rt.errors import CheckpointError, DatasetError, OptionsError
 from odise_rt.files import atomic_writer, check_writable
@@ -28,7 +28,7 @@ from odise_rt.options import SegmentOptions
 from odise_rt.segmenter import Segmenter
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints.own_format import load_checkpoint
-from training.command_line import parse_arguments
+from training.command_line import is_bundle, parse_model_arguments
 from training.data.coco_instances import CocoInstances
 from training.data.coco_panoptic import CocoPanoptic
 from training.data.semantic_formats import SEMANTIC_FORMATS
@@ -47,7 +47,6 @@ FORMATS = ("coco", "ade20k-panoptic", *SEMANTIC_FORMATS)
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line."""
     parser = CommandParser(prog="python -m training.evaluate", description=__doc__)
-    parser.add_argument("model", type=Path, help="A checkpoint folder, or a bundle folder made by export.")
     parser.add_argument(
         "--format", choices=FORMATS, default="coco", help="What the data set is and how it lies on disk."
     )
@@ -83,9 +82,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--pictures", type=whole_number(0), default=8, help="Best and worst pictures to show of each.")
     parser.add_argument(
-        "--cpu-engine", default="onnxruntime", help="For a bundle on a CPU: onnxruntime, openvino or openvino-bf16."
-    )
-    parser.add_argument(
         "--clip-weight-seen", type=float, help="CLIP's weight for classes seen in training. Default: the model's."
     )
     parser.add_argument(
@@ -94,21 +90,27 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--overlap-threshold", type=float, help="Least share of its mask that a segment keeps. Default: the model's."
     )
-    return parse_arguments(parser, argv)
+    return parse_model_arguments(parser, argv)
 
 
 @contextlib.contextmanager
 def open_segmenter(
-    path: Path, device: str, threads: int | None, cpu_engine: str = "onnxruntime"
+    path: Path, device: str, threads: int | None, cpu_engine: CpuEngine | None = None
 ) -> Iterator[Segmenter]:
     """A segmenter for a checkpoint or a bundle folder, for the time of a ``with`` block.
+
+    Args:
+        path: the folder.
+        device: of :func:`training.command_line.parse_model_arguments`: of PyTorch, or of the runtime for a bundle.
+        threads: of the runtime; None: all usable cores.
+        cpu_engine: of the runtime.
 
     Raises:
         CheckpointError: the folder is neither.
     """
-    if (path / "bundle.json").exists():
-        where: Device = "cuda" if device.startswith("cuda") else "cpu"
-        with Segmenter.load(path, where, threads, cpu_engine=cpu_engine) as segmenter:  # type: ignore[arg-type]
+    if is_bundle(path):
+        engine = cpu_engine or "onnxruntime"
+        with Segmenter.load(path, device, threads, cpu_engine=engine) as segmenter:  # type: ignore[arg-type]
             yield segmenter
         return
     if not (path / "config.json").exists():

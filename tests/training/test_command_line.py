@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+
+from odise_rt.segmenter import Segmenter
 
 REQUIRED = {
     "training.train": ["mini", "--data", "D", "--frozen", "F", "--out", "O"],
@@ -84,3 +87,72 @@ def test_a_wrong_option_is_refused_before_anything_else(
         main_of(module)([*REQUIRED[module], f"{option}={value}"])
     assert caught.value.code == 2
     assert f"argument {option}" in capsys.readouterr().err
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> str:
+    (tmp_path / "bundle.json").touch()
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("module", ["training.evaluate", "training.diagnose"])
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ([], ("auto", "onnxruntime")),
+        (["--device", "cuda"], ("cuda", "onnxruntime")),
+        (["--cpu-engine", "openvino"], ("cpu", "openvino")),
+        (["--cpu-engine", "onnxruntime"], ("cpu", "onnxruntime")),
+    ],
+)
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_the_runtime_chooses_the_device_of_a_bundle_not_pytorch(
+    gpus: int,
+    flags: list[str],
+    asked: tuple[str, str],
+    module: str,
+    bundle: str,
+    mini_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    loads: list[tuple[str, str]] = []
+
+    def load(path: Path, device: str, threads: int | None, *, cpu_engine: str) -> Segmenter:
+        loads.append((device, cpu_engine))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Segmenter, "load", load)
+    out = str(Path(bundle) / "out" / "metrics")
+    assert main_of(module)([bundle, "--data", str(mini_data), "--out", out, *flags]) == 130
+    assert loads == [asked]
+
+
+@pytest.mark.parametrize("module", ["training.evaluate", "training.diagnose"])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--device", "cuda:1"], "argument --device: 'cuda:1' is for checkpoints"),
+        (["--device", "cuda", "--cpu-engine", "openvino"], "does not go with --cpu-engine openvino"),
+        (["--cpu-engine", "tensorrt"], "argument --cpu-engine: invalid choice: 'tensorrt'"),
+    ],
+)
+def test_what_a_bundle_cannot_run_on_is_refused(
+    flags: list[str],
+    message: str,
+    module: str,
+    bundle: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main_of(module)([bundle, "--data", "D", "--out", "O", *flags])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_checkpoint_has_no_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main_of("training.evaluate")([str(tmp_path), "--data", "D", "--out", "O", "--cpu-engine", "openvino"])
+    assert caught.value.code == 2
+    assert "is no bundle" in capsys.readouterr().err
