@@ -40,7 +40,11 @@ def plan(runs: Path, device: str = "cpu", font: Path | None = None) -> list[Stag
         scenes(sticker, "train", TRAIN_SCENES, TRAIN_SEED, "seen"),
         Stage(pieces, "tokenizer", captions),
         Stage(runs / "clip/metrics.json", "clip", (*shared, "--out", str(runs / "clip"), *training)),
-        Stage(models / "vae/config.json", "vae", ("--scenes", str(frozen), "--out", str(models / "vae"), *training)),
+        Stage(
+            models / "vae" / vae.RECONSTRUCTIONS,
+            "vae",
+            ("--scenes", str(frozen), "--out", str(models / "vae"), *training),
+        ),
         Stage(models / "samples.png", "diffusion", (*shared, "--out", str(models), *training)),
     ]
 

@@ -34,7 +34,7 @@ from training.data.sticker_world.nouns import all_nouns
 from training.models.frozen import build_sd_text, build_unet
 from training.pretrain.closeups import CloseUpSampler, caption
 from training.pretrain.scene_bank import SceneBank
-from training.pretrain.session import Session, add_world_arguments, parse_options
+from training.pretrain.session import Session, add_world_arguments, parse_options, save_picture
 from training.pretrain.tokenizer import encode_texts, with_markers
 from training.run_state import UNREADABLE
 
@@ -222,7 +222,7 @@ def save_grid(pictures: Tensor, path: Path, columns: int = 8, captions: Sequence
         if captions:
             text = "\n".join(textwrap.wrap(captions[index], max(8, side // 6)))
             draw.multiline_text((left + side / 2, top + side + 3), text, "black", font, anchor="ma", align="center")
-    grid.save(path)
+    save_picture(grid, path)
 
 
 def load_vae(folder: Path) -> AutoencoderKL:

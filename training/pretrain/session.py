@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -56,6 +57,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write beside ``path`` and rename, so that a kill leaves the old file or the new one."""
     with atomic_writer(path) as file:
         file.write(content)
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG as :func:`write_atomically` does."""
+    with atomic_writer(path) as file:
+        picture.save(file, "PNG")
 
 
 class Session:

@@ -25,12 +25,14 @@ from training.data.sticker_world.nouns import all_nouns
 from training.models.frozen import build_vae
 from training.pretrain.closeups import CloseUpSampler
 from training.pretrain.scene_bank import SceneBank
-from training.pretrain.session import Session, add_world_arguments, parse_options
+from training.pretrain.session import Session, add_world_arguments, parse_options, save_picture
 
 KL_WEIGHT = 1e-5
 EDGE_WEIGHT = 0.5
 FULL_SIDE_SHARE = 0.1
 """Last share of the steps, trained on whole windows."""
+RECONSTRUCTIONS = "reconstructions.png"
+"""Written last: where it is, the autoencoder is whole."""
 
 
 def crops(scenes: SceneBank, sampler: CloseUpSampler, count: int, side: int, rng: np.random.Generator) -> Tensor:
@@ -80,7 +82,7 @@ def save_reconstructions(vae: AutoencoderKL, images: Tensor, path: Path) -> floa
     """Write pictures above their reconstructions as a PNG; returns the PSNR in dB."""
     output = vae.decode(vae.encode(images * 2 - 1).latent_dist.mean).sample.clamp(-1, 1) / 2 + 0.5
     both = torch.stack([images, output]).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
-    Image.fromarray((both * 255).round().to(torch.uint8).cpu().numpy()).save(path)
+    save_picture(Image.fromarray((both * 255).round().to(torch.uint8).cpu().numpy()), path)
     return float(-10 * F.mse_loss(output, images).log10())
 
 
@@ -129,10 +131,8 @@ def main(arguments: list[str] | None = None) -> int:
     vae.eval()
     rng = np.random.default_rng([options.seed, 4])
     normalise_latents(vae, crops(scenes, sampler, 64, config.window, rng))
-    quality = save_reconstructions(
-        vae, crops(scenes, sampler, 8, config.window, rng), options.out / "reconstructions.png"
-    )
     vae.save_pretrained(options.out)
+    quality = save_reconstructions(vae, crops(scenes, sampler, 8, config.window, rng), options.out / RECONSTRUCTIONS)
     print(f"{options.out}: reconstruction PSNR {quality:.1f} dB")
     return 0
 

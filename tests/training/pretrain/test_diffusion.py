@@ -17,6 +17,7 @@ from odise_rt.errors import CheckpointError, DatasetError
 from training.config import OdiseConfig
 from training.models.frozen import build_vae
 from training.pretrain import diffusion, vae
+from training.pretrain.__main__ import plan
 from training.pretrain.closeups import CloseUpSampler
 from training.pretrain.scene_bank import SceneBank
 
@@ -174,6 +175,30 @@ def test_both_commands_train_and_save_diffusers_folders(
     for name, kind in (("vae", AutoencoderKL), ("unet", UNet2DConditionModel), ("text_encoder", CLIPTextModel)):
         assert kind.from_pretrained(tmp_path / name, local_files_only=True, low_cpu_mem_usage=False) is not None
     assert size_of(tmp_path / "samples.png") == (8 * 128, 2 * (128 + diffusion.CAPTION_STRIP))
+
+
+@pytest.mark.slow
+@pytest.mark.font
+def test_an_autoencoder_that_is_half_written_is_not_finished(
+    sampler: CloseUpSampler, scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = next(stage for stage in plan(tmp_path) if stage.command == "vae")
+    out = stage.done.parent
+    arguments = ["--scenes", str(scenes_root), "--out", str(out), "--steps", "1", "--batch", "2", "--side", "32"]
+
+    def begin(self: AutoencoderKL, folder: Path) -> None:
+        self.save_config(folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vae, "FULL_SIDE_SHARE", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoencoderKL, "save_pretrained", begin)
+        assert vae.main(arguments) == 130
+    assert (out / "config.json").exists()
+    assert not stage.done.exists()
+    assert vae.main(arguments) == 0
+    assert stage.done.exists()
+    assert diffusion.load_vae(out) is not None
 
 
 def test_the_diffusion_command_asks_for_the_autoencoder_first(
