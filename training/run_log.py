@@ -27,10 +27,17 @@ class StepReport:
     loss: float
     """Sum of the weighted losses, averaged over processes."""
     learning_rate: float
-    gradient_norm: float
-    """Before clipping."""
+    gradient_norm: float | None
+    """Before clipping; None where it overflowed."""
+    data_seconds: float
+    """Waited for the batch before the iteration could begin."""
     seconds: float
+    """Of the iteration itself."""
     losses: dict[str, float]
+    loss_scale: float | None = None
+    """What the loss was multiplied by for fp16; None in other precisions."""
+    skipped: bool = False
+    """Whether weights were left as they are because a gradient overflowed fp16."""
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -102,18 +109,26 @@ class RunLog:
             "step": report.step,
             "loss": round(report.loss, 5),
             "lr": report.learning_rate,
-            "gradient_norm": round(report.gradient_norm, 5),
+            "gradient_norm": None if report.gradient_norm is None else round(report.gradient_norm, 5),
+            "data_seconds": round(report.data_seconds, 3),
             "seconds": round(report.seconds, 3),
             **{name: round(value, 5) for name, value in report.losses.items()},
         }
+        if report.loss_scale is not None:
+            line |= {"loss_scale": report.loss_scale, "skipped": report.skipped}
         with self._writing(), (self.run / LOG_NAME).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
         if self.board is not None:
-            for name, value in (("loss", report.loss), ("learning rate", report.learning_rate)):
-                self.board.add_scalar(name, value, report.step)
-            self.board.add_scalar("gradient norm", report.gradient_norm, report.step)
-            for name, value in report.losses.items():
-                self.board.add_scalar(f"losses/{name}", value, report.step)
+            curves = {
+                "loss": report.loss,
+                "learning rate": report.learning_rate,
+                "gradient norm": report.gradient_norm,
+                "loss scale": report.loss_scale,
+                **{f"losses/{name}": value for name, value in report.losses.items()},
+            }
+            for name, value in curves.items():
+                if value is not None:
+                    self.board.add_scalar(name, value, report.step)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -101,14 +101,13 @@ class Trainer:
             logger.info("resumed %s", states[-1])
         return self.start
 
-    def train(self, until: int | None = None) -> list[StepReport]:
+    def train(self, until: int | None = None) -> None:
         """Run from the current iteration to ``until`` (default: the end).
 
         Raises:
             NonFiniteLossError: a loss or gradient is NaN or infinite; names the images.
         """
         self.stop = self.experiment.iterations if until is None else min(until, self.experiment.iterations)
-        reports: list[StepReport] = []
         if rank() == 0:
             self.log.begin(self.start)
         self.wrapped.train()
@@ -119,13 +118,14 @@ class Trainer:
                 steps = min(phase.iterations - inner, self.stop - self.start)
                 source = self.sources[index]()
                 draws = [self.draws_of(phase.batch, inner + offset) for offset in range(steps)]
+                waiting = time.perf_counter()
                 for batch in source.batches(draws):
-                    reports.append(self.one_step(batch))
-                    self.after_step(reports[-1])
-                    bar.set_postfix(loss=f"{reports[-1].loss:.3f}", refresh=False)
+                    report = self.one_step(batch, time.perf_counter() - waiting)
+                    self.after_step(report)
+                    bar.set_postfix(loss=f"{report.loss:.3f}", refresh=False)
                     bar.update()
+                    waiting = time.perf_counter()
         self.log.close()
-        return reports
 
     def draws_of(self, batch: int, inner: int) -> list[int]:
         """Draw numbers of this process: its contiguous part of the global batch, so that gathering keeps the order."""
@@ -133,8 +133,8 @@ class Trainer:
         first = inner * batch + rank() * local
         return list(range(first, first + local))
 
-    def one_step(self, batch: StepInput) -> StepReport:
-        """Forward, backward, clip, update."""
+    def one_step(self, batch: StepInput, data_seconds: float) -> StepReport:
+        """Forward, backward, clip, update; ``data_seconds`` were waited for the batch."""
         began = time.perf_counter()
         rate = self.experiment.learning_rate(self.start)
         for group in self.optimizer.param_groups:
@@ -143,12 +143,15 @@ class Trainer:
         losses: dict[str, Tensor] = self.wrapped(batch)
         total = torch.stack(list(losses.values())).sum()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        loss_scale, skipped = None, False
         if self.scaler is not None:
+            loss_scale = self.scaler.get_scale()
             self.scaler.scale(total).backward()
             self.scaler.unscale_(self.optimizer)
             norm = whole(nn.utils.clip_grad_norm_(parameters, self.experiment.optimizer.clip_norm))
             self.scaler.step(self.optimizer)  # skips the update where a gradient overflowed
             self.scaler.update()
+            skipped = self.scaler.get_scale() < loss_scale
         else:
             total.backward()
             norm = whole(nn.utils.clip_grad_norm_(parameters, self.experiment.optimizer.clip_norm))
@@ -163,9 +166,12 @@ class Trainer:
             self.start,
             float(averaged.sum()),
             rate,
-            float(norm),
+            float(norm) if bool(norm.isfinite()) else None,
+            data_seconds,
             time.perf_counter() - began,
             dict(zip(losses, averaged.tolist(), strict=True)),
+            loss_scale,
+            skipped,
         )
         self.start += 1
         return report
@@ -176,6 +182,12 @@ class Trainer:
         last = finished == self.experiment.iterations
         if rank() == 0:
             self.log.write(report)
+            if report.skipped:
+                logger.warning(
+                    "iteration %d: a gradient overflowed fp16 with the loss scaled by %g; the weights were not updated",
+                    report.step,
+                    report.loss_scale,
+                )
         elif not self.sharded:
             return
         if finished == self.stop or finished % self.experiment.save_every == 0:

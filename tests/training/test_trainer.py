@@ -12,7 +12,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,11 +24,13 @@ import training.train
 import training.trainer
 from odise_rt.errors import CheckpointError
 from tests.training.conftest import mini_experiment
+from training.batches import CachedBatches
 from training.checkpoints.own_format import load_checkpoint
 from training.experiment import Experiment, experiment
 from training.optimizer import build_optimizer
 from training.run_setup import starting_model
 from training.run_state import load_state, save_state, saved_states, trainer_state
+from training.training_step import StepInput, TrainingStep
 
 SCRIPT = Path(__file__).with_name("mini_run.py")
 ROOT = Path(__file__).parents[2]
@@ -57,7 +61,7 @@ def log(run: Path) -> dict[int, dict[str, float]]:
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines]
     assert steps == list(range(len(steps))), "each iteration once"
-    return {line["step"]: {k: v for k, v in line.items() if k != "seconds"} for line in lines}
+    return {line["step"]: {k: v for k, v in line.items() if "seconds" not in k} for line in lines}
 
 
 @pytest.fixture
@@ -458,6 +462,54 @@ def test_a_part_that_is_named_for_examples_must_be_there(
     assert training.train.main(arguments(mini_data, mini_frozen, tmp_path / "run", "--examples", "test")) == 1
     assert "panoptic_test.json does not exist" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mini", ["label-fp16"], indirect=True)
+def test_an_update_that_overflows_fp16_is_skipped_and_told(
+    mini: Experiment,
+    mini_data: Path,
+    mini_frozen: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0**127)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    run = tmp_path / "run"
+    assert training.train.main(arguments(mini_data, mini_frozen, run, "--until", "1", "--tensorboard")) == 0
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    line = json.loads((run / "log.jsonl").read_text(), parse_constant=refuse)
+    assert (line["gradient_norm"], line["loss_scale"], line["skipped"]) == (None, 2.0**127, True)
+    assert "iteration 0: a gradient overflowed fp16" in caplog.text
+
+
+def test_waiting_for_data_is_logged_apart(
+    mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    batches, forward = CachedBatches.batches, TrainingStep.forward
+
+    def slow_batches(self: CachedBatches, draws: Sequence[Sequence[int]]) -> Iterator[StepInput]:
+        nonlocal now
+        for batch in batches(self, draws):
+            now += 5
+            yield batch
+
+    def slow_forward(self: TrainingStep, batch: StepInput) -> dict[str, torch.Tensor]:
+        nonlocal now
+        now += 3
+        return forward(self, batch)
+
+    monkeypatch.setattr(CachedBatches, "batches", slow_batches)
+    monkeypatch.setattr(TrainingStep, "forward", slow_forward)
+    monkeypatch.setattr(training.trainer, "time", SimpleNamespace(perf_counter=lambda: now))
+    run = tmp_path / "run"
+    assert training.train.main(arguments(mini_data, mini_frozen, run, "--until", "2")) == 0
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [(line["data_seconds"], line["seconds"]) for line in lines] == [(5, 3), (5, 3)]
 
 
 def test_a_run_that_begins_anew_begins_its_log_anew(
