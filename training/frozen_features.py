@@ -36,6 +36,11 @@ class FrozenFeatures:
         """The same as float32 on a device."""
         return FrozenFeatures({name: array.to(device, torch.float32) for name, array in self.arrays.items()})
 
+    def split(self, parts: int) -> list[FrozenFeatures]:
+        """Those of equal numbers of views, in order; ``parts`` divides B."""
+        pieces = zip(*(array.chunk(parts) for array in self.arrays.values()), strict=True)
+        return [FrozenFeatures(dict(zip(self.arrays, piece, strict=True))) for piece in pieces]
+
 
 @dataclass(frozen=True)
 class FrozenNetwork:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from training.checkpoints.own_format import uninitialised_model
 from training.distributed import rank, world_size
@@ -90,6 +91,22 @@ def usable(step: nn.Module) -> Iterator[None]:
         yield
     finally:
         step.reshard()
+
+
+@contextlib.contextmanager
+def gradients_stay_local(wrapped: nn.Module) -> Iterator[None]:
+    """Add up gradients of a step in this process alone; the next backward pass outside shares the sums."""
+    if isinstance(wrapped, DistributedDataParallel):
+        with wrapped.no_sync():
+            yield
+    elif isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            wrapped.set_requires_gradient_sync(True)
+    else:
+        yield
 
 
 def whole(tensor: Tensor) -> Tensor:

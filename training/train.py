@@ -72,6 +72,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="With several processes: each holds the whole model (ddp), or a part of every tensor (fsdp).",
     )
     parser.add_argument(
+        "--micro-batches",
+        type=whole_number(1),
+        default=1,
+        help="Parts that each process divides its share of a batch into to save memory; gradients are those of the "
+        "whole. Not for caption supervision.",
+    )
+    parser.add_argument(
         "--examples",
         help="The part of the data set to draw example predictions of. Default: the first that is there of "
         f"{', '.join(EXAMPLE_SPLITS)}.",
@@ -213,6 +220,7 @@ def main(argv: Sequence[str]) -> int:
             arguments.tensorboard,
             arguments.parallel,
             origin,
+            arguments.micro_batches,
         )
         if arguments.resume:
             trainer.resume()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from training.losses import NonFiniteLossError
 from training.optimizer import build_optimizer
 from training.run_log import RunLog, StepReport
 from training.run_state import load_state, save_state, saved_states, trainer_state
-from training.sharding import Parallel, shard, usable, whole
+from training.sharding import Parallel, gradients_stay_local, shard, usable, whole
 from training.training_step import StepInput, TrainingStep
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class Trainer:
         tensorboard: bool = False,
         parallel: Parallel = "ddp",
         origin: Mapping[str, str] | None = None,
+        micro_batches: int = 1,
     ) -> None:
         """Prepare.
 
@@ -54,6 +57,8 @@ class Trainer:
             tensorboard: write curves to ``RUN/tensorboard`` too.
             parallel: how several processes share the work; of no meaning to a single one.
             origin: what else a run is made of, see :func:`training.run_state.run_origin`; checked when it is resumed.
+            micro_batches: parts that a process's share of a batch goes through the networks in, one after the other,
+                for gradients as of the whole; less memory, not another result.
         """
         self.origin = dict(origin or {})
         self.stop = experiment.iterations
@@ -72,6 +77,19 @@ class Trainer:
                 f"experiment {experiment.name!r} has batches of {uneven[0]}, which {world_size()} processes cannot "
                 "share evenly: start another number of them"
             )
+        shares = [phase.batch // world_size() for phase in experiment.phases]
+        undivided = [share for share in shares if share % micro_batches]
+        if undivided:
+            raise ConfigError(
+                f"experiment {experiment.name!r} gives each process {undivided[0]} pictures a step, which cannot be "
+                f"divided into {micro_batches} equal micro-batches: choose a divisor of {math.gcd(*shares)}"
+            )
+        if micro_batches > 1 and step.class_text is None:
+            raise ConfigError(
+                f"experiment {experiment.name!r} learns from captions, each of which is compared with all pictures of "
+                "the batch: no micro-batches; start more processes, or train with fewer pictures"
+            )
+        self.micro_batches = micro_batches
         self.sharded = world_size() > 1 and parallel == "fsdp"
         if self.sharded and experiment.optimizer.matrix_rate is not None:
             raise ConfigError(
@@ -140,20 +158,16 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("rate_scale", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
-        losses: dict[str, Tensor] = self.wrapped(batch)
-        total = torch.stack(list(losses.values())).sum()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        loss_scale, skipped = None, False
+        loss_scale, skipped = None if self.scaler is None else self.scaler.get_scale(), False
+        losses = self.accumulate(batch)
         if self.scaler is not None:
-            loss_scale = self.scaler.get_scale()
-            self.scaler.scale(total).backward()
             self.scaler.unscale_(self.optimizer)
             norm = whole(nn.utils.clip_grad_norm_(parameters, self.experiment.optimizer.clip_norm))
             self.scaler.step(self.optimizer)  # skips the update where a gradient overflowed
             self.scaler.update()
             skipped = self.scaler.get_scale() < loss_scale
         else:
-            total.backward()
             norm = whole(nn.utils.clip_grad_norm_(parameters, self.experiment.optimizer.clip_norm))
             if not bool(norm.isfinite()):
                 raise NonFiniteLossError(
@@ -161,7 +175,7 @@ class Trainer:
                     f"{list(batch.targets.image_ids)}: lower the learning rate or look at these images, then --resume"
                 )
             self.optimizer.step()
-        averaged = mean_over_processes(torch.stack([loss.detach() for loss in losses.values()]))
+        averaged = mean_over_processes(torch.stack(list(losses.values())))
         report = StepReport(
             self.start,
             float(averaged.sum()),
@@ -175,6 +189,20 @@ class Trainer:
         )
         self.start += 1
         return report
+
+    def accumulate(self, batch: StepInput) -> dict[str, Tensor]:
+        """Leave a batch's gradients, averaged over processes, with the parameters; returns this process's losses."""
+        sums: dict[str, Tensor] = {}
+        parts = batch.split(self.micro_batches)
+        for index, part in enumerate(parts):
+            last = index == len(parts) - 1
+            with contextlib.nullcontext() if last else gradients_stay_local(self.wrapped):
+                losses: dict[str, Tensor] = self.wrapped(part)
+                total = torch.stack(list(losses.values())).sum()
+                (total if self.scaler is None else self.scaler.scale(total)).backward()
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0) + loss.detach()
+        return sums
 
     def after_step(self, report: StepReport) -> None:
         """Log, and save and draw where it is time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,25 @@ class StepInput:
     """(B,) bool."""
     caption_context: Tensor | None = None
     """(B, T, context_dim) text encoder's output for the pictures' captions; conditioning "caption" only."""
+
+    def split(self, parts: int) -> list[StepInput]:
+        """Equal parts, in order, whose losses add up to those of the whole; ``parts`` divides B.
+
+        Not with caption words: the grounding loss compares all pictures of a batch.
+        """
+        assert parts == 1 or self.word_text is None
+        if parts == 1:
+            return [self]
+
+        def cut(tensor: Tensor | None) -> Sequence[Tensor | None]:
+            return [None] * parts if tensor is None else tensor.chunk(parts)
+
+        features = [None] * parts if self.features is None else self.features.split(parts)
+        columns = (self.targets.split(parts), cut(self.images), features, cut(self.caption_context))
+        return [
+            StepInput(self.side, targets, images, frozen, caption_context=context)
+            for targets, images, frozen, context in zip(*columns, strict=True)
+        ]
 
 
 class TrainingStep(nn.Module):

@@ -37,16 +37,18 @@ def mini_config() -> OdiseConfig:
 def mini_experiment(kind: str = "label", cached: bool = True) -> Experiment:
     """Five iterations: three on cached single windows, two on scenes of four windows.
 
-    ``kind`` is a variant, or ``variant-precision``; the latter recomputes activations too.
+    ``kind`` is a variant, ``variant-precision`` or ``variant-precision-batch``; the latter two recompute activations
+    too.
     """
-    variant, _, precision = kind.partition("-")
+    variant, precision, batch = (*kind.split("-"), "", "")[:3]
+    views = int(batch or 2)
     small = JitterOptions(target=SIDE, crop=SIDE, smallest=0.7, largest=1.3)
     large = JitterOptions(target=2 * SIDE, crop=2 * SIDE, smallest=0.7, largest=1.0)
     config = mini_config()
     return Experiment(
         name="mini",
         model=caption_variant(config) if variant == "caption" else config,
-        phases=(Phase(3, 2, small, 4 if cached else 0), Phase(2, 2, large, 0)),
+        phases=(Phase(3, views, small, 4 if cached else 0), Phase(2, views, large, 0)),
         criterion=CriterionOptions(points=PointOptions(points=64)),
         optimizer=OptimizerOptions(learning_rate=1e-3, warmup=0.2),
         precision=cast(Precision, precision or "fp32"),

@@ -175,6 +175,44 @@ def test_two_processes_equal_one(
         assert resumed["loss"] == pytest.approx(unbroken["loss"], rel=2e-3 if mini.precision == "fp32" else 0.1)
 
 
+@pytest.mark.parametrize("mini", ["label-fp32-4"], indirect=True)
+@pytest.mark.parametrize("parallel", [None, "ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_micro_batches_change_memory_not_the_course(
+    mini: Experiment, parallel: str | None, mini_data: Path, mini_frozen: Path, tmp_path: Path
+) -> None:
+    whole, split = tmp_path / "whole", tmp_path / "split"
+    assert training.train.main(arguments(mini_data, mini_frozen, whole, "--until", "4")) == 0
+    flags = arguments(mini_data, mini_frozen, split, "--until", "4", "--micro-batches", "2")
+    if parallel is None:
+        assert training.train.main(flags) == 0
+    else:
+        run_two_processes("label-fp32-4", [*flags, "--parallel", parallel])
+    assert_same_course(log(whole), log(split), 2e-5)
+
+
+@pytest.mark.parametrize(
+    ("mini", "parts", "message"),
+    [
+        ("label", "3", "gives each process 2 pictures a step, which cannot be divided into 3 equal micro-batches"),
+        ("caption", "2", "each of which is compared with all pictures of the batch"),
+    ],
+    indirect=["mini"],
+)
+def test_a_batch_that_cannot_be_divided_is_refused(
+    mini: Experiment,
+    parts: str,
+    message: str,
+    mini_data: Path,
+    mini_frozen: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    assert training.train.main(arguments(mini_data, mini_frozen, run, "--micro-batches", parts)) == 1
+    assert message in capsys.readouterr().err
+    assert not run.exists()
+
+
 def test_resuming_with_another_config_is_refused(
     mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

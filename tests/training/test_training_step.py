@@ -15,6 +15,7 @@ from training.data.coco_panoptic import CocoPanoptic
 from training.data.transforms import JitterOptions
 from training.data.views import TrainingViews
 from training.experiment import Precision
+from training.frozen_features import frozen_features
 from training.losses import Criterion, CriterionOptions, PointOptions
 from training.models.odise import Odise
 from training.optimizer import undecayed_names
@@ -44,10 +45,10 @@ def step_of(
     return TrainingStep(model, criterion, text, precision, recompute)
 
 
-def batch_of(data: Path, embedder: WordEmbedder | None = None) -> StepInput:
+def batch_of(data: Path, embedder: WordEmbedder | None = None, pictures: int = 2) -> StepInput:
     jitter = JitterOptions(target=SIDE, crop=SIDE, smallest=1.0, largest=1.0)
     views = TrainingViews(CocoPanoptic.from_root(data, "train"), CLASS_OF, jitter, seed=2)
-    return next(LiveBatches(views, SIDE, embedder, workers=0).batches([[0, 1]]))
+    return next(LiveBatches(views, SIDE, embedder, workers=0).batches([range(pictures)]))
 
 
 def gradients(step: TrainingStep, batch: StepInput) -> tuple[float, dict[str, torch.Tensor]]:
@@ -74,6 +75,25 @@ def test_recomputation_changes_memory_not_gradients(parts: tuple[Odise, WordEmbe
     assert again == loss
     for name, gradient in plain.items():
         assert torch.allclose(recomputed[name], gradient, rtol=1e-5, atol=1e-6), name
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_gradients_of_micro_batches_add_up(cached: bool, parts: tuple[Odise, WordEmbedder], mini_data: Path) -> None:
+    model, embedder = parts
+    batch = batch_of(mini_data, pictures=4)
+    if cached:
+        assert batch.images is not None
+        features = frozen_features(model, batch.images.float() / 255)
+        batch = dataclasses.replace(batch, images=None, features=features)
+    context = model.null_text_embedding.expand(4, -1, -1) + torch.arange(4.0)[:, None, None]
+    batch = dataclasses.replace(batch, caption_context=context)
+    step = step_of(model, embedder)
+    loss, whole = gradients(step, batch)
+    pieces = [gradients(step, part) for part in batch.split(4)]
+    assert sum(piece[0] for piece in pieces) == pytest.approx(loss, rel=1e-5)
+    for name, gradient in whole.items():
+        total = torch.stack([found[name] for _, found in pieces]).sum(0)
+        assert torch.allclose(total, gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max())), name
 
 
 def test_bf16_is_close_to_fp32(parts: tuple[Odise, WordEmbedder], mini_data: Path) -> None:

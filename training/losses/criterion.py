@@ -62,21 +62,41 @@ class CaptionWords:
     logit_scale: Tensor | float
 
 
-def classification_loss(class_logits: Tensor, labels: Tensor, void_weight: float) -> Tensor:
-    """Cross-entropy over K+1 classes with a small weight on void.
+@dataclass(frozen=True)
+class Divisors:
+    """What sums over a batch are divided by: means over the *global* batch.
 
-    The weighted mean is taken over the *global* batch, so that several processes give one process's gradient; the
-    published code divides by each process's own weight sum.
+    They follow from the numbers of segments alone, so that any split of a batch, over processes or in time, gives the
+    gradient of the whole; the published code divides by each process's own class weights.
+    """
+
+    segments: Tensor
+    """Segments of the batch, averaged over processes, at least 1."""
+    class_weight: Tensor
+    """Weights of all queries' classes, averaged over processes: each segment is matched while there are queries."""
+
+    @classmethod
+    def of_batch(cls, counts: Sequence[int], queries: int, void_weight: float, device: torch.device) -> Divisors:
+        """From the segments of each image of this process's batch, of which ``queries`` can be matched."""
+        matched = sum(min(count, queries) for count in counts)
+        weight = matched + void_weight * (len(counts) * queries - matched)
+        both = mean_over_processes(torch.tensor([float(sum(counts)), weight], device=device))
+        return cls(both[0].clamp(min=1.0), both[1].clamp(min=1e-6))
+
+
+def classification_loss(class_logits: Tensor, labels: Tensor, void_weight: float, class_weight: Tensor) -> Tensor:
+    """Cross-entropy over K+1 classes with a small weight on void.
 
     Args:
         class_logits: (B, Q, K+1).
         labels: (B, Q) int64, K for void.
         void_weight: weight of class K.
+        class_weight: divisor, see :class:`Divisors`.
     """
     void = class_logits.shape[-1] - 1
     weights = torch.where(labels == void, void_weight, 1.0)
     losses = F.cross_entropy(class_logits.float().flatten(0, 1), labels.flatten(), reduction="none")
-    return (losses * weights.flatten()).sum() / mean_over_processes(weights.sum()).clamp(min=1e-6)
+    return (losses * weights.flatten()).sum() / class_weight
 
 
 def matched_labels(class_logits: Tensor, targets: MaskTargets, matches: Matches) -> Tensor:
@@ -112,12 +132,14 @@ class Criterion:
         """
         if words is not None:
             targets = targets.class_agnostic()
-        device = predictions[0].mask_logits.device
-        masks = mean_over_processes(torch.tensor(float(sum(targets.counts)), device=device)).clamp(min=1.0)
+        classes = predictions[0].class_logits
+        divisors = Divisors.of_batch(
+            targets.batch_counts or targets.counts, classes.shape[1], self.options.weights.void, classes.device
+        )
         losses: dict[str, Tensor] = {}
         for stream, prediction in enumerate(predictions):
             suffix = "" if stream == 0 else f"/{stream - 1}"
-            for name, loss in self._losses_of(prediction, targets, words, masks, stream).items():
+            for name, loss in self._losses_of(prediction, targets, words, divisors, stream).items():
                 losses[name + suffix] = loss
         broken = [name for name, loss in losses.items() if not bool(loss.detach().isfinite())]
         if broken:
@@ -133,15 +155,18 @@ class Criterion:
         prediction: Prediction,
         targets: MaskTargets,
         words: CaptionWords | None,
-        masks: Tensor,
+        divisors: Divisors,
         stream: int,
     ) -> dict[str, Tensor]:
         weights = self.options.weights
         matches = self.matcher.match(prediction.class_logits, prediction.mask_logits, targets, stream)
         labels = matched_labels(prediction.class_logits, targets, matches)
-        mask, dice = matched_mask_losses(prediction.mask_logits, targets, matches, masks, self.options.points, stream)
+        mask, dice = matched_mask_losses(
+            prediction.mask_logits, targets, matches, divisors.segments, self.options.points, stream
+        )
+        classification = classification_loss(prediction.class_logits, labels, weights.void, divisors.class_weight)
         losses = {
-            "class": weights.classification * classification_loss(prediction.class_logits, labels, weights.void),
+            "class": weights.classification * classification,
             "mask": weights.mask * mask,
             "dice": weights.dice * dice,
         }

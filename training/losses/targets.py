@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,13 +26,32 @@ class MaskTargets:
     seeds: tuple[int, ...]
     """Seed of the random points of each image in this step: they depend on the sample, not on batch or process."""
 
+    batch_counts: tuple[int, ...] = ()
+    """Segments of each image of the whole batch, where these targets are a part of it."""
+
     def to(self, device: torch.device | str) -> MaskTargets:
         """The same targets on another device."""
-        return MaskTargets(self.masks.to(device), self.labels.to(device), self.counts, self.image_ids, self.seeds)
+        return replace(self, masks=self.masks.to(device), labels=self.labels.to(device))
 
     def class_agnostic(self) -> MaskTargets:
         """Every segment labelled 0 = "object", for caption supervision."""
-        return MaskTargets(self.masks, torch.zeros_like(self.labels), self.counts, self.image_ids, self.seeds)
+        return replace(self, labels=torch.zeros_like(self.labels))
+
+    def split(self, parts: int) -> list[MaskTargets]:
+        """Equal parts, in order, whose losses add up to those of the whole; ``parts`` divides B."""
+        size = len(self.counts) // parts
+        slices = [slice(first, first + size) for first in range(0, len(self.counts), size)]
+        return [
+            MaskTargets(
+                self.masks[part],
+                self.labels[part],
+                self.counts[part],
+                self.image_ids[part],
+                self.seeds[part],
+                batch_counts=self.counts,
+            )
+            for part in slices
+        ]
 
 
 def collate_targets(

@@ -15,7 +15,7 @@ from training.losses import (
     Prediction,
     collate_targets,
 )
-from training.losses.criterion import classification_loss
+from training.losses.criterion import Divisors, classification_loss
 from training.losses.targets import MaskTargets
 
 OPTIONS = CriterionOptions(points=PointOptions(points=64))
@@ -35,7 +35,22 @@ def test_classification_is_weighted_cross_entropy() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 5, 4), torch.tensor([[0, 3, 3, 2, 3], [3, 3, 1, 3, 3]])
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight=torch.tensor([1.0, 1.0, 1.0, 0.1]))
-    assert torch.allclose(classification_loss(logits, labels, 0.1), expected)
+    weight = Divisors.of_batch([2, 1], queries=5, void_weight=0.1, device=logits.device).class_weight
+    assert torch.allclose(classification_loss(logits, labels, 0.1, weight), expected)
+
+
+def test_losses_of_parts_add_up_to_those_of_the_batch() -> None:
+    torch.manual_seed(0)
+    targets = targets_of([2, 0, 9, 3], classes=4)  # the third has more segments than there are queries
+    masks, classes = torch.randn(4, 6, 8, 8), torch.randn(4, 6, 5)
+    whole = Criterion(OPTIONS)([Prediction(masks, classes)], targets)
+    for size in (1, 2):
+        sums = dict.fromkeys(whole, torch.zeros(()))
+        for part, *logits in zip(targets.split(4 // size), masks.split(size), classes.split(size), strict=True):
+            for name, loss in Criterion(OPTIONS)([Prediction(*logits)], part).items():
+                sums[name] = sums[name] + loss
+        for name, loss in whole.items():
+            torch.testing.assert_close(sums[name], loss)
 
 
 def test_names_weights_and_auxiliary_outputs() -> None:
