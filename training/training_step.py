@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from odise_rt.windows import window_grid
 from training.experiment import Precision
 from training.frozen_features import FrozenFeatures, frozen_features, pyramid_from_features
-from training.losses import CaptionWords, Criterion, MaskTargets, Prediction
+from training.losses import CaptionWords, Criterion, Prediction, SegmentTargets
 from training.models.mask_decoder import MaskPrediction
 from training.models.odise import Odise
 
@@ -35,7 +35,7 @@ class StepInput:
 
     side: int
     """Canvas side in pixels."""
-    targets: MaskTargets
+    targets: SegmentTargets
     images: Tensor | None = None
     """(B, 3, S, S) uint8, unless features are given."""
     features: FrozenFeatures | None = None
@@ -97,7 +97,7 @@ class TrainingStep(nn.Module):
             prediction = generator.predict(mask_features, refined, aux=True)
             predictions = [self.classified(head) for head in (prediction, *prediction.aux)]
             words = self.caption_words(batch, device)
-        return self.criterion(predictions, batch.targets.to(device), words)
+        return self.criterion(predictions, batch.targets.masks_on(device), words)
 
     def pyramid(self, batch: StepInput, device: torch.device) -> dict[str, Tensor]:
         """Stitched levels s2..s5."""
@@ -105,7 +105,7 @@ class TrainingStep(nn.Module):
             features = batch.features.to(device)
         else:
             assert batch.images is not None
-            features = frozen_features(self.model, batch.images.to(device).float() / 255.0)
+            features = frozen_features(self.model, batch.images.to(device, non_blocking=True).float() / 255.0)
         grid = window_grid(batch.side, batch.side, self.model.config.window)
         context = None if batch.caption_context is None else batch.caption_context.to(device)
         if self.gradient_checkpointing:

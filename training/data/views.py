@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from odise_rt.errors import DatasetError
 from training.data.picture_files import ImageId
 from training.data.transforms import JitterOptions, large_scale_jitter
-from training.losses.targets import MaskTargets, collate_targets
+from training.losses.targets import SegmentTargets, collate_targets
 from training.noun_phrases import caption_words
 
 _SEED_STRIDE = 2_147_483_647
@@ -159,17 +159,15 @@ class ViewBatch:
 
     images: Tensor
     """(B, 3, S, S) uint8."""
-    targets: MaskTargets
+    targets: SegmentTargets
     words: tuple[tuple[str, ...], ...]
     words_valid: Tensor
     """(B,) bool."""
     draws: tuple[int, ...]
 
-
-def segment_masks(segment_index: npt.NDArray[np.unsignedinteger], count: int) -> Tensor:
-    """(count, S, S) bool masks of a view's segments."""
-    index = torch.from_numpy(segment_index.astype(np.int32))  # PyTorch compares no uint16
-    return index[None] == torch.arange(1, count + 1, dtype=torch.int32)[:, None, None]
+    def pin_memory(self) -> ViewBatch:
+        """The same in page-locked memory; PyTorch's data loader calls it."""
+        return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory())
 
 
 def collate_views(views: Sequence[View], draws: Sequence[int], seed: int) -> ViewBatch:
@@ -182,7 +180,7 @@ def collate_views(views: Sequence[View], draws: Sequence[int], seed: int) -> Vie
     """
     images = torch.from_numpy(np.stack([view.image for view in views])).permute(0, 3, 1, 2)
     targets = collate_targets(
-        [segment_masks(view.segment_index, len(view.labels)) for view in views],
+        [torch.from_numpy(view.segment_index.astype(np.int32)) for view in views],  # PyTorch compares no uint16
         [torch.tensor(view.labels, dtype=torch.int64) for view in views],
         [view.image_id for view in views],
         [draw_seed(seed, draw) for draw in draws],

@@ -9,7 +9,7 @@ from training.losses.criterion import (
 )
 from training.losses.mask_losses import PointOptions
 from training.losses.matcher import NonFiniteLossError
-from training.losses.targets import MaskTargets, collate_targets
+from training.losses.targets import MaskTargets, SegmentTargets, collate_targets
 
 __all__ = [
     "CaptionWords",
@@ -20,5 +20,6 @@ __all__ = [
     "NonFiniteLossError",
     "PointOptions",
     "Prediction",
+    "SegmentTargets",
     "collate_targets",
 ]

@@ -80,7 +80,7 @@ class HungarianMatcher:
             [seeded_uniform(seed, stream, (1, self.points, 2), device) for seed in targets.seeds]
         )  # (B, P, 2)
         predicted = sample_at_points(mask_logits.float(), points)
-        wanted = sample_at_points(targets.masks.float(), points)
+        wanted = sample_at_points(targets.masks, points)
         cross_entropy, dice = pairwise_mask_costs(predicted, wanted)
         probability = class_logits.float().softmax(-1)  # (B, Q, K+1)
         labels = targets.labels[:, None].expand(-1, probability.shape[1], -1)

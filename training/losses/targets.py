@@ -1,4 +1,4 @@
-"""Ground truth of a batch in the form that matcher and criterion read."""
+"""Ground truth of a batch: as it travels to the device, and in the form that matcher and criterion read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class MaskTargets:
     """Segments of B images, padded to the largest count M of the batch."""
 
     masks: Tensor
-    """(B, M, H, W) bool on the padded canvas; rows from ``counts[b]`` on are empty padding."""
+    """(B, M, H, W) on the padded canvas, 0 or 1 in float32; rows from ``counts[b]`` on are empty padding."""
     labels: Tensor
     """(B, M) int64 class index of each segment; padding holds 0."""
     counts: tuple[int, ...]
@@ -25,25 +25,51 @@ class MaskTargets:
     """Data set ids, named in errors."""
     seeds: tuple[int, ...]
     """Seed of the random points of each image in this step: they depend on the sample, not on batch or process."""
-
     batch_counts: tuple[int, ...] = ()
     """Segments of each image of the whole batch, where these targets are a part of it."""
-
-    def to(self, device: torch.device | str) -> MaskTargets:
-        """The same targets on another device."""
-        return replace(self, masks=self.masks.to(device), labels=self.labels.to(device))
 
     def class_agnostic(self) -> MaskTargets:
         """Every segment labelled 0 = "object", for caption supervision."""
         return replace(self, labels=torch.zeros_like(self.labels))
 
-    def split(self, parts: int) -> list[MaskTargets]:
+
+@dataclass(frozen=True)
+class SegmentTargets:
+    """What :class:`MaskTargets` are made from, in a fraction of the bytes: processes and devices pass it on."""
+
+    segment_index: Tensor
+    """(B, H, W) int32 on the padded canvas: 0 = no segment, else 1 + index into the image's labels."""
+    labels: Tensor
+    """(B, M) int64, and all else as in :class:`MaskTargets`."""
+    counts: tuple[int, ...]
+    image_ids: tuple[ImageId, ...]
+    seeds: tuple[int, ...]
+    batch_counts: tuple[int, ...] = ()
+
+    def pin_memory(self) -> SegmentTargets:
+        """The same in page-locked memory, from which copies to a GPU need not be waited for."""
+        return replace(self, segment_index=self.segment_index.pin_memory(), labels=self.labels.pin_memory())
+
+    def masks_on(self, device: torch.device | str) -> MaskTargets:
+        """A mask for each segment, made on a device."""
+        index = self.segment_index.to(device, non_blocking=True)
+        numbers = torch.arange(1, self.labels.shape[1] + 1, dtype=index.dtype, device=device)
+        return MaskTargets(
+            (index[:, None] == numbers[:, None, None]).float(),
+            self.labels.to(device, non_blocking=True),
+            self.counts,
+            self.image_ids,
+            self.seeds,
+            self.batch_counts,
+        )
+
+    def split(self, parts: int) -> list[SegmentTargets]:
         """Equal parts, in order, whose losses add up to those of the whole; ``parts`` divides B."""
         size = len(self.counts) // parts
         slices = [slice(first, first + size) for first in range(0, len(self.counts), size)]
         return [
-            MaskTargets(
-                self.masks[part],
+            SegmentTargets(
+                self.segment_index[part],
                 self.labels[part],
                 self.counts[part],
                 self.image_ids[part],
@@ -55,21 +81,18 @@ class MaskTargets:
 
 
 def collate_targets(
-    masks: Sequence[Tensor], labels: Sequence[Tensor], image_ids: Sequence[ImageId], seeds: Sequence[int]
-) -> MaskTargets:
+    indices: Sequence[Tensor], labels: Sequence[Tensor], image_ids: Sequence[ImageId], seeds: Sequence[int]
+) -> SegmentTargets:
     """Stack per-image segments.
 
     Args:
-        masks: one (M_b, H, W) bool for each image, all of the same H, W.
+        indices: one (H, W) int32 for each image, all of the same H, W: 0, or 1 + index of a segment.
         labels: one (M_b,) int64 for each image.
         image_ids: data set ids.
         seeds: seeds of the images' random points.
     """
-    most = max(1, *(len(m) for m in masks)) if masks else 1
-    height, width = masks[0].shape[-2:]
-    padded_masks = torch.zeros(len(masks), most, height, width, dtype=torch.bool, device=masks[0].device)
-    padded_labels = torch.zeros(len(masks), most, dtype=torch.int64, device=masks[0].device)
-    for index, (mask, label) in enumerate(zip(masks, labels, strict=True)):
-        padded_masks[index, : len(mask)] = mask
-        padded_labels[index, : len(label)] = label
-    return MaskTargets(padded_masks, padded_labels, tuple(len(m) for m in masks), tuple(image_ids), tuple(seeds))
+    counts = tuple(len(label) for label in labels)
+    padded = torch.zeros(len(labels), max(1, *counts), dtype=torch.int64)
+    for row, label in zip(padded, labels, strict=True):
+        row[: len(label)] = label
+    return SegmentTargets(torch.stack(list(indices)), padded, counts, tuple(image_ids), tuple(seeds))

@@ -11,7 +11,7 @@ import torch
 from odise_rt.errors import DatasetError
 from training.data import views
 from training.data.transforms import JitterOptions
-from training.data.views import EpochOrder, TrainingViews, View, collate_views, draw_seed, segment_masks
+from training.data.views import EpochOrder, TrainingViews, View, collate_views, draw_seed
 
 JITTER = JitterOptions(target=32, crop=32, smallest=1.0, largest=1.0, flip=0.0)
 
@@ -69,8 +69,8 @@ def test_every_one_of_many_segments_is_a_target(monkeypatch: pytest.MonkeyPatch)
         image_id=1, image=np.zeros((32, 32, 3), np.uint8), segment_map=ids, segments=segments, captions=[]
     )
     view = TrainingViews([example], {1: 0}, JITTER, seed=0)[0]
-    masks = segment_masks(view.segment_index, len(view.labels))
-    assert masks.sum(dim=(1, 2)).tolist() == [1] * 300
+    masks = collate_views([view], [0], seed=0).targets.masks_on("cpu").masks
+    assert masks.sum(dim=(2, 3)).tolist() == [[1] * 300]
     monkeypatch.setattr(views, "MAX_SEGMENTS", 299)
     with pytest.raises(DatasetError, match="image id 1 has more than 299 segments"):
         TrainingViews([example], {1: 0}, JITTER, seed=0)[0]
@@ -104,10 +104,23 @@ def test_collation_pads_to_the_largest_count() -> None:
     none = View(image, np.zeros_like(index), (), ("x", "y"), True, 2)
     batch = collate_views([none, two], [11, 12], seed=3)
     assert batch.images.shape == (2, 3, 8, 8)
-    assert batch.targets.masks.shape == (2, 2, 8, 8)
+    masks = batch.targets.masks_on("cpu").masks
+    assert masks.dtype == torch.float32, "what the losses sample"
+    expected = np.stack([np.zeros((2, 8, 8)), np.stack([index == 1, index == 2])])
+    assert masks.tolist() == expected.tolist()
     assert batch.targets.counts == (0, 2)
     assert batch.targets.labels.tolist() == [[0, 0], [5, 6]]
     assert batch.targets.seeds == (draw_seed(3, 11), draw_seed(3, 12))
     assert batch.words_valid.tolist() == [True, False]
-    assert torch.equal(batch.targets.masks[1], segment_masks(index, 2))
-    assert batch.targets.masks[1, 0].sum() == 16
+
+
+def test_a_batch_is_small_and_pinned_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers send it through shared memory, where a mask for each segment would be a hundred times the map of them."""
+    view = View(np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint16), (0,) * 100, (), False, 1)
+    batch = collate_views([view, view], [0, 1], seed=3)
+    pinned: list[int] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor.nbytes) or tensor)
+    again = batch.pin_memory()
+    assert again.draws == batch.draws
+    pixels = 2 * 32 * 32
+    assert sorted(pinned) == sorted([3 * pixels, 4 * pixels, 2 * 100 * 8])

@@ -16,15 +16,19 @@ from training.losses import (
     collate_targets,
 )
 from training.losses.criterion import Divisors, classification_loss
-from training.losses.targets import MaskTargets
+from training.losses.targets import MaskTargets, SegmentTargets
 
 OPTIONS = CriterionOptions(points=PointOptions(points=64))
 
 
 def targets_of(counts: list[int], classes: int) -> MaskTargets:
+    return segments_of(counts, classes).masks_on("cpu")
+
+
+def segments_of(counts: list[int], classes: int) -> SegmentTargets:
     generator = torch.Generator().manual_seed(1)
     return collate_targets(
-        [torch.rand(n, 16, 16, generator=generator) > 0.5 for n in counts],
+        [torch.randint(0, n + 1, (16, 16), generator=generator) for n in counts],
         [torch.randint(0, classes, (n,), generator=generator) for n in counts],
         [100 + i for i in range(len(counts))],
         list(range(len(counts))),
@@ -41,13 +45,13 @@ def test_classification_is_weighted_cross_entropy() -> None:
 
 def test_losses_of_parts_add_up_to_those_of_the_batch() -> None:
     torch.manual_seed(0)
-    targets = targets_of([2, 0, 9, 3], classes=4)  # the third has more segments than there are queries
+    segments = segments_of([2, 0, 9, 3], classes=4)  # the third has more segments than there are queries
     masks, classes = torch.randn(4, 6, 8, 8), torch.randn(4, 6, 5)
-    whole = Criterion(OPTIONS)([Prediction(masks, classes)], targets)
+    whole = Criterion(OPTIONS)([Prediction(masks, classes)], segments.masks_on("cpu"))
     for size in (1, 2):
         sums = dict.fromkeys(whole, torch.zeros(()))
-        for part, *logits in zip(targets.split(4 // size), masks.split(size), classes.split(size), strict=True):
-            for name, loss in Criterion(OPTIONS)([Prediction(*logits)], part).items():
+        for part, *logits in zip(segments.split(4 // size), masks.split(size), classes.split(size), strict=True):
+            for name, loss in Criterion(OPTIONS)([Prediction(*logits)], part.masks_on("cpu")).items():
                 sums[name] = sums[name] + loss
         for name, loss in whole.items():
             torch.testing.assert_close(sums[name], loss)
@@ -86,9 +90,10 @@ def test_an_empty_mask_is_a_target_like_any_other() -> None:
 
 def test_learning_moves_all_losses_down() -> None:
     torch.manual_seed(0)
-    halves = torch.zeros(2, 16, 16, dtype=torch.bool)
-    halves[0, :, :8] = halves[1, 4:12, 8:] = True
-    targets = collate_targets([halves, halves[:1]], [torch.tensor([0, 2]), torch.tensor([1])], [1, 2], [1, 2])
+    half, both = torch.zeros(16, 16, dtype=torch.int32), torch.zeros(16, 16, dtype=torch.int32)
+    half[:, :8] = both[:, :8] = 1
+    both[4:12, 8:] = 2
+    targets = collate_targets([both, half], [torch.tensor([0, 2]), torch.tensor([1])], [1, 2], [1, 2]).masks_on("cpu")
     masks, classes = torch.randn(2, 4, 16, 16, requires_grad=True), torch.zeros(2, 4, 4, requires_grad=True)
     optimizer = torch.optim.Adam([masks, classes], lr=0.3)
     history = []

@@ -15,9 +15,9 @@ from training.losses.targets import MaskTargets, collate_targets
 
 def random_targets(counts: list[int], classes: int, side: int = 16) -> MaskTargets:
     generator = torch.Generator().manual_seed(5)
-    masks = [torch.rand(count, side, side, generator=generator) > 0.6 for count in counts]
+    indices = [torch.randint(0, count + 1, (side, side), generator=generator) for count in counts]
     labels = [torch.randint(0, classes, (count,), generator=generator) for count in counts]
-    return collate_targets(masks, labels, list(range(10, 10 + len(counts))), list(range(len(counts))))
+    return collate_targets(indices, labels, list(range(10, 10 + len(counts))), list(range(len(counts)))).masks_on("cpu")
 
 
 def test_finds_the_cheapest_assignment() -> None:
@@ -28,7 +28,7 @@ def test_finds_the_cheapest_assignment() -> None:
     for image, count in enumerate(targets.counts):
         points = seeded_uniform(targets.seeds[image], 0, (1, 64, 2), torch.device("cpu"))
         predicted = sample_at_points(mask_logits[image : image + 1], points)[0]
-        wanted = sample_at_points(targets.masks[image : image + 1, :count].float(), points)[0]
+        wanted = sample_at_points(targets.masks[image : image + 1, :count], points)[0]
         costs = torch.zeros(5, count)
         for query, segment in itertools.product(range(5), range(count)):
             probability = predicted[query].sigmoid()
@@ -52,7 +52,7 @@ def test_a_perfect_prediction_is_matched_to_its_segment() -> None:
     masks = torch.zeros(1, 3, 32, 32, dtype=torch.bool)
     for index in range(3):
         masks[0, index, 10 * index : 10 * index + 10] = True
-    targets = MaskTargets(masks, torch.tensor([[2, 0, 1]]), (3,), (7,), (1,))
+    targets = MaskTargets(masks.float(), torch.tensor([[2, 0, 1]]), (3,), (7,), (1,))
     mask_logits = torch.where(masks[:, [1, 2, 0]], 20.0, -20.0)
     class_logits = torch.zeros(1, 3, 4)
     matches = HungarianMatcher(points=500).match(class_logits, mask_logits, targets)
