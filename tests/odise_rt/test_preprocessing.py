@@ -245,8 +245,8 @@ def test_decompression_bomb_by_pillows_measure_is_refused(side: int) -> None:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_no_format_decodes_before_its_size_is_checked(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     _register_plugins()
-    if kind not in Image.OPEN:
-        pytest.skip(f"Requires: a Pillow that reads {kind}")
+    if kind == "HEIF" and kind not in Image.OPEN:
+        pytest.skip("Requires: the package pi-heif (extra 'heif')")
     # No plugin here writes HEIF.
     data = (FIXTURES / "quarters.heic").read_bytes() if kind == "HEIF" else encoded(Image.new("RGB", (64, 64)), kind)
     with Image.open(io.BytesIO(data)) as opened:

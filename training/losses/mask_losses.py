@@ -87,7 +87,7 @@ def matched_mask_losses(
     if len(predicted) == 0:
         nothing = mask_logits.sum(dtype=torch.float32) * 0.0  # in fp16 the sum of large maps overflows
         return nothing, nothing
-    wanted = targets.masks[matches.image, matches.segment].float()  # (N, H, W)
+    wanted = targets.masks[matches.image, matches.segment]  # (N, H, W)
     with torch.no_grad():
         points = loss_points(predicted, matches.image, targets.seeds, options, stream)
         labels = sample_at_points(wanted[:, None], points)[:, 0]  # (N, P)

@@ -70,9 +70,9 @@ def test_names_weights_and_auxiliary_outputs() -> None:
 def test_an_empty_mask_is_a_target_like_any_other() -> None:
     """It gets a query, which learns its class and an empty mask, and it counts in the divisor."""
     torch.manual_seed(0)
-    half = torch.zeros(16, 16, dtype=torch.bool)
-    half[:, :8] = True
-    targets = collate_targets([torch.stack([half, torch.zeros_like(half)])], [torch.tensor([0, 2])], [1], [1])
+    index = torch.zeros(16, 16, dtype=torch.int32)
+    index[:, :8] = 1
+    targets = collate_targets([index], [torch.tensor([0, 2])], [1], [1]).masks_on("cpu")
     masks, classes = torch.randn(1, 4, 16, 16, requires_grad=True), torch.zeros(1, 4, 4, requires_grad=True)
     optimizer = torch.optim.Adam([masks, classes], lr=0.3)
     criterion = Criterion(OPTIONS)
