@@ -56,12 +56,12 @@ def test_loss_points_mix_uncertain_and_uniform() -> None:
 
 
 def test_perfect_and_opposite_masks() -> None:
-    masks = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
-    masks[..., :16] = True
+    masks = torch.zeros(1, 1, 32, 32)
+    masks[..., :16] = 1
     targets, matches = one_match(masks)
     # All points uniform: the most uncertain ones sit on the edge, where even a perfect mask is half right.
     options = PointOptions(points=512, importance_ratio=0.0)
-    good = torch.where(masks, 30.0, -30.0)
+    good = 60 * masks - 30
     cross_entropy, dice = matched_mask_losses(good, targets, matches, 1.0, options, 0)
     worse_cross_entropy, worse_dice = matched_mask_losses(-good, targets, matches, 1.0, options, 0)
     assert float(cross_entropy) < 0.5 < 20 < float(worse_cross_entropy)
@@ -69,9 +69,9 @@ def test_perfect_and_opposite_masks() -> None:
 
 
 def test_values_of_a_uniform_prediction() -> None:
-    masks = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    masks = torch.ones(1, 1, 8, 8)
     targets, matches = one_match(masks)
-    targets = MaskTargets(torch.ones(1, 1, 512, 512, dtype=torch.bool), targets.labels, (1,), (1,), (3,))
+    targets = MaskTargets(torch.ones(1, 1, 512, 512), targets.labels, (1,), (1,), (3,))
     logits = torch.zeros(1, 1, 8, 8)
     cross_entropy, dice = matched_mask_losses(logits, targets, matches, 2.0, PointOptions(points=1000), 0)
     assert float(cross_entropy) == pytest.approx(0.6931 / 2, abs=1e-3)
