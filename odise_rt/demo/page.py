@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from odise_rt.demo.session import MAX_TEXT, Controls, Words, Workbench
-from odise_rt.errors import OdiseError
+from odise_rt.errors import InputError, OdiseError
 from odise_rt.vocabulary import BUILTIN
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ A **new line** or `;` ends a class, a `,` separates its synonyms; the first one 
 Without `thing:` or `stuff:`, words such as *sky*, *grass*, *road* or *wall* are stuff, all others are things. Any words
 go; those of the training count as *seen* and trust the diffusion classifier more, others trust CLIP more.
 """
-_FAILED = "() => window.dispatchEvent(new Event('odise-failed'))"
-_ASKED = "(...values) => { window.dispatchEvent(new Event('odise-asked')); return values; }"
+_CHANGED = "() => { window.dispatchEvent(new Event('odise-changed')); }"
+_FAILED = "() => { window.dispatchEvent(new CustomEvent('odise-failed', { detail: '%s' })); }"
 _TOGGLE_THEME = "() => { document.body.classList.toggle('dark'); }"
 
 
@@ -102,25 +102,25 @@ def build_page(bench: Workbench) -> "gradio.Blocks":
                     elem_id="stage",
                     examples=[{"title": e.title, "thumbnail": e.thumbnail} for e in bench.examples],
                 )
-        token = gr.State("", time_to_live=24 * 3600)
         settings = [words, lists, compare, other_words, other_lists, mode, *sliders]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
         theme.click(None, js=_TOGGLE_THEME, api_visibility="private")
-        taken = stage.picture(_on_picture(bench), settings, [stage, token, words], concurrency_limit=4, **quiet)
-        renamed = gr.on(
+        # The stage asks for one picture at a time, and for names again when the last answer is there: with Gradio's own
+        # modes for events in the meantime, they would be lost or come with the data of the first one.
+        find = stage.find(_on_find(bench), None, stage, trigger_mode="multiple", concurrency_limit=1, **quiet)
+        name = stage.name(
+            _on_name(bench), settings, [stage, words], trigger_mode="multiple", concurrency_limit=4, **quiet
+        )
+        find.failure(None, js=_FAILED % "find", api_visibility="private")
+        name.failure(None, js=_FAILED % "name", api_visibility="private")
+        gr.on(
             [apply.click, words.submit, words.blur, other_words.submit, other_words.blur]
             + [control.change for control in (lists, compare, other_lists, mode, *sliders)],
-            _on_settings(bench),
-            [token, *settings],
-            stage,
-            js=_ASKED,
-            trigger_mode="always_last",
-            concurrency_limit=4,
-            **quiet,
+            None,
+            js=_CHANGED,
+            api_visibility="private",
         )
-        for event in (taken, renamed):
-            event.failure(None, js=_FAILED, api_visibility="private")
         compare.change(lambda on: gr.Group(visible=on), compare, second, **quiet)
         mode.change(lambda kind: gr.Slider(visible=kind == "instance"), mode, sliders[-1], **quiet)
         values = [slider.value for slider in sliders]
@@ -197,43 +197,48 @@ def _controls(
     )
 
 
-def _on_picture(bench: Workbench) -> Any:
+def _on_find(bench: Workbench) -> Any:
     import gradio as gr
 
-    def on_picture(event: gr.EventData, request: gr.Request, *settings: Any) -> tuple[Any, Any, Any]:
-        """A picture was sent or an example taken: run the network and show what it finds."""
-        token, words = "", gr.skip()
+    def on_find(event: gr.EventData, request: gr.Request) -> Any:
+        """A picture was sent or an example is wanted: run the network. The settings play no part in it."""
         try:
-            chosen = event._data or {}
-            if "example" in chosen:
-                picture, example = bench.add_example(int(chosen["example"]))
-                if example.words is not None:
-                    words = example.words
-                    settings = (example.words, *settings[1:])
+            asked = event._data or {}
+            if "example" in asked:
+                picture = bench.add_example(int(asked["example"]))
             else:
-                picture = bench.store.get(str(chosen.get("token")))
+                picture = bench.store.get(str(asked.get("token")))
             bench.store.get(picture.token, owner=request.session_hash)
-            token = picture.token
-            return _answer(bench.show(picture, _controls(*settings))), token, words
+            return gr.HTML(found=_answer({"token": picture.token, "ran": bench.masks(picture)[1]}))
         except Exception as exc:
-            return _answer({"error": _message(exc)}), token or gr.skip(), words
+            return gr.HTML(found=_answer({"error": _message(exc)}))
 
-    return on_picture
+    return on_find
 
 
-def _on_settings(bench: Workbench) -> Any:
+def _on_name(bench: Workbench) -> Any:
     import gradio as gr
 
-    def on_settings(token: str, *settings: Any) -> Any:
-        """Something was set: name the masks again; the network does not run."""
-        if not token:
-            return gr.skip()
-        try:
-            return _answer(bench.show(bench.store.get(token), _controls(*settings)))
-        except Exception as exc:
-            return _answer({"error": _message(exc)})
+    # Words that come from the page itself give way to those of an example; a visitor's own do not.
+    replaceable = {"", STARTING_WORDS, *(example.words for example in bench.examples)}
 
-    return on_settings
+    def on_name(event: gr.EventData, request: gr.Request, *settings: Any) -> tuple[Any, Any]:
+        """A picture is to be shown, or something was set: name its masks; the network does not run again."""
+        words = gr.skip()
+        try:
+            asked = event._data or {}
+            picture = bench.store.get(str(asked.get("token")), owner=request.session_hash)
+        except InputError as exc:
+            return _answer({"error": _message(exc), "gone": True}), words
+        try:
+            if "example" in asked and str(settings[0]).strip() in replaceable:
+                words = bench.examples[int(asked["example"])].words or words
+                settings = (words, *settings[1:])
+            return _answer(bench.show(picture, _controls(*settings))), words
+        except Exception as exc:
+            return _answer({"error": _message(exc)}), words
+
+    return on_name
 
 
 def _answer(content: dict[str, Any]) -> dict[str, Any]:

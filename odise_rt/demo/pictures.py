@@ -113,7 +113,7 @@ class PictureStore:
     def __init__(
         self,
         max_bytes: int = 1 << 30,
-        max_per_owner: int = 3,
+        max_per_owner: int = 30,
         idle_seconds: float = 3600.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

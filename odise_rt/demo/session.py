@@ -162,13 +162,13 @@ class Workbench:
             raise ImageError(str(exc).partition(", or raise ")[0]) from exc
         return self.store.add(Picture(name, pixels))
 
-    def add_example(self, index: int) -> tuple[Picture, Example]:
+    def add_example(self, index: int) -> Picture:
         """Take an example picture by its position."""
         if not 0 <= index < len(self.examples):
             raise InputError(f"there is no example {index}: reload the page")
         example = self.examples[index]
         pixels = load_image(example.path, self.max_pixels)
-        return self.store.add(Picture(example.path.name, pixels)), example
+        return self.store.add(Picture(example.path.name, pixels))
 
     # ---- masks and names -----------------------------------------------------------------------------------------
 

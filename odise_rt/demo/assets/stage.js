@@ -26,12 +26,7 @@ function complain(message) {
   find(".banner-text").textContent = message || "";
 }
 
-// The whole stage waits for masks; names change beside what is shown, and only say so if they take their time.
-const PATIENCE = 400; // milliseconds
-let waiting = 0;
-
 function busy(text, aside = false) {
-  clearTimeout(waiting);
   find(".busy").hidden = !text;
   find(".busy").classList.toggle("aside", aside);
   find(".busy-text").textContent = text || "";
@@ -39,45 +34,187 @@ function busy(text, aside = false) {
 }
 
 find(".banner-close").addEventListener("click", () => complain(""));
-// Sent by the page when it asks the server for other names.
-window.addEventListener("odise-asked", () => {
-  if (root.dataset.phase !== "shown" || root.getAttribute("aria-busy") === "true") return;
-  clearTimeout(waiting);
-  waiting = setTimeout(() => busy("Naming …", true), PATIENCE);
-});
-// Sent by the page when an event failed without an answer, as when the server is gone or its queue is full.
-window.addEventListener("odise-failed", () => {
-  busy("");
-  complain("The server did not answer: it may be stopped or have too much to do. Try again in a moment.");
-});
 
 // ---- pictures come in ------------------------------------------------------------------------------------------
 
-async function take(file) {
+// A picture is "waiting" for its turn, at "work" until the server has its masks, then "ready"; or it has "failed", and is
+// tried again when it is chosen. One is at work at a time, the chosen one before others.
+const pictures = [];
+let chosen = null; // to be shown as soon as it can be
+let current = null; // what is shown
+let working = null;
+let asking = null; // whose names the server was asked for
+let askAgain = false;
+let changed = false; // whether something was set since what is shown was asked for
+
+function add(added) {
+  if (!added.length) return;
+  for (const picture of added) {
+    Object.assign(picture, { state: "waiting", step: "Waiting …", token: "", ran: false });
+    pictures.push(picture);
+    picture.item = makeItem(picture);
+  }
+  choose(added[0]);
+}
+
+function choose(picture) {
   complain("");
-  busy(`Sending ${file.name || "the picture"} …`);
+  chosen = picture;
+  if (picture.state === "failed") picture.state = "waiting";
+  name();
+  work();
+  chosen.item.scrollIntoView({ block: "nearest", inline: "nearest" });
+}
+
+async function work() {
+  if (!working) {
+    working = chosen?.state === "waiting" ? chosen : pictures.find((picture) => picture.state === "waiting") || null;
+    if (working) prepare(working);
+  }
+  tell();
+}
+
+async function prepare(picture) {
+  picture.state = "work";
   try {
-    const answer = await fetch(address("odise/pictures"), {
-      method: "POST",
-      headers: {
-        "Content-Type": "application/octet-stream",
-        "X-Odise-Picture": encodeURIComponent(file.name || "picture"),
-      },
-      body: file,
-    });
-    const content = await answer.json().catch(() => ({}));
-    if (!answer.ok || !content.token) throw new Error(content.error || `the server answered ${answer.status}`);
-    busy("Finding masks …");
-    trigger("picture", { token: content.token });
+    if (picture.file) {
+      picture.step = `Sending ${picture.name} …`;
+      picture.token = await send(picture.file, picture.name);
+    }
+    picture.step = "Finding masks …";
+    tell();
+    trigger("find", picture.file ? { token: picture.token } : { example: picture.example });
   } catch (error) {
-    busy("");
-    complain(error instanceof TypeError ? "The server cannot be reached: it may be stopped." : error.message);
+    found({ error: error instanceof TypeError ? "The server cannot be reached: it may be stopped." : error.message });
   }
 }
 
+async function send(file, name) {
+  const answer = await fetch(address("odise/pictures"), {
+    method: "POST",
+    headers: { "Content-Type": "application/octet-stream", "X-Odise-Picture": encodeURIComponent(name) },
+    body: file,
+  });
+  const content = await answer.json().catch(() => ({}));
+  if (!answer.ok || !content.token) throw new Error(content.error || `the server answered ${answer.status}`);
+  return content.token;
+}
+
+function found(answer) {
+  const picture = working;
+  if (!picture) return;
+  working = null;
+  if (answer.error) {
+    fail(picture, answer.error);
+  } else {
+    Object.assign(picture, { state: "ready", token: answer.token, ran: answer.ran });
+    if (picture === chosen) name();
+  }
+  work();
+}
+
+function fail(picture, message) {
+  picture.state = "failed";
+  picture.item.title = `${picture.name}: ${message}`;
+  if (picture !== chosen) return;
+  complain(message);
+  chosen = current || pictures.find((other) => other.state !== "failed") || null;
+  if (chosen !== current || changed) name();
+}
+
+// Ask for the names of the chosen picture with what is set now; again after the answer if that changed meanwhile.
+function name() {
+  if (chosen?.state !== "ready") return;
+  askAgain = asking !== null;
+  if (asking) return;
+  asking = chosen;
+  changed = false;
+  trigger("name", { token: asking.token, ...(asking.bringsWords && { example: asking.example }) });
+  tell();
+}
+
+function named(answer) {
+  const picture = asking;
+  if (!picture) return;
+  asking = null;
+  if (answer.gone && !picture.gone) {
+    Object.assign(picture, { state: "waiting", step: "Waiting …", gone: true }); // sent again, but not for ever
+    work();
+  } else if (answer.gone) {
+    fail(picture, answer.error);
+  } else if (picture === chosen) {
+    picture.gone = false;
+    picture.bringsWords = false;
+    if (answer.error) complain(answer.error);
+    else show(answer, picture);
+  }
+  if (askAgain || picture !== chosen) name();
+  tell();
+}
+
+// The whole stage waits for another picture; names change beside what is shown, and only say so if they take their time.
+const PATIENCE = 400; // milliseconds
+let patience = 0;
+
+// Say what is going on: in the list, and over the stage.
+function tell() {
+  clearTimeout(patience);
+  if (chosen && chosen.state !== "ready" && chosen.state !== "failed") busy(chosen.step);
+  else if (!asking) busy("");
+  else if (chosen !== current) busy("Naming …");
+  else patience = setTimeout(() => busy("Naming …", true), PATIENCE);
+  find(".pictures").hidden = pictures.length < 2;
+  const at = pictures.indexOf(chosen);
+  const left = pictures.filter((picture) => picture.state === "waiting" || picture.state === "work").length;
+  find(".pictures-place").textContent = `${at + 1} of ${pictures.length}${left ? `, ${left} in work` : ""}`;
+  find(".previous").disabled = at <= 0;
+  find(".next").disabled = at + 1 >= pictures.length;
+  for (const picture of pictures) {
+    picture.item.dataset.state = picture.state;
+    picture.item.setAttribute("aria-current", String(picture === chosen));
+    picture.item.setAttribute("aria-label", `${picture.name}, ${STATES[picture.state]}`);
+    if (picture.state !== "failed") picture.item.title = picture.name;
+  }
+}
+
+const STATES = { waiting: "waiting", work: "in work", ready: "ready", failed: "failed: try again" };
+
+function makeItem(picture) {
+  const item = make("button", "picture");
+  item.type = "button";
+  const image = make("img");
+  image.src = picture.thumbnail || URL.createObjectURL(picture.file);
+  image.alt = "";
+  image.addEventListener("error", () => image.replaceWith(make("span", "picture-title", picture.name)));
+  item.append(image);
+  item.addEventListener("click", () => choose(picture));
+  find(".pictures-list").append(item);
+  return item;
+}
+
+const step = (by) => choose(pictures[pictures.indexOf(chosen) + by]);
+find(".previous").addEventListener("click", () => step(-1));
+find(".next").addEventListener("click", () => step(1));
+
+// Sent by the page when something was set.
+window.addEventListener("odise-changed", () => {
+  if (!chosen) return;
+  changed = true;
+  complain("");
+  if (chosen.state === "failed") choose(chosen);
+  else name();
+});
+// Sent by the page when an event failed without an answer, as when the server is gone or its queue is full.
+window.addEventListener("odise-failed", (event) => {
+  const message = "The server did not answer: it may be stopped or have too much to do. Try again in a moment.";
+  if (event.detail === "find") found({ error: message });
+  else named({ error: message });
+});
+
+const take = (files) => add(Array.from(files, (file) => ({ file, name: file.name || "picture" })));
 find(".drop").addEventListener("click", () => find(".file").click());
 find(".file").addEventListener("change", (event) => {
-  if (event.target.files.length) take(event.target.files[0]);
+  take(event.target.files);
   event.target.value = ""; // so that the same file can be chosen again
 });
 let dragging = 0;
@@ -98,13 +235,13 @@ root.addEventListener("drop", (event) => {
   root.classList.remove("dragging");
   if (!carriesFile(event)) return;
   event.preventDefault();
-  take(event.dataTransfer.files[0]);
+  take(event.dataTransfer.files);
 });
 document.addEventListener("paste", (event) => {
-  const file = Array.from(event.clipboardData?.files || []).find((f) => f.type.startsWith("image/"));
-  if (!file) return;
+  const files = Array.from(event.clipboardData?.files || []).filter((file) => file.type.startsWith("image/"));
+  if (!files.length) return;
   event.preventDefault();
-  take(file);
+  take(files);
 });
 
 const examples = find(".examples");
@@ -118,9 +255,11 @@ props.examples.forEach((example, index) => {
   image.alt = `Example: ${example.title}`;
   button.append(image);
   button.addEventListener("click", () => {
-    complain("");
-    busy("Finding masks …");
-    trigger("picture", { example: index });
+    const known = pictures.find((picture) => picture.example === index);
+    const taken = known || { example: index, name: example.title, thumbnail: example.thumbnail };
+    taken.bringsWords = true;
+    if (known) choose(known);
+    else add([taken]);
   });
   examples.append(button);
 });
@@ -269,6 +408,7 @@ function makeView(content, state, index, count) {
   if (!number) legend.append(make("li", "none", `No ${noun}: lower the thresholds or try other words.`));
 
   let pinned = 0;
+  let pinnedPlace = null; // where, as shares of width and height
   let pointed = 0;
   let drawn = -1;
 
@@ -356,23 +496,19 @@ function makeView(content, state, index, count) {
       const same = content.regions.find((region) => region.label === name);
       view.point(same ? same.id : 0);
     },
-    pin(id) {
+    pin(id, place = regions.get(id)?.place) {
       pinned = pinned === id || !regions.has(id) ? 0 : id;
+      pinnedPlace = pinned ? place : null;
       for (const [key, row] of rows) row.setAttribute("aria-selected", String(key === pinned));
       draw();
     },
+    pinned: () => pinnedPlace,
     focused() {
       const row = Array.from(rows.values()).find((candidate) => candidate === document.activeElement);
-      return row ? regions.get(Number(row.dataset.id)).label : null;
+      return row ? regions.get(Number(row.dataset.id)).place || [0, 0] : null;
     },
-    focus(name) {
-      const same = content.regions.find((region) => region.label === name);
-      (same ? rows.get(same.id) : rows.values().next().value)?.focus();
-    },
-    pinned: () => (pinned ? regions.get(pinned).label : null),
-    pinByName(name) {
-      const same = content.regions.find((region) => region.label === name);
-      if (same) view.pin(same.id);
+    focus(place) {
+      (rows.get(view.at(...place)) || rows.values().next().value)?.focus();
     },
     at(x, y) {
       const column = Math.min(width - 1, Math.floor(x * width));
@@ -419,7 +555,7 @@ function makeView(content, state, index, count) {
   });
   frame.addEventListener("click", (event) => {
     const [x, y] = place(event);
-    for (const other of views) other.pin(other.at(x, y));
+    for (const other of views) other.pin(other.at(x, y), [x, y]);
   });
 
   const pointFromRow = (row) => {
@@ -483,11 +619,10 @@ new ResizeObserver(() => {
 
 let shown = "";
 
-function show(state) {
-  busy("");
-  complain(state.error || "");
-  if (state.error) return;
-  const { network, ran, words, names } = state.times;
+function show(state, picture) {
+  const { network, words, names } = state.times;
+  const ran = picture.ran || state.times.ran;
+  picture.ran = false; // as of now
   find(".times").replaceChildren(
     make("span", ran ? "time ran" : "time kept", ran ? `network ${duration(network)}` : "network not run again"),
     make("span", "time", `words ${duration(words)}`),
@@ -497,8 +632,10 @@ function show(state) {
   const identity = [state.picture.token, ...state.views.map((content) => content.key)].join(" ");
   if (identity === shown) return;
   shown = identity;
-  const kept = views.map((view) => view.pinned());
+  // Another threshold may turn one person into two: what was chosen is known by its place, not by its name.
+  const kept = picture === current ? views.map((view) => view.pinned()) : [];
   const focused = views.map((view) => view.focused());
+  current = picture;
   const place = find(".views");
   find(".work").hidden = false;
   root.dataset.phase = "shown";
@@ -509,16 +646,17 @@ function show(state) {
   views = [];
   views = state.views.map((content, index) => makeView(content, state, index, state.views.length));
   place.replaceChildren(...views.map((view) => view.section));
-  views.forEach((view, index) => view.pinByName(kept[index]));
+  views.forEach((view, index) => kept[index] && view.pin(view.at(...kept[index]), kept[index]));
   views.forEach((view, index) => focused[index] && view.focus(focused[index]));
   spread();
 }
 
 watch("value", () => {
   if (!props.value) return;
-  show(props.value);
+  named(props.value);
   root.dataset.answer = props.value.serial;
 });
+watch("found", () => props.found && found(props.found));
 
 find(".opacity").addEventListener("input", (event) => {
   opacity = event.target.value / 100;

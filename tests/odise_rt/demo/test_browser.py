@@ -62,7 +62,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Demo:
     """A running ``odise-rt demo``."""
 
-    def __init__(self, bundle: Path, folder: Path) -> None:
+    def __init__(self, bundle: Path, folder: Path, *options: str) -> None:
         self.temporary = folder / "temporary"
         self.temporary.mkdir()
         self._log = folder / "log"
@@ -78,6 +78,7 @@ class Demo:
             "cpu",
             "--threads",
             "1",
+            *options,
         ]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(self.temporary)}
         with self._log.open("wb") as log:
@@ -301,6 +302,18 @@ def test_thresholds_change_the_result_without_the_network(open_page: Callable[..
     assert demo.network_runs == runs
 
 
+def test_chosen_segment_stays_chosen_among_others_of_its_name(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    things = ", ".join(line.removeprefix("thing: ") for line in WORDS.splitlines() if line.startswith("thing:"))
+    page.fill("#words-a textarea", f"thing: sticker, {things}\nstuff: sky\nstuff: stone")
+    upload(page)
+    rows = [row for row in legend(page) if row[0] == "sticker"]
+    assert len(rows) > 2
+    page.locator(".legend .row", has_text="sticker").nth(1).click()
+    slide(page, "#overlap", 0.0)
+    assert page.inner_text(".legend .row[aria-selected=true] .share") == rows[1][2] != rows[0][2]
+
+
 def test_modes(open_page: Callable[..., Any], demo: Demo) -> None:
     page = open_page()
     page.fill("#words-a textarea", WORDS)
@@ -403,6 +416,91 @@ def test_errors_are_one_message_and_the_page_survives(open_page: Callable[..., A
     assert {"sky", "stone"} <= names(page), "the last result stays"
     page.click(".banner-close")
     assert not page.is_visible(".banner")
+
+
+def picture(name: str, side: int = 256) -> dict[str, Any]:
+    """The example under another name and at another size."""
+    buffer = io.BytesIO()
+    Image.open(PICTURE).resize((side, side)).save(buffer, format="PNG")
+    return {"name": name, "mimeType": "image/png", "buffer": buffer.getvalue()}
+
+
+def states(page: Any) -> list[str]:
+    return [item.get_attribute("data-state") for item in page.locator(".pictures-list .picture").all()]
+
+
+def wait_until_named(page: Any, name: str) -> None:
+    page.wait_for_function(
+        "name => document.querySelector('.picture-name').textContent === name"
+        " && document.querySelector('.stage').getAttribute('aria-busy') === 'false'",
+        arg=name,
+    )
+
+
+def test_picture_that_comes_while_another_is_in_work_is_not_lost(open_page: Callable[..., Any], demo: Demo) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    runs = demo.network_runs
+    page.set_input_files(".stage .file", picture("first.png"))
+    page.wait_for_function("document.querySelector('.busy-text').textContent.startsWith('Finding')")
+    page.set_input_files(".stage .file", picture("second.png", 240))
+    wait_until_named(page, "second.png")
+    assert page.inner_text(".picture-size") == "240 × 240", "what came last is shown"
+    assert states(page) == ["ready", "ready"]
+    after(page, lambda: page.click(".previous"))
+    assert page.inner_text(".picture-name") == "first.png"
+    assert page.is_disabled(".previous")
+    assert demo.network_runs == runs + 2
+
+
+def test_several_pictures_at_once(open_page: Callable[..., Any], demo: Demo) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    runs = demo.network_runs
+    notes = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hello"}
+    page.set_input_files(".stage .file", [picture("a.png"), notes, picture("c.png", 200)])
+    wait_until_named(page, "a.png")
+    page.wait_for_function("!document.querySelector('.pictures-place').textContent.includes('work')")
+    assert page.inner_text(".picture-name") == "a.png", "others do not push aside what is looked at"
+    assert states(page) == ["ready", "failed", "ready"]
+    assert page.inner_text(".pictures-place") == "1 of 3"
+    page.click(".next")
+    page.wait_for_selector(".banner:visible")
+    assert "notes.txt is not an image" in page.inner_text(".banner-text")
+    assert page.inner_text(".picture-name") == "a.png"
+    after(page, lambda: page.click(".picture >> nth=2"))
+    assert page.inner_text(".picture-name") == "c.png"
+    assert not page.is_visible(".banner")
+    assert demo.network_runs == runs + 2
+
+
+def test_words_typed_while_the_network_runs_count(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.set_input_files(".stage .file", PICTURE)
+    page.wait_for_function("document.querySelector('.busy-text').textContent.startsWith('Finding')")
+    page.fill("#words-a textarea", WORDS)
+    page.click("#apply")
+    wait_until_named(page, "example.jpg")
+    assert {"sky", "stone", "peacock"} <= names(page)
+
+
+def test_picture_that_the_server_forgot_is_sent_again(browser: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    small = Demo(tiny_bundle, tmp_path, "--memory", "1")
+    context = browser.new_context()
+    try:
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(small.url)
+        page.wait_for_selector(".stage .drop")
+        for name in ("a.png", "b.png"):
+            page.set_input_files(".stage .file", picture(name))
+            wait_until_named(page, name)
+        page.click(".previous")
+        wait_until_named(page, "a.png")
+        assert small.network_runs == 3
+    finally:
+        context.close()
+        small.stop()
 
 
 def huge_png() -> bytes:

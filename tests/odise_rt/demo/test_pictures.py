@@ -79,7 +79,7 @@ def test_idle_pictures_are_forgotten() -> None:
 
 
 def test_threads_may_share_the_store() -> None:
-    store = PictureStore(max_bytes=3000)
+    store = PictureStore(max_bytes=3000, max_per_owner=3)
 
     def visit(owner: str) -> None:
         for _ in range(50):

@@ -240,37 +240,62 @@ def event(**data: Any) -> Any:
 VISITOR: Any = SimpleNamespace(session_hash="visitor")
 
 
-def test_example_event_brings_its_words(bench: Workbench) -> None:
-    state, token, words = page._on_picture(bench)(event(example=0), VISITOR, *SETTINGS)
-    assert words == bench.examples[0].words
-    assert state["picture"]["name"] == bench.examples[0].path.name
-    assert state["views"][0]["classes"] == len(words.splitlines())
+def find(bench: Workbench, **data: Any) -> Any:
+    return page._on_find(bench)(event(**data), VISITOR).props["found"]
+
+
+def name(bench: Workbench, token: str, *settings: Any, **data: Any) -> tuple[Any, Any]:
+    """What the page is told, and what its field for words gets."""
+    return page._on_name(bench)(event(token=token, **data), VISITOR, *settings)
+
+
+@pytest.mark.parametrize("words", ["", page.STARTING_WORDS])
+def test_example_brings_its_words(bench: Workbench, words: str) -> None:
+    token = find(bench, example=0)["token"]
     assert bench.store.get(token).owner == "visitor"
+    state, brought = name(bench, token, words, *SETTINGS[1:], example=0)
+    assert brought == bench.examples[0].words
+    assert state["picture"]["name"] == bench.examples[0].path.name
+    assert state["views"][0]["classes"] == len(brought.splitlines())
 
 
-def test_picture_event_then_settings(bench: Workbench, colours: np.ndarray, encode: Encode) -> None:
-    sent = bench.add(encode(colours), "a.png")
-    state, token, _ = page._on_picture(bench)(event(token=sent.token), VISITOR, *SETTINGS)
+def test_example_leaves_words_of_the_visitor(bench: Workbench) -> None:
+    state, brought = name(bench, find(bench, example=0)["token"], *SETTINGS, example=0)
+    assert state["views"][0]["classes"] == 4
+    assert brought == {"__type__": "update"}
+
+
+def test_masks_then_names(bench: Workbench, colours: np.ndarray, encode: Encode) -> None:
+    token = bench.add(encode(colours), "a.png").token
+    assert find(bench, token=token)["ran"]
+    assert not find(bench, token=token)["ran"]
+    state, _ = name(bench, token, *SETTINGS)
     assert {r["label"] for r in state["views"][0]["regions"]} == {"red", "green", "blue", "white"}
-    again = page._on_settings(bench)(token, "crimson", ["coco"], True, "sky", [], "semantic", *SETTINGS[6:])
+    again, _ = name(bench, token, "crimson", ["coco"], True, "sky", [], "semantic", *SETTINGS[6:])
     assert [v["classes"] for v in again["views"]] == [134, 1]
     assert bench.network_runs == 1
+
+
+def test_forgotten_picture_is_told(bench: Workbench, colours: np.ndarray, encode: Encode) -> None:
+    token = bench.add(encode(colours), "a.png").token
+    find(bench, token=token)
     page._on_unload(bench)(VISITOR)
-    gone = page._on_settings(bench)(token, *SETTINGS)
+    gone, _ = name(bench, token, *SETTINGS)
     assert gone["error"] == "This picture is no longer in the server's memory: drop it again"
+    assert gone["gone"], "so that the page sends it again when it is chosen"
 
 
 def test_events_answer_errors_in_words(
     bench: Workbench, colours: np.ndarray, encode: Encode, caplog: pytest.LogCaptureFixture, monkeypatch: Any
 ) -> None:
-    sent = bench.add(encode(colours), "a.png")
-    state, token, _ = page._on_picture(bench)(event(token=sent.token), VISITOR, "", *SETTINGS[1:])
+    token = bench.add(encode(colours), "a.png").token
+    state, _ = name(bench, token, "", *SETTINGS[1:])
     assert state["error"].startswith("The vocabulary is empty")
-    assert token == sent.token, "the page keeps the picture, so that words alone mend it"
+    assert "gone" not in state, "words alone mend it"
     for chosen in ({}, {"token": "x"}, {"example": 99}, {"example": "zero"}):
-        assert "error" in page._on_picture(bench)(event(**chosen), VISITOR, *SETTINGS)[0]
+        assert "error" in find(bench, **chosen)
     monkeypatch.setattr(bench.segmenter, "find_masks", lambda *_: 1 / 0)
-    state = page._on_settings(bench)(token, *SETTINGS)
+    state = find(bench, token=token)
     assert "unexpected error" in state["error"]
     assert "division" not in state["error"], "what is inside stays inside"
     assert "ZeroDivisionError" in caplog.text
@@ -278,15 +303,15 @@ def test_events_answer_errors_in_words(
 
 def test_comparison_waits_for_words(bench: Workbench, colours: np.ndarray, encode: Encode) -> None:
     token = bench.add(encode(colours), "a.png").token
-    state = page._on_settings(bench)(token, "red", [], True, " \n", [], *SETTINGS[5:])
+    state, _ = name(bench, token, "red", [], True, " \n", [], *SETTINGS[5:])
     assert len(state["views"]) == 1
     assert "error" not in state
-    state = page._on_settings(bench)(token, "red", [], True, "", ["coco"], *SETTINGS[5:])
+    state, _ = name(bench, token, "red", [], True, "", ["coco"], *SETTINGS[5:])
     assert [view["classes"] for view in state["views"]] == [1, 133]
 
 
 def test_same_answer_twice_still_differs(bench: Workbench, colours: np.ndarray, encode: Encode) -> None:
     token = bench.add(encode(colours), "a.png").token
-    first, second = (page._on_settings(bench)(token, "", *SETTINGS[1:]) for _ in range(2))
+    first, second = (name(bench, token, "", *SETTINGS[1:])[0] for _ in range(2))
     assert first["error"] == second["error"]
     assert first != second, "Gradio passes on what changed, and the page waits for an answer"
