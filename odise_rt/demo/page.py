@@ -8,6 +8,7 @@ uploads: those are written to a disk.
 # No `from __future__ import annotations` here: Gradio finds out by the annotations of a handler what it must pass, and
 # could not resolve their text, as it is imported inside functions.
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -40,6 +41,13 @@ go; those of the training count as *seen* and trust the diffusion classifier mor
 """
 _CHANGED = "() => { window.dispatchEvent(new Event('odise-changed')); }"
 _FAILED = "() => { window.dispatchEvent(new CustomEvent('odise-failed', { detail: '%s' })); }"
+# A browser may forbid a page to keep anything: it works all the same.
+_REMEMBER = "(...values) => { try { localStorage.setItem(%s, JSON.stringify(values)); } catch {} }"
+_RECALL = """(...values) => {
+    let kept = null;
+    try { kept = JSON.parse(localStorage.getItem(%s)); } catch {}
+    return kept?.length === values.length ? kept : values;
+}"""
 _TOGGLE_THEME = "() => { document.body.classList.toggle('dark'); }"
 
 
@@ -121,6 +129,11 @@ def build_page(bench: Workbench) -> "gradio.Blocks":
             js=_CHANGED,
             api_visibility="private",
         )
+        # In the visitor's own browser, for the next time, and for Gradio reloads the page when it lost the server.
+        place = json.dumps(f"odise_rt {bundle.name}")
+        page.load(None, settings, settings, js=_RECALL % place, api_visibility="private")
+        changes = [control.change for control in settings]
+        gr.on(changes, None, settings, js=_REMEMBER % place, api_visibility="private")
         compare.change(lambda on: gr.Group(visible=on), compare, second, **quiet)
         mode.change(lambda kind: gr.Slider(visible=kind == "instance"), mode, sliders[-1], **quiet)
         values = [slider.value for slider in sliders]

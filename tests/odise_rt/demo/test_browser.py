@@ -314,6 +314,28 @@ def test_chosen_segment_stays_chosen_among_others_of_its_name(open_page: Callabl
     assert page.inner_text(".legend .row[aria-selected=true] .share") == rows[1][2] != rows[0][2]
 
 
+def test_settings_survive_a_reload(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    page.check("#compare input")
+    page.fill("#words-b textarea", "stuff: heaven, sky")
+    page.check("#mode input[value=instance]")
+    page.fill("#overlap input[type=number]", "0.15")
+    page.press("#overlap input[type=number]", "Enter")
+    page.wait_for_timeout(300)
+    page.reload()
+    page.wait_for_selector("#words-b textarea")
+    page.wait_for_selector("#least-score:visible")
+    assert page.input_value("#words-a textarea") == WORDS
+    assert page.input_value("#words-b textarea") == "stuff: heaven, sky"
+    assert page.is_checked("#mode input[value=instance]")
+    assert page.input_value("#overlap input[type=number]") == "0.15"
+    upload(page)
+    assert page.locator(".stage .view").count() == 2
+    after(page, lambda: page.click(".stage .example >> nth=0"))
+    assert page.input_value("#words-a textarea") == WORDS, "an example leaves them alone"
+
+
 def test_modes(open_page: Callable[..., Any], demo: Demo) -> None:
     page = open_page()
     page.fill("#words-a textarea", WORDS)
