@@ -6,6 +6,7 @@
     page.py      layout in Gradio and events;  assets/: the picture with its segments (HTML, CSS, JavaScript)
     session.py   the logic without the page: one network run a picture, names as often as wanted
     views.py     what is drawn of a result: regions, colours, best names, maps
+    downloads.py the files that visitors can take with them
     pictures.py  visitors' pictures, bounded, in memory only
     examples.py  pictures to start with
 

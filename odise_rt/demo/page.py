@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from odise_rt.demo.downloads import FORMATS
 from odise_rt.demo.session import MAX_TEXT, Controls, Words, Workbench
 from odise_rt.errors import InputError, OdiseError
 from odise_rt.vocabulary import BUILTIN
@@ -109,6 +110,7 @@ def build_page(bench: Workbench) -> "gradio.Blocks":
                     apply_default_css=False,
                     elem_id="stage",
                     examples=[{"title": e.title, "thumbnail": e.thumbnail} for e in bench.examples],
+                    formats=[{"kind": kind, "title": each.title} for kind, each in FORMATS.items()],
                 )
         settings = [words, lists, compare, other_words, other_lists, mode, *sliders]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}

@@ -16,8 +16,10 @@ import socket
 import tempfile
 import urllib.parse
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from odise_rt.demo.downloads import FORMATS
 from odise_rt.errors import ImageError, InputError, MissingPackageError, OdiseError
 from odise_rt.files import json_bytes
 from odise_rt.listening import WRONG_HOST, is_answered, is_no_cut, server_url
@@ -142,32 +144,34 @@ def _add_routes(app: fastapi.FastAPI, bench: Workbench) -> None:
             return JSONResponse({"error": str(exc)}, 422)
         return JSONResponse({"token": picture.token}, 201)
 
-    def send(request: Request, kind: str, make: Callable[[Picture, str], bytes], suffix: str = "") -> Response:
+    def send(request: Request, make: Callable[[Picture], Response]) -> Response:
         try:
-            picture = bench.store.get(request.path_params["token"])
-            content = make(picture, request.path_params.get("key", ""))
+            return make(bench.store.get(request.path_params["token"]))
         except InputError as exc:
             return JSONResponse({"error": str(exc)}, 404)
-        headers = {"cache-control": "private, no-store" if suffix else "private, max-age=3600"}
-        if suffix:
-            headers["content-disposition"] = attachment(f"{picture.name.rpartition('.')[0] or picture.name}{suffix}")
-        return Response(content, media_type=kind, headers=headers)
 
     # Not coroutines: the server runs them in threads, so that drawing a large picture holds up nobody.
     def shown(request: Request) -> Response:
-        return send(request, "image/jpeg", lambda picture, _: picture.shown)
+        headers = {"cache-control": "private, max-age=3600"}
+        return send(request, lambda picture: Response(picture.shown, media_type="image/jpeg", headers=headers))
 
-    def overlay(request: Request) -> Response:
-        return send(request, "image/png", bench.overlay_png, ".overlay.png")
+    def download(request: Request) -> Response:
+        key, kind = request.path_params["key"], request.path_params["kind"]
 
-    def result(request: Request) -> Response:
-        return send(request, "application/json", bench.result_json, ".json")
+        def file(picture: Picture) -> Response:
+            content = bench.file(picture, key, kind)
+            # The two results of a comparison must not have one name.
+            side = f".{request.query_params['side']}" if request.query_params.get("side") in ("A", "B") else ""
+            name = f"{PurePath(picture.name).stem}{side}{FORMATS[kind].suffix}"
+            headers = {"cache-control": "private, no-store", "content-disposition": attachment(name)}
+            return Response(content, media_type=FORMATS[kind].media_type, headers=headers)
+
+        return send(request, file)
 
     app.router.routes += [
         Route("/odise/pictures", add_picture, methods=["POST"]),
         Route("/odise/pictures/{token}/shown.jpg", shown),
-        Route("/odise/pictures/{token}/{key}/overlay.png", overlay),
-        Route("/odise/pictures/{token}/{key}/result.json", result),
+        Route("/odise/pictures/{token}/{key}/{kind}", download),
     ]
 
 

@@ -18,18 +18,17 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from odise_rt.demo.downloads import FORMATS, Drawn
 from odise_rt.demo.examples import Example
 from odise_rt.demo.pictures import SEMANTIC_LONG_EDGE, SHOWN_LONG_EDGE, BoundedCache, Picture, PictureStore
-from odise_rt.demo.views import colours, download, shown_as, view
+from odise_rt.demo.views import view
 from odise_rt.errors import ImageError, InputError, OptionsError, VocabularyError
-from odise_rt.files import json_bytes
 from odise_rt.image_run import MaskProposals
 from odise_rt.options import OUTPUTS, Output, SegmentOptions
 from odise_rt.preprocessing import load_image
 from odise_rt.private_words import keep_words_out_of_the_log
 from odise_rt.results import PanopticResult
 from odise_rt.segmenter import Segmenter
-from odise_rt.visualize import overlay
 from odise_rt.vocabulary import BUILTIN, Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -245,30 +244,23 @@ class Workbench:
 
     # ---- downloads -----------------------------------------------------------------------------------------------
 
-    def overlay_png(self, picture: Picture, key: str) -> bytes:
-        """What one view shows as a PNG file at the picture's own size, with a legend.
+    def file(self, picture: Picture, key: str, kind: str) -> bytes:
+        """What one view shows as a file at the picture's own size.
+
+        Args:
+            picture: that is shown.
+            key: of the view.
+            kind: of :data:`odise_rt.demo.downloads.FORMATS`.
 
         Raises:
-            InputError: ``key`` is of no view that was shown lately.
+            InputError: ``key`` is of no view that was shown lately, or there is no such format.
         """
+        if kind not in FORMATS:
+            raise InputError(f"there is no format {kind!r}: expected one of {', '.join(FORMATS)}")
         controls, beside = self._recipe(picture, key)
         with self._full_size:
-            shown = shown_as(self._name(picture, controls), controls.mode, controls.least_score)
-            chosen = colours(shown, beside.vocabulary() if beside else None)
-            buffer = io.BytesIO()
-            overlay(picture.pixels, shown, colours=chosen).save(buffer, format="PNG", compress_level=1)
-        return buffer.getvalue()
-
-    def result_json(self, picture: Picture, key: str) -> bytes:
-        """What one view shows as JSON: see :func:`odise_rt.demo.views.download`.
-
-        Raises:
-            InputError: ``key`` is of no view that was shown lately.
-        """
-        controls, _ = self._recipe(picture, key)
-        with self._full_size:
-            data = download(self._name(picture, controls), controls.mode, controls.least_score, picture.name)
-        return json_bytes(data, indent=1) + b"\n"
+            result = self._name(picture, controls)
+            return FORMATS[kind].make(Drawn(picture, result, controls, beside.vocabulary() if beside else None))
 
     def _recipe(self, picture: Picture, key: str) -> tuple[Controls, Words | None]:
         recipe = self._recipes.get(f"{picture.token} {key}")

@@ -18,6 +18,7 @@ const duration = (seconds) => (seconds < 0.9995 ? `${Math.round(seconds * 1000)}
 
 let views = [];
 let opacity = 0.55;
+let format = "overlay"; // of downloads, the last that was chosen
 
 // ---- messages --------------------------------------------------------------------------------------------------
 
@@ -377,13 +378,20 @@ function makeView(content, state, index, count) {
   const details = make("div", "details");
   details.setAttribute("aria-live", "polite");
   const downloads = make("div", "downloads");
-  for (const [title, file] of [["PNG", "overlay.png"], ["JSON", "result.json"]]) {
-    const link = make("a", "download", `Download ${title}`);
-    link.href = address(`odise/pictures/${state.picture.token}/${content.key}/${file}`);
-    link.download = "";
-    link.setAttribute("aria-label", `Download ${title}${count > 1 ? ` of vocabulary ${letter}` : ""}`);
-    downloads.append(link);
-  }
+  const formats = make("select", "format");
+  formats.setAttribute("aria-label", `Format of the download${count > 1 ? ` of vocabulary ${letter}` : ""}`);
+  for (const { kind, title } of props.formats) formats.append(new Option(title, kind, false, kind === format));
+  const link = make("a", "download", "Download");
+  link.setAttribute("aria-label", `Download${count > 1 ? ` the result of vocabulary ${letter}` : ""}`);
+  link.download = "";
+  const aim = () => {
+    format = formats.value;
+    const side = count > 1 ? `?side=${letter}` : "";
+    link.href = address(`odise/pictures/${state.picture.token}/${content.key}/${format}${side}`);
+  };
+  formats.addEventListener("change", aim);
+  aim();
+  downloads.append(formats, link);
   side.append(heading, legend, details, downloads);
   section.append(frame, side);
 

@@ -380,6 +380,10 @@ def test_two_vocabularies_side_by_side(open_page: Callable[..., Any], demo: Demo
     assert tips[0] == "sky"
     assert len(tips) == 2, "the same place in both pictures"
     assert demo.network_runs == runs
+    for index, letter in enumerate("AB"):
+        with page.expect_download() as started:
+            page.click(f".download >> nth={index}")
+        assert started.value.suggested_filename == f"example.{letter}.overlay.png"
     after(page, lambda: page.uncheck("#compare input"))
     assert page.locator(".stage .view").count() == 1
 
@@ -392,13 +396,14 @@ def test_downloads_are_what_is_shown(open_page: Callable[..., Any], mode: str) -
     if mode != "panoptic":
         after(page, lambda: page.check(f"#mode input[value={mode}]"))
     with page.expect_download() as started:
-        page.click(".download >> nth=0")
+        page.click(".download")
     assert started.value.suggested_filename == "example.overlay.png"
     with Image.open(io.BytesIO(Path(started.value.path()).read_bytes())) as png:
         png.load()
         assert (png.format, png.height) == ("PNG", 768)
     with page.expect_download() as started:
-        page.click(".download >> nth=1")
+        page.select_option(".format", "json")
+        page.click(".download")
     assert started.value.suggested_filename == "example.json"
     document = json.loads(Path(started.value.path()).read_text())
     assert (document["mode"], document["height"], document["width"]) == (mode, 256, 256)

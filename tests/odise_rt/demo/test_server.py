@@ -78,15 +78,19 @@ def test_pictures_in_and_results_out(
     assert (shown.status_code, shown.headers["content-type"]) == (200, "image/jpeg")
     assert shown.content.startswith(b"\xff\xd8")
     key = bench.show(picture, Controls(Words("red; blue")))["views"][0]["key"]
-    png = client.get(f"/odise/pictures/{token}/{key}/overlay.png")
+    png = client.get(f"/odise/pictures/{token}/{key}/overlay")
     assert (png.status_code, png.headers["content-type"]) == (200, "image/png")
     assert png.content.startswith(b"\x89PNG")
     assert png.headers["content-disposition"] == (
         "attachment; filename=\"Stra_e _.overlay.png\"; filename*=UTF-8''Stra%C3%9Fe%20%E7%8C%AB.overlay.png"
     )
     assert png.headers["cache-control"] == "private, no-store"
-    result = client.get(f"/odise/pictures/{token}/{key}/result.json")
+    result = client.get(f"/odise/pictures/{token}/{key}/json")
     assert {s["label"] for s in result.json()["segments"]} == {"red", "blue"}
+    for side, name in (("?side=B", "Stra_e _.B.json"), ("?side=../x", "Stra_e _.json")):
+        named = client.get(f"/odise/pictures/{token}/{key}/json{side}").headers["content-disposition"]
+        assert f'filename="{name}"' in named
+    assert client.get(f"/odise/pictures/{token}/{key}/gif").status_code == 404
     assert list(folder.iterdir()) == [], "nothing was written"
 
 
@@ -188,7 +192,7 @@ def test_own_page_and_proxies_are_answered(client: TestClient, colours: np.ndarr
 
 def test_unknown_tokens_and_results(client: TestClient, bench: Workbench, colours: np.ndarray, encode: Encode) -> None:
     token = send(client, encode(colours)).json()["token"]
-    for path in ("nobody/shown.jpg", f"{token}/0/overlay.png", f"{token}/0/result.json", "nobody/0/result.json"):
+    for path in ("nobody/shown.jpg", f"{token}/0/overlay", f"{token}/0/json", "nobody/0/json"):
         answer = client.get(f"/odise/pictures/{path}")
         assert answer.status_code == 404
         assert "no longer in the server's memory" in answer.json()["error"]

@@ -102,11 +102,11 @@ def test_views_are_at_the_page_s_size_and_downloads_at_the_picture_s(
     drawn = state["views"][0]
     assert (drawn["map"]["height"], drawn["map"]["width"]) == (256, 384)
     assert sum(drawn["map"]["lengths"]) == 256 * 384
-    document = json.loads(bench.result_json(picture, drawn["key"]))
+    document = json.loads(bench.file(picture, drawn["key"], "json"))
     assert (document["height"], document["width"]) == (64, 96)
     assert {s["label"] for s in document["segments"]} == labels(state)
     assert all(len(s["candidates"]) == 4 for s in document["segments"])
-    with Image.open(io.BytesIO(bench.overlay_png(picture, drawn["key"]))) as png:
+    with Image.open(io.BytesIO(bench.file(picture, drawn["key"], "overlay"))) as png:
         png.load()
         assert png.format == "PNG"
         assert png.height == 64 * 7, "enlarged by a whole factor"
@@ -117,10 +117,10 @@ def test_downloads_of_each_mode(bench: Workbench, colours: np.ndarray, encode: E
     picture = bench.add(encode(colours), "colours.png")
     state = bench.show(picture, Controls(COLOURS, mode=mode, least_score=0.2, other=Words("crimson; green")))
     for index, drawn in enumerate(state["views"]):
-        document = json.loads(bench.result_json(picture, drawn["key"]))
+        document = json.loads(bench.file(picture, drawn["key"], "json"))
         assert document["mode"] == state["mode"] == mode
         assert {s["label"] for s in document["segments"]} == labels(state, index)
-        assert bench.overlay_png(picture, drawn["key"]).startswith(b"\x89PNG")
+        assert bench.file(picture, drawn["key"], "overlay").startswith(b"\x89PNG")
 
 
 def test_a_comparison_s_second_picture_has_the_page_s_colours(
@@ -130,7 +130,7 @@ def test_a_comparison_s_second_picture_has_the_page_s_colours(
     state = bench.show(picture, Controls(COLOURS, other=Words("blue; crimson")))
     blue = [next(r["colour"] for r in view["regions"] if r["label"] == "blue") for view in state["views"]]
     assert blue[0] == blue[1]
-    with Image.open(io.BytesIO(bench.overlay_png(picture, state["views"][1]["key"]))) as png:
+    with Image.open(io.BytesIO(bench.file(picture, state["views"][1]["key"], "overlay"))) as png:
         legend = np.asarray(png.convert("RGB"))[:, 96 * 7 :].reshape(-1, 3)
     wanted = [int(blue[1][i : i + 2], 16) for i in (1, 3, 5)]
     assert (legend == wanted).all(axis=1).any(), "the legend's swatch"
@@ -141,9 +141,9 @@ def test_unknown_downloads_are_refused(bench: Workbench, colours: np.ndarray, en
     key = bench.show(picture, Controls(COLOURS))["views"][0]["key"]
     for wrong, which in (("0" * 32, picture), (key, other)):
         with pytest.raises(InputError, match="no longer in the server's memory"):
-            bench.overlay_png(which, wrong)
-        with pytest.raises(InputError, match="no longer in the server's memory"):
-            bench.result_json(which, wrong)
+            bench.file(which, wrong, "overlay")
+    with pytest.raises(InputError, match=r"no format 'gif': expected one of overlay, json, coco"):
+        bench.file(picture, key, "gif")
 
 
 def test_visitors_at_once_share_one_network_run_a_picture(

@@ -1,0 +1,114 @@
+"""The files of a view that visitors can download: made in memory at the picture's own size."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from odise_rt.demo.views import colours, download, shown_as
+from odise_rt.files import json_bytes
+from odise_rt.interchange import cvat_document
+from odise_rt.result_files import COCO_FILE
+from odise_rt.visualize import overlay
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from odise_rt.demo.pictures import Picture
+    from odise_rt.demo.session import Controls
+    from odise_rt.results import PanopticResult
+    from odise_rt.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a file is made from."""
+
+    picture: Picture
+    result: PanopticResult
+    """At the picture's own size."""
+    controls: Controls
+    beside: Vocabulary | None
+    """The first vocabulary of a comparison, for the second's colours."""
+
+    @property
+    def shown(self) -> PanopticResult:
+        """The result with what is shown as its segments, made anew on each access."""
+        return shown_as(self.result, self.controls.mode, self.controls.least_score)
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of file."""
+
+    title: str
+    """For people."""
+    suffix: str
+    """In place of that of the picture's file."""
+    media_type: str
+    make: Callable[[Drawn], bytes]
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _json(data: Any) -> bytes:
+    return json_bytes(data, indent=1) + b"\n"
+
+
+def _overlay(drawn: Drawn) -> bytes:
+    shown = drawn.shown
+    return _png(overlay(drawn.picture.pixels, shown, colours=colours(shown, drawn.beside)))
+
+
+def _result(drawn: Drawn) -> bytes:
+    return _json(download(drawn.result, drawn.controls.mode, drawn.controls.least_score, drawn.picture.name))
+
+
+def _coco(drawn: Drawn) -> bytes:
+    """``panoptic.json`` and its PNG as `odise-rt segment --format coco` lays them out, in one archive."""
+    name = PurePath(drawn.picture.name).stem
+    result = drawn.shown
+    coco = result.to_coco_panoptic(name, f"{name}.png")
+    for info in coco["annotation"]["segments_info"]:
+        if drawn.controls.mode == "semantic":  # what is the sum of many masks has no score
+            del info["score"]
+    size = {"height": result.size[0], "width": result.size[1]}
+    images = [{"id": name, "file_name": drawn.picture.name, **size}]
+    data = {"images": images, "annotations": [coco["annotation"]], "categories": coco["categories"]}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(COCO_FILE, _json(data))
+        archive.writestr(f"panoptic/{name}.png", _png(coco["png"]))
+    return buffer.getvalue()
+
+
+def _labelme(drawn: Drawn) -> bytes:
+    data = drawn.shown.to_labelme(drawn.picture.name)
+    if drawn.controls.mode == "semantic":  # what is the sum of many masks has no score
+        for shape in data["shapes"]:
+            shape["description"] = ""
+    return _json(data)
+
+
+def _cvat(drawn: Drawn) -> bytes:
+    image = drawn.shown.to_cvat(drawn.picture.name)
+    return "".join(cvat_document([image], drawn.result.vocabulary)).encode()
+
+
+FORMATS = {
+    "overlay": Format("picture with legend (PNG)", ".overlay.png", "image/png", _overlay),
+    "json": Format("JSON with masks and best names", ".json", "application/json", _result),
+    "coco": Format("COCO panoptic (ZIP)", ".coco.zip", "application/zip", _coco),
+    "labelme": Format("LabelMe (JSON)", ".labelme.json", "application/json", _labelme),
+    "cvat": Format("CVAT (XML)", ".cvat.xml", "application/xml", _cvat),
+    "png": Format("segment ids (PNG)", ".panoptic.png", "image/png", lambda drawn: _png(drawn.shown.to_png())),
+}
+"""By their names in addresses; in the menu's order."""
