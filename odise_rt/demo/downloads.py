@@ -38,7 +38,8 @@ class Drawn:
     @property
     def shown(self) -> PanopticResult:
         """The result with what is shown as its segments, made anew on each access."""
-        return shown_as(self.result, self.controls.mode, self.controls.least_score)
+        controls = self.controls
+        return shown_as(self.result, controls.mode, controls.least_score, controls.corrections)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ def _overlay(drawn: Drawn) -> bytes:
 
 
 def _result(drawn: Drawn) -> bytes:
-    return _json(download(drawn.result, drawn.controls.mode, drawn.controls.least_score, drawn.picture.name))
+    controls = drawn.controls
+    name = drawn.picture.name
+    return _json(download(drawn.result, controls.mode, controls.least_score, name, controls.corrections))
 
 
 def _coco(drawn: Drawn) -> bytes:

@@ -8,6 +8,7 @@ uploads: those are written to a disk.
 # No `from __future__ import annotations` here: Gradio finds out by the annotations of a handler what it must pass, and
 # could not resolve their text, as it is imported inside functions.
 
+import dataclasses
 import json
 import logging
 import time
@@ -249,7 +250,9 @@ def _on_name(bench: Workbench) -> Any:
             if "example" in asked and str(settings[0]).strip() in replaceable:
                 words = bench.examples[int(asked["example"])].words or words
                 settings = (words, *settings[1:])
-            return _answer(bench.show(picture, _controls(*settings))), words
+            corrections = tuple((float(x), float(y), str(label)) for x, y, label in asked.get("corrections", ()))
+            controls = dataclasses.replace(_controls(*settings), corrections=corrections)
+            return _answer(bench.show(picture, controls)), words
         except Exception as exc:
             return _answer({"error": _message(exc)}), words
 

@@ -21,7 +21,7 @@ from typing import Any
 from odise_rt.demo.downloads import FORMATS, Drawn
 from odise_rt.demo.examples import Example
 from odise_rt.demo.pictures import SEMANTIC_LONG_EDGE, SHOWN_LONG_EDGE, BoundedCache, Picture, PictureStore
-from odise_rt.demo.views import view
+from odise_rt.demo.views import Correction, view
 from odise_rt.errors import ImageError, InputError, OptionsError, VocabularyError
 from odise_rt.image_run import MaskProposals
 from odise_rt.options import OUTPUTS, Output, SegmentOptions
@@ -95,12 +95,18 @@ class Controls:
     """Segments whose best word is below this are called unknown; 0: never."""
     least_score: float = 0.0
     """Instances below this are not shown."""
+    corrections: tuple[Correction, ...] = ()
+    """Names that the visitor chose for segments of this picture."""
 
     def __post_init__(self) -> None:
         if self.mode not in OUTPUTS:
             raise OptionsError(f"the mode is {self.mode!r}: expected one of {', '.join(OUTPUTS)}")
         if not 0 <= self.least_score <= 1:
             raise OptionsError(f"the least score is {self.least_score!r}: expected a number in [0, 1]")
+        if not all(0 <= x < 1 and 0 <= y < 1 for x, y, _ in self.corrections):
+            raise OptionsError("the place of a corrected name is outside of the picture: expected shares in [0, 1)")
+        if sum(len(label) + 1 for *_, label in self.corrections) > MAX_TEXT:
+            raise OptionsError(f"the corrected names are longer than {MAX_TEXT:,} characters: reload the page")
 
     def options(self) -> SegmentOptions:
         """For the runtime."""
@@ -237,7 +243,7 @@ class Workbench:
             result = self.segmenter.name_masks(at_page_size, vocabulary, controls.options())
             first = beside.vocabulary() if beside else None
             seen = self.segmenter.bundle.training_vocabulary
-            known = view(result, controls.mode, controls.least_score, seen, first)
+            known = view(result, controls.mode, controls.least_score, seen, first, controls.corrections)
             known |= {"key": key, "classes": len(vocabulary), "seen": result.facts.seen_classes}
             self._views.put(place, known)
         return known

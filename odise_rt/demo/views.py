@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,13 @@ MAX_SHOWN_INSTANCES = 50
 """More overlapping masks than this are a picture of nothing."""
 
 
-def shown_as(result: PanopticResult, mode: Output, least_score: float = 0.0) -> PanopticResult:
+Correction = tuple[float, float, str]
+"""A place in the picture, as shares of its width and height, and what the segment there is called."""
+
+
+def shown_as(
+    result: PanopticResult, mode: Output, least_score: float = 0.0, corrections: Iterable[Correction] = ()
+) -> PanopticResult:
     """A result with what one mode shows as its segments.
 
     Args:
@@ -33,12 +39,33 @@ def shown_as(result: PanopticResult, mode: Output, least_score: float = 0.0) -> 
             such a segment is the sum of many masks, so its score is NaN. ``"instance"``: the best objects, drawn
             over each other with the best on top.
         least_score: instances below it are left out.
+        corrections: names that a visitor chose in place of the best ones; later ones win.
     """
     if mode == "semantic":
         return _semantic(result)
     if mode == "instance":
-        return _instances(result, shown_instances(result, least_score))
-    return result
+        result = _instances(result, shown_instances(result, least_score))
+    return _corrected(result, corrections)
+
+
+def _corrected(result: PanopticResult, corrections: Iterable[Correction]) -> PanopticResult:
+    """Segments are known by a place in them, as their numbers change with thresholds and size; names that are not among
+    a segment's candidates, as those of another vocabulary, change nothing."""
+    segments = list(result.segments)
+    height, width = result.size
+    for x, y, label in corrections:
+        owner = int(result.segment_map[int(y * height), int(x * width)])
+        chosen = next((c for c in segments[owner - 1].candidates if c.label == label), None) if owner else None
+        if chosen is not None:
+            segments[owner - 1] = dataclasses.replace(
+                segments[owner - 1],
+                label=label,
+                class_index=chosen.class_index,
+                score=chosen.score,
+                isthing=result.vocabulary[chosen.class_index].isthing,
+                unknown=False,
+            )
+    return dataclasses.replace(result, segments=tuple(segments))
 
 
 def shown_instances(result: PanopticResult, least_score: float) -> list[Instance]:
@@ -117,6 +144,7 @@ def view(
     least_score: float,
     training_vocabulary: Collection[str],
     beside: Vocabulary | None = None,
+    corrections: Iterable[Correction] = (),
 ) -> dict[str, Any]:
     """Everything that the page draws of one result, as plain JSON types.
 
@@ -126,12 +154,13 @@ def view(
         least_score: for instances.
         training_vocabulary: to mark the names that were seen in training.
         beside: the first vocabulary of a comparison, for the second's colours.
+        corrections: of names.
 
     Returns:
         ``map`` (``width``, ``height``, and the owners of pixels row by row as run lengths: ``ids``, ``lengths``; 0 is
         nobody) and ``regions``, largest first.
     """
-    shown = shown_as(result, mode, least_score)
+    shown = shown_as(result, mode, least_score, corrections)
     seen = result.vocabulary.seen(training_vocabulary)
     places = label_places(shown.segment_map, len(shown.segments))
     height, width = shown.size
@@ -178,7 +207,9 @@ def runs(values: np.ndarray) -> dict[str, list[int]]:
     return {"ids": flat[starts].tolist(), "lengths": np.diff(starts, append=flat.size).tolist()}
 
 
-def download(result: PanopticResult, mode: Output, least_score: float, picture: str) -> dict[str, Any]:
+def download(
+    result: PanopticResult, mode: Output, least_score: float, picture: str, corrections: Iterable[Correction] = ()
+) -> dict[str, Any]:
     """The JSON that visitors download: segments as shown, with masks and best names, the words and how it was made.
 
     Args:
@@ -186,8 +217,9 @@ def download(result: PanopticResult, mode: Output, least_score: float, picture: 
         mode: what is shown.
         least_score: for instances; others are not in the file.
         picture: name of the image file.
+        corrections: of names.
     """
-    shown = shown_as(result, mode, least_score)
+    shown = shown_as(result, mode, least_score, corrections)
     data = dataclasses.replace(shown, instances=None, semantic_map=None).to_dict(rle_masks=True, explain=True)
     if mode == "semantic":  # areas of a class have neither a probability nor candidates
         for segment in data["segments"]:

@@ -51,7 +51,7 @@ let changed = false; // whether something was set since what is shown was asked 
 function add(added) {
   if (!added.length) return;
   for (const picture of added) {
-    Object.assign(picture, { state: "waiting", step: "Waiting …", token: "", ran: false });
+    Object.assign(picture, { state: "waiting", step: "Waiting …", token: "", ran: false, corrections: [] });
     pictures.push(picture);
     picture.item = makeItem(picture);
   }
@@ -130,7 +130,8 @@ function name() {
   if (asking) return;
   asking = chosen;
   changed = false;
-  trigger("name", { token: asking.token, ...(asking.bringsWords && { example: asking.example }) });
+  const { token, example, corrections } = asking;
+  trigger("name", { token, corrections, ...(asking.bringsWords && { example }) });
   tell();
 }
 
@@ -423,7 +424,7 @@ function makeView(content, state, index, count) {
   function describe(region) {
     details.replaceChildren();
     if (!region) {
-      const hint = number ? "Point at a segment, or choose one in the list; a click keeps it." : "";
+      const hint = number ? "Point at a segment, or choose one in the list; a click keeps it, and one on a name renames it." : "";
       details.append(make("p", "hint", hint));
       return;
     }
@@ -457,9 +458,14 @@ function makeView(content, state, index, count) {
     names.append(top);
     for (const candidate of region.names) {
       const line = make("tr");
-      const label = make("th", "candidate", candidate.label);
+      const label = make("th", "candidate");
       label.scope = "row";
       label.title = candidate.seen ? "seen in training" : "not seen in training";
+      const choice = make("button", "choice", candidate.label);
+      choice.type = "button";
+      choice.setAttribute("aria-pressed", String(candidate.label === region.label));
+      choice.addEventListener("click", () => rename(region, candidate.label));
+      label.append(choice);
       line.append(label);
       for (const key of ["score", "mask", "clip"]) {
         const cell = make("td", key);
@@ -471,6 +477,14 @@ function makeView(content, state, index, count) {
       names.append(line);
     }
     details.append(names);
+  }
+
+  // Names are corrected where the segment is: its number changes with the thresholds, its place does not.
+  function rename(region, label) {
+    if (!region.place) return;
+    const kept = current.corrections.filter(([x, y]) => view.at(x, y) !== region.id);
+    current.corrections = [...kept, [...region.place, label]];
+    name();
   }
 
   function draw() {

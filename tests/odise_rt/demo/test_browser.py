@@ -276,6 +276,29 @@ def test_hover_and_click_show_label_score_and_best_names(open_page: Callable[...
     assert page.get_attribute(".legend .row[aria-selected=true]", "data-id")
 
 
+def test_name_is_replaced_by_another_of_the_five(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    upload(page)
+    rows = legend(page)
+    page.locator(".legend .row", has_text="peacock").click()
+    other = page.locator(".choice").nth(1).inner_text()
+    after(page, lambda: page.locator(".choice").nth(1).click())
+    assert page.inner_text(".legend .row[aria-selected=true] .name") == other
+    assert page.inner_text(".choice[aria-pressed=true]") == other
+    slide(page, "#overlap", 0.7)
+    assert page.inner_text(".legend .row[aria-selected=true] .name") == other, "whatever is set later"
+    page.select_option(".format", "json")
+    with page.expect_download() as started:
+        page.click(".download")
+    segments = json.loads(Path(started.value.path()).read_text())["segments"]
+    assert {segment["label"] for segment in segments} == names(page)
+    assert "peacock" not in names(page)
+    slide(page, "#overlap", 0.8)
+    after(page, lambda: page.locator(".choice").nth(0).click())
+    assert legend(page) == rows
+
+
 def test_thresholds_change_the_result_without_the_network(open_page: Callable[..., Any], demo: Demo) -> None:
     page = open_page()
     page.fill("#words-a textarea", WORDS)

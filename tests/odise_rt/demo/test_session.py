@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import logging
@@ -110,6 +111,26 @@ def test_views_are_at_the_page_s_size_and_downloads_at_the_picture_s(
         png.load()
         assert png.format == "PNG"
         assert png.height == 64 * 7, "enlarged by a whole factor"
+
+
+@pytest.mark.parametrize("mode", ["panoptic", "instance"])
+def test_corrected_names_are_shown_and_downloaded(
+    bench: Workbench, colours: np.ndarray, encode: Encode, mode: Any
+) -> None:
+    picture = bench.add(encode(colours), "colours.png")
+    controls = Controls(COLOURS, mode=mode, least_score=0.2)
+    regions = bench.show(picture, controls)["views"][0]["regions"]
+    red = next(region for region in regions if region["label"] == "red")
+    kept = [region["label"] for region in regions if region is not red]
+    for names in (["blue"], ["green", "blue"], ["blue", "no candidate"]):
+        corrections = tuple((*red["place"], name) for name in names)
+        state = bench.show(picture, dataclasses.replace(controls, corrections=corrections))["views"][0]
+        renamed = next(region for region in state["regions"] if region["place"] == red["place"])
+        assert renamed["label"] == "blue"
+        assert renamed["score"] == next(c["score"] for c in red["names"] if c["label"] == "blue")
+        assert sorted(region["label"] for region in state["regions"]) == sorted([*kept, "blue"])
+        document = json.loads(bench.file(picture, state["key"], "json"))
+        assert sorted(s["label"] for s in document["segments"]) == sorted([*kept, "blue"])
 
 
 @pytest.mark.parametrize("mode", ["panoptic", "semantic", "instance"])
@@ -235,6 +256,10 @@ def test_controls_are_checked(bench: Workbench, colours: np.ndarray, encode: Enc
         Controls(COLOURS, mode="everything")  # type: ignore[arg-type]
     with pytest.raises(OptionsError, match="least score"):
         Controls(COLOURS, least_score=2.0)
+    with pytest.raises(OptionsError, match="outside of the picture"):
+        Controls(COLOURS, corrections=((0.5, 1.0, "red"),))
+    with pytest.raises(OptionsError, match="corrected names are longer"):
+        Controls(COLOURS, corrections=((0.5, 0.5, "red"),) * 5001)
     with pytest.raises(OptionsError, match="overlap_threshold"):
         bench.show(bench.add(encode(colours), "a.png"), Controls(COLOURS, overlap_threshold=7.0))
 
