@@ -107,11 +107,11 @@ def _cvat(drawn: Drawn) -> bytes:
 
 
 FORMATS = {
-    "overlay": Format("picture with legend (PNG)", ".overlay.png", "image/png", _overlay),
-    "json": Format("JSON with masks and best names", ".json", "application/json", _result),
+    "overlay": Format("Overlay (PNG)", ".overlay.png", "image/png", _overlay),
+    "json": Format("All of it (JSON)", ".json", "application/json", _result),
     "coco": Format("COCO panoptic (ZIP)", ".coco.zip", "application/zip", _coco),
     "labelme": Format("LabelMe (JSON)", ".labelme.json", "application/json", _labelme),
     "cvat": Format("CVAT (XML)", ".cvat.xml", "application/xml", _cvat),
-    "png": Format("segment ids (PNG)", ".panoptic.png", "image/png", lambda drawn: _png(drawn.shown.to_png())),
+    "png": Format("Segment ids (PNG)", ".panoptic.png", "image/png", lambda drawn: _png(drawn.shown.to_png())),
 }
 """By their names in addresses; in the menu's order."""

@@ -657,6 +657,7 @@ function show(state, picture) {
   // Another threshold may turn one person into two: what was chosen is known by its place, not by its name.
   const kept = picture === current ? views.map((view) => view.pinned()) : [];
   const focused = views.map((view) => view.focused());
+  const renaming = views.findIndex((view) => view.section.querySelector(".choice:focus"));
   current = picture;
   const place = find(".views");
   find(".work").hidden = false;
@@ -670,6 +671,7 @@ function show(state, picture) {
   place.replaceChildren(...views.map((view) => view.section));
   views.forEach((view, index) => kept[index] && view.pin(view.at(...kept[index]), kept[index]));
   views.forEach((view, index) => focused[index] && view.focus(focused[index]));
+  views[renaming]?.section.querySelector(".choice[aria-pressed=true]")?.focus();
   spread();
 }
 
