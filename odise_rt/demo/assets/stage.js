@@ -618,12 +618,16 @@ function makeView(content, state, index, count) {
   return view;
 }
 
-// Labels of small segments give way to those of larger ones; the legend has them all.
+// Labels stay inside of the picture, and those of small segments give way to those of larger ones; the legend has them all.
 function spread() {
   for (const view of views) {
     const taken = [];
+    const frame = view.fill.getBoundingClientRect();
     for (const tag of view.labels.children) {
       tag.classList.remove("hidden");
+      tag.style.marginLeft = "0";
+      const { left, right } = tag.getBoundingClientRect();
+      tag.style.marginLeft = `${Math.max(0, frame.left - left) + Math.min(0, frame.right - right)}px`;
       const box = tag.getBoundingClientRect();
       const meets = (b) => box.left < b.right && b.left < box.right && box.top < b.bottom && b.top < box.bottom;
       if (taken.some(meets)) tag.classList.add("hidden");

@@ -306,6 +306,10 @@ def test_thresholds_change_the_result_without_the_network(open_page: Callable[..
     runs, before = demo.network_runs, legend(page)
     slide(page, "#overlap", 0.1)
     assert len(legend(page)) > len(before)
+    frame = page.locator(".frame").bounding_box()
+    for box in [tag.bounding_box() for tag in page.locator(".view .label").all()]:
+        assert frame["x"] <= box["x"] + 0.5, "a small segment at the edge, too, has its label in the picture"
+        assert box["x"] + box["width"] <= frame["x"] + frame["width"] + 0.5
     assert "network not run again" in page.inner_text(".times")
     slide(page, "#object-mask", 0.9)
     assert {label for label, *_ in legend(page)} == {label for label, score, _ in before if float(score) > 0.9}
