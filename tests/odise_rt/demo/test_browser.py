@@ -479,6 +479,20 @@ def picture(name: str, side: int = 256) -> dict[str, Any]:
     return {"name": name, "mimeType": "image/png", "buffer": buffer.getvalue()}
 
 
+def give(page: Any, event: str, *files: dict[str, Any]) -> None:
+    """Drop or paste files onto the stage."""
+    page.evaluate(
+        """([event, files]) => {
+            const data = new DataTransfer();
+            for (const [name, type, bytes] of files) data.items.add(new File([new Uint8Array(bytes)], name, { type }));
+            const options = { bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data };
+            const made = event === "drop" ? new DragEvent(event, options) : new ClipboardEvent(event, options);
+            document.querySelector(".stage").dispatchEvent(made);
+        }""",
+        [event, [[file["name"], file["mimeType"], list(file["buffer"])] for file in files]],
+    )
+
+
 def states(page: Any) -> list[str]:
     return [item.get_attribute("data-state") for item in page.locator(".pictures-list .picture").all()]
 
@@ -491,13 +505,16 @@ def wait_until_named(page: Any, name: str) -> None:
     )
 
 
-def test_picture_that_comes_while_another_is_in_work_is_not_lost(open_page: Callable[..., Any], demo: Demo) -> None:
+@pytest.mark.parametrize("event", ["drop", "paste"])
+def test_picture_that_comes_while_another_is_in_work_is_not_lost(
+    open_page: Callable[..., Any], demo: Demo, event: str
+) -> None:
     page = open_page()
     page.fill("#words-a textarea", WORDS)
     runs = demo.network_runs
     page.set_input_files(".stage .file", picture("first.png"))
     page.wait_for_function("document.querySelector('.busy-text').textContent.startsWith('Finding')")
-    page.set_input_files(".stage .file", picture("second.png", 240))
+    give(page, event, picture("second.png", 240))
     wait_until_named(page, "second.png")
     assert page.inner_text(".picture-size") == "240 × 240", "what came last is shown"
     assert states(page) == ["ready", "ready"]
