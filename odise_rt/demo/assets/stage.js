@@ -67,7 +67,7 @@ function choose(picture) {
   chosen.item.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
-async function work() {
+function work() {
   if (!working) {
     working = chosen?.state === "waiting" ? chosen : pictures.find((picture) => picture.state === "waiting") || null;
     if (working) prepare(working);
@@ -169,8 +169,8 @@ function tell() {
   const at = pictures.indexOf(chosen);
   const left = pictures.filter((picture) => picture.state === "waiting" || picture.state === "work").length;
   find(".pictures-place").textContent = `${at + 1} of ${pictures.length}${left ? `, ${left} in work` : ""}`;
-  find(".previous").disabled = at <= 0;
-  find(".next").disabled = at + 1 >= pictures.length;
+  find(".previous").disabled = !previous();
+  find(".next").disabled = !next();
   for (const picture of pictures) {
     picture.item.dataset.state = picture.state;
     picture.item.setAttribute("aria-current", String(picture === chosen));
@@ -194,9 +194,11 @@ function makeItem(picture) {
   return item;
 }
 
-const step = (by) => choose(pictures[pictures.indexOf(chosen) + by]);
-find(".previous").addEventListener("click", () => step(-1));
-find(".next").addEventListener("click", () => step(1));
+// One that failed is tried again by a click on it alone: on the way to the next one it would be a wall.
+const previous = () => pictures.slice(0, Math.max(0, pictures.indexOf(chosen))).findLast(({ state }) => state !== "failed");
+const next = () => pictures.slice(pictures.indexOf(chosen) + 1).find(({ state }) => state !== "failed");
+find(".previous").addEventListener("click", () => choose(previous()));
+find(".next").addEventListener("click", () => choose(next()));
 
 // Sent by the page when something was set.
 window.addEventListener("odise-changed", () => {
