@@ -14,7 +14,7 @@ from export.sources import Source
 from tests.export.conftest import small_checkpoint
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_as_many_steps_are_done_as_were_announced(precision: Precision) -> None:
     told = io.StringIO()
     options = ExportOptions(precision, stages=("clip_text",), threads=1)

@@ -176,7 +176,7 @@ def test_two_processes_equal_one(
 
 
 @pytest.mark.parametrize("mini", ["label-fp32-4"], indirect=True)
-@pytest.mark.parametrize("parallel", [None, "ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("parallel", [None, *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("ddp", "fsdp"))])
 def test_micro_batches_change_memory_not_the_course(
     mini: Experiment, parallel: str | None, mini_data: Path, mini_frozen: Path, tmp_path: Path
 ) -> None:
@@ -511,6 +511,7 @@ def test_an_update_that_overflows_fp16_is_skipped_and_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", "training")
     scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0**127)
     monkeypatch.setattr(torch.amp, "GradScaler", scaler)
     run = tmp_path / "run"
