@@ -24,7 +24,7 @@ from odise_rt.preprocessing import resize
 from odise_rt.specs import LEVELS
 from odise_rt.windows import window_grid
 from training.models.odise import Odise
-from training.models.windows import cut_windows, stitch_levels
+from training.models.windows import cut_windows, pad_to_multiple, stitch_levels
 from training.torch_stages import TorchStage
 
 
@@ -69,8 +69,7 @@ class TorchPipeline:
     def _network(self, image: Tensor, windows_per_batch: int) -> dict[str, Tensor]:
         """Outputs of the last two stages for an image (1, 3, h, w) in [0, 1]."""
         config, stages = self._model.config, self._stages
-        height, width = image.shape[2:]
-        canvas = F.pad(image, (0, -width % config.size_divisor, 0, -height % config.size_divisor))
+        canvas = pad_to_multiple(image, config.size_divisor)
         grid = window_grid(canvas.shape[2], canvas.shape[3], config.window)
         batches = cut_windows(canvas, grid).split(windows_per_batch)
         embeddings = [stages["clip_image"].on_device({"windows": batch})["image_embedding"] for batch in batches]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -20,7 +19,7 @@ from training.models.mask_classifier import MaskClassifier
 from training.models.mask_clip import MaskClip
 from training.models.mask_decoder import MaskGenerator, MaskPrediction
 from training.models.text_encoder import TextEncoder
-from training.models.windows import cut_windows, stitch_levels
+from training.models.windows import cut_windows, pad_to_multiple, stitch_levels
 
 Structure = Literal["pruned", "official"]
 TRAINED = ("implicit_captioner", "feature_pyramid", "mask_generator", "mask_classifier")
@@ -171,10 +170,7 @@ class Odise(nn.Module):
         Returns:
             The mask prediction on the canvas padded to ``size_divisor``, and CLIP's mask embeddings ``(1, Q, D)``.
         """
-        height, width = image.shape[2:]
-        divisor = self.config.size_divisor
-        padded = F.pad(image, (0, -width % divisor, 0, -height % divisor))
-        prediction = self(padded)
+        prediction = self(pad_to_multiple(image, self.config.size_divisor))
         if self.structure == "official":
             from training.models.official_structure import official_clip_mask
 

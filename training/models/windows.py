@@ -1,12 +1,19 @@
-"""Sliding windows in PyTorch: cut, and stitch the levels of each window into those of the canvas (odise.md 2.1)."""
+"""Sliding windows in PyTorch: pad, cut, and stitch the levels of windows into those of the canvas (odise.md 2.1)."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from odise_rt.windows import WindowGrid
 from training.models.feature_pyramid import LEVEL_STRIDES
+
+
+def pad_to_multiple(images: Tensor, divisor: int) -> Tensor:
+    """``(B, C, h, w)`` with zeros below and to the right, so that both edges are multiples of ``divisor``."""
+    height, width = images.shape[2:]
+    return F.pad(images, (0, -width % divisor, 0, -height % divisor))
 
 
 def cut_windows(images: Tensor, grid: WindowGrid) -> Tensor:
