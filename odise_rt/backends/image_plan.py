@@ -225,14 +225,11 @@ class ImagePlan:
         if naming not in self._works:
             self._works[naming] = CapturedWork(self._session, "an image on the GPU")
 
-        def with_network(network: Callable[[], None]) -> Callable[[], None]:
-            def work() -> None:
-                network()
-                self._enqueue_naming(naming)
-
-            return work
-
-        self._works[naming].run(with_network(self._enqueue_network), self._capturable, with_network(self._run_network))
+        self._works[naming].run(
+            lambda: self._named_after(self._enqueue_network, naming),
+            self._capturable,
+            lambda: self._named_after(self._run_network, naming),
+        )
 
     def forget(self, naming: NamingPlan) -> None:
         """Drop the graph that ends in a naming, before that is closed."""
@@ -296,7 +293,8 @@ class ImagePlan:
         self.canvas.enqueue()
         self._clip_mask.enqueue()
 
-    def _enqueue_naming(self, naming: NamingPlan) -> None:
+    def _named_after(self, network: Callable[[], None], naming: NamingPlan) -> None:
+        network()
         found = {name: _reshaped(array, array.shape[1:]) for name, array in self.outputs.items()}
         naming.enqueue(
             found["mask_logits"], found["mask_embedding"], found["mask_clip_embedding"], found.get("object_logits")
