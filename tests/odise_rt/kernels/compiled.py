@@ -23,7 +23,7 @@ from odise_rt.kernels.reference import MASK_STRIDE
 from odise_rt.kernels.resize_tables import resize_table
 from tests.odise_rt.kernels.builds import HERE, KERNELS, cached, library
 from tests.odise_rt.kernels.emulated import Emulation, aligned_empty
-from tests.odise_rt.kernels.naming_calls import NamingCalls
+from tests.odise_rt.kernels.naming_calls import ClassesCall, NamingCalls
 from tests.odise_rt.kernels.ptx import Counts, Entry, Machine, Reader
 
 STREAM = 0
@@ -208,22 +208,14 @@ class Compiled(NamingCalls):
         self._naming.text_cosines(masks, words, scale, out, STREAM)
         return cosines
 
-    def launch_classes(
-        self,
-        inputs: Sequence[np.ndarray],
-        object_logits: np.ndarray | None,
-        thresholds: np.ndarray,
-        out: Sequence[np.ndarray],
-        rank_all: bool,
-        with_unknown: bool,
-    ) -> None:
+    def launch_classes(self, call: ClassesCall) -> None:
         """See :class:`NamingCalls`."""
-        objects = [] if object_logits is None else [object_logits]
-        put = self.kernels.put(*out, *inputs, thresholds, *objects)
-        made, (masks, clip, first, weight, limits, *rest) = ClassArrays(*put[: len(out)]), put[len(out) :]
+        objects = [] if call.object_logits is None else [call.object_logits]
+        put, count = self.kernels.put(*call.out, *call.inputs, call.thresholds, *objects), len(call.out)
+        made, (masks, clip, first, weight, limits, *rest) = ClassArrays(*put[:count]), put[count:]
         self._naming.name_classes(
-            masks, clip, first, weight, rest[0] if rest else None, limits, made, STREAM, rank_all=rank_all,
-            with_unknown=with_unknown,
+            masks, clip, first, weight, rest[0] if rest else None, limits, made, STREAM, rank_all=call.rank_all,
+            with_unknown=call.with_unknown,
         )  # fmt: skip
 
     def launch_segments(

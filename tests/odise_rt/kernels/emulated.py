@@ -15,7 +15,7 @@ import numpy as np
 from odise_rt.kernels.launch_plans import WindowLayout
 from odise_rt.kernels.resize_tables import resize_table
 from tests.odise_rt.kernels.builds import HERE, KERNELS, library
-from tests.odise_rt.kernels.naming_calls import NamingCalls
+from tests.odise_rt.kernels.naming_calls import ClassesCall, NamingCalls
 
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2}
 
@@ -191,20 +191,13 @@ class Emulation(NamingCalls):
         )
         return cosines
 
-    def launch_classes(
-        self,
-        inputs: Sequence[np.ndarray],
-        object_logits: np.ndarray | None,
-        thresholds: np.ndarray,
-        out: Sequence[np.ndarray],
-        rank_all: bool,
-        with_unknown: bool,
-    ) -> None:
+    def launch_classes(self, call: ClassesCall) -> None:
         """See :class:`NamingCalls`."""
-        (queries, words), classes, best = inputs[1].shape, len(inputs[3]), out[3].shape[1]
+        (queries, words), classes, best = call.inputs[1].shape, len(call.inputs[3]), call.out[3].shape[1]
+        objects = None if call.object_logits is None else _at(call.object_logits)
         status = self._call(
-            "emulate_name_classes", *map(_at, inputs), None if object_logits is None else _at(object_logits),
-            _at(thresholds), queries, words, classes, best, int(rank_all), int(with_unknown), *map(_at, out),
+            "emulate_name_classes", *map(_at, call.inputs), objects, _at(call.thresholds), queries, words, classes,
+            best, int(call.rank_all), int(call.with_unknown), *map(_at, call.out),
         )  # fmt: skip
         assert status == 0, status
 

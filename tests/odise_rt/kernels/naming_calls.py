@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
-class NamingCalls:
+class ClassesCall(NamedTuple):
+    """What ``name_classes`` is given, and where it writes."""
+
+    inputs: Sequence[np.ndarray]
+    """Both cosines, first words, CLIP's weights."""
+    object_logits: np.ndarray | None
+    thresholds: np.ndarray
+    out: Sequence[np.ndarray]
+    """The fields of ``ClassArrays``."""
+    rank_all: bool
+    with_unknown: bool
+
+
+class NamingCalls(ABC):
     """Makes results, filled with other values before, lets the subclass launch, and reads them."""
 
     def full(self, shape: int | tuple[int, ...], value: float, dtype: Any) -> np.ndarray:
         """A result before anything is written to it."""
         return np.full(shape, value, dtype)
 
-    def launch_classes(
-        self,
-        inputs: Sequence[np.ndarray],
-        object_logits: np.ndarray | None,
-        thresholds: np.ndarray,
-        out: Sequence[np.ndarray],
-        rank_all: bool,
-        with_unknown: bool,
-    ) -> None:
-        """Run ``name_classes`` on both cosines, first words and CLIP's weights."""
-        raise NotImplementedError
+    @abstractmethod
+    def launch_classes(self, call: ClassesCall) -> None:
+        """Run ``name_classes``."""
 
+    @abstractmethod
     def launch_segments(
         self, inputs: Sequence[np.ndarray], made: Sequence[np.ndarray], owner: np.ndarray, segment_map: np.ndarray
     ) -> None:
         """Run ``choose_segments`` and ``paint_segments``; ``made`` are the fields of ``SegmentArrays``."""
-        raise NotImplementedError
 
     def name_classes(
         self,
@@ -57,7 +63,8 @@ class NamingCalls:
         }
         thresholds = np.array([unknown if with_unknown else 9, threshold], np.float32)  # 9 must not be looked at
         inputs = (mask_cosines, clip_cosines, first_word, clip_weight)
-        self.launch_classes(inputs, object_logits, thresholds, list(out.values()), rank_all, with_unknown)
+        made = list(out.values())
+        self.launch_classes(ClassesCall(inputs, object_logits, thresholds, made, rank_all, with_unknown))
         return out
 
     def segments(
