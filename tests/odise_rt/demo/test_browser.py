@@ -6,6 +6,7 @@ that ``ODISE_RT_TEST_BUNDLE`` names, else odise-tiny, exported once for all test
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -113,6 +114,27 @@ class Demo:
         return self.process.returncode
 
 
+def visit(page: Any, url: str) -> None:
+    """Open a demo, and wait until it can be used."""
+    page.set_default_timeout(PATIENCE)
+    page.goto(url)
+    page.wait_for_selector(".stage .drop")
+
+
+@contextlib.contextmanager
+def visited(browser: Any, demo: Demo) -> Iterator[tuple[Demo, Any]]:
+    """A demo and a page on which it is open; both are closed at the end."""
+    context = browser.new_context()
+    try:
+        page = context.new_page()
+        visit(page, demo.url)
+        yield demo, page
+    finally:
+        context.close()
+        if demo.process.poll() is None:
+            demo.stop()
+
+
 @pytest.fixture(scope="module")
 def demo(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     demo = Demo(tiny_bundle, tmp_path_factory.mktemp("demo"))
@@ -150,12 +172,10 @@ def open_page(browser: Any, demo: Demo) -> Iterator[Callable[..., Any]]:
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(PATIENCE)
         page.on("request", lambda request: hosts.add(urllib.parse.urlsplit(request.url).netloc))
         page.on("pageerror", lambda error: failures.append(str(error)))
         page.on("console", note)
-        page.goto(url)
-        page.wait_for_selector(".stage .drop")
+        visit(page, url)
         return page
 
     opened.failures = failures  # type: ignore[attr-defined]
@@ -556,22 +576,13 @@ def test_words_typed_while_the_network_runs_count(open_page: Callable[..., Any])
 
 
 def test_picture_that_the_server_forgot_is_sent_again(browser: Any, tiny_bundle: Path, tmp_path: Path) -> None:
-    small = Demo(tiny_bundle, tmp_path, "--memory", "1")
-    context = browser.new_context()
-    try:
-        page = context.new_page()
-        page.set_default_timeout(PATIENCE)
-        page.goto(small.url)
-        page.wait_for_selector(".stage .drop")
+    with visited(browser, Demo(tiny_bundle, tmp_path, "--memory", "1")) as (small, page):
         for name in ("a.png", "b.png"):
             page.set_input_files(".stage .file", picture(name))
             wait_until_named(page, name)
         page.click(".previous")
         wait_until_named(page, "a.png")
         assert small.network_runs == 3
-    finally:
-        context.close()
-        small.stop()
 
 
 def huge_png() -> bytes:
@@ -688,13 +699,7 @@ def test_visitors_do_not_see_each_other_s_pictures(open_page: Callable[..., Any]
 
 
 def test_server_that_is_gone_is_reported(browser: Any, tiny_bundle: Path, tmp_path: Path) -> None:
-    other = Demo(tiny_bundle, tmp_path)
-    context = browser.new_context()
-    try:
-        page = context.new_page()
-        page.set_default_timeout(PATIENCE)
-        page.goto(other.url)
-        page.wait_for_selector(".stage .drop")
+    with visited(browser, Demo(tiny_bundle, tmp_path)) as (other, page):
         page.fill("#words-a textarea", WORDS)
         upload(page)
         assert other.stop(signal.SIGTERM) == 0, other.log
@@ -704,8 +709,3 @@ def test_server_that_is_gone_is_reported(browser: Any, tiny_bundle: Path, tmp_pa
         assert "cannot be reached" in page.inner_text(".banner-text")
         assert not page.is_visible(".busy")
         assert {"sky", "stone"} <= names(page)
-    finally:
-        context.close()
-        if other.process.poll() is None:
-            other.process.kill()
-            other.process.wait()
