@@ -347,6 +347,7 @@ def _answers(segmenter: Any, image: Any, words: EmbeddedVocabulary | None = None
     Without words, those are taken that the masks themselves are like: with random weights no real word would leave the
     merge anything to do.
     """
+    from odise_rt.classification import Classifier
     from odise_rt.naming import NamingRequest
     from odise_rt.options import SegmentOptions
     from odise_rt.postprocessing import MaskResizer
@@ -355,16 +356,16 @@ def _answers(segmenter: Any, image: Any, words: EmbeddedVocabulary | None = None
     queries, height, width = found.masks.shape
     if words is None:
         words = EmbeddedVocabulary(normalise(found.embeddings.mask), normalise(found.embeddings.clip))
-    request = NamingRequest(
+    options = SegmentOptions(object_mask_threshold=0.0, overlap_threshold=0.0, explain=0).resolve(segmenter.facts)
+    classifier = Classifier(
         segmenter.facts,
         segmenter.bundle.constants().get("no_object_embedding"),
         words,
-        hashlib.sha256(words.mask_text.tobytes()).hexdigest(),
         np.arange(queries),
-        np.arange(queries) % 2 == 0,
-        np.ones(queries, bool),
-        SegmentOptions(object_mask_threshold=0.0, overlap_threshold=0.0, explain=0).resolve(segmenter.facts),
+        np.full(queries, options.clip_weight_seen, np.float32),
     )
+    words_id = hashlib.sha256(words.mask_text.tobytes()).hexdigest()
+    request = NamingRequest(classifier, words_id, np.arange(queries) % 2 == 0, options)
     resizer = MaskResizer((height, width), found.network_size, found.original_size)
     return {
         "mask_logits": found.mask_logits,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from odise_rt.classification import MaskEmbeddings, classify
+from odise_rt.classification import Classifier, MaskEmbeddings, classify, clip_weights
 from odise_rt.postprocessing import MaskResizer, find_instances, merge_panoptic, semantic_map
 from odise_rt.preprocessing import prepare
 from odise_rt.specs import ModelFacts
@@ -111,8 +111,8 @@ def test_classify(benchmark: Any, words: int) -> None:
         normalise(rng.standard_normal((words, CLIP_DIM), np.float32)),
     )
     no_object = rng.standard_normal(MASK_DIM, np.float32)
-    first, seen = np.arange(words), np.arange(words) % 5 > 0
-    benchmark(classify, masks, text, first, seen, _facts(), no_object, 0.3, 0.7)
+    weights = clip_weights(np.arange(words) % 5 > 0, 0.3, 0.7)
+    benchmark(classify, masks, Classifier(_facts(), no_object, text, np.arange(words), weights))
 
 
 @pytest.mark.parametrize("words", [100, 10_000])

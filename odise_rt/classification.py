@@ -46,6 +46,22 @@ class MaskEmbeddings:
             raise not_numbers(int(broken.sum()), len(broken))
 
 
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """K classes of L words in all, and the weights by which the masks of a model are compared with them."""
+
+    facts: ModelFacts
+    """Scales and variant of the model."""
+    no_object_embedding: np.ndarray | None
+    """(P,), of the label variant."""
+    words: EmbeddedVocabulary
+    """Of the L words."""
+    first_word: np.ndarray
+    """int (K,): position of each class's first word among the L, see :attr:`Vocabulary.first_word`."""
+    clip_weight: np.ndarray
+    """float32 (K,): CLIP's weight for each class, see :func:`clip_weights`."""
+
+
 @dataclass(frozen=True)
 class Classification:
     """Class probabilities of the masks of one image."""
@@ -123,37 +139,17 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials
 
 
-def classify(
-    masks: MaskEmbeddings,
-    words: EmbeddedVocabulary,
-    first_word: np.ndarray,
-    seen: np.ndarray,
-    facts: ModelFacts,
-    no_object_embedding: np.ndarray | None,
-    clip_weight_seen: float,
-    clip_weight_unseen: float,
-) -> Classification:
-    """Class probabilities for Q masks and K classes.
-
-    Args:
-        masks: embeddings from the graphs.
-        words: embeddings of the vocabulary's L words.
-        first_word: int (K,), see :attr:`Vocabulary.first_word`.
-        seen: bool (K,), whether a class was seen in training.
-        facts: scales and variant of the model.
-        no_object_embedding: (P,), of the label variant.
-        clip_weight_seen: CLIP's weight for seen classes.
-        clip_weight_unseen: CLIP's weight for other classes.
-    """
+def classify(masks: MaskEmbeddings, classifier: Classifier) -> Classification:
+    """Probabilities of K classes for Q masks from the graphs."""
+    facts, words, first_word = classifier.facts, classifier.words, classifier.first_word
     mask_embedding = normalise(masks.mask)
     mask_logits = class_logits(mask_embedding, words.mask_text, first_word, facts.mask_logit_scale)
     clip_logits = class_logits(normalise(masks.clip), words.clip_text, first_word, facts.clip_logit_scale)
-    void = _void_probability(mask_embedding, mask_logits, masks.object_logits, facts, no_object_embedding)
+    void = _void_probability(mask_embedding, mask_logits, masks.object_logits, classifier)
 
     mask_log, clip_log = log_softmax(mask_logits), log_softmax(clip_logits)
     # log(p^(1-w) q^w) with w chosen by class; log_softmax keeps it finite where p or q underflows.
-    weight = clip_weights(seen, clip_weight_seen, clip_weight_unseen)
-    ensemble = (1 - weight) * mask_log + weight * clip_log
+    ensemble = (1 - classifier.clip_weight) * mask_log + classifier.clip_weight * clip_log
 
     probabilities = np.empty((len(mask_logits), mask_logits.shape[1] + 1), np.float32)
     np.multiply(softmax(ensemble), 1 - void, out=probabilities[:, :-1])
@@ -166,13 +162,7 @@ def classify(
 
 def name_queries(
     masks: MaskEmbeddings,
-    words: EmbeddedVocabulary,
-    first_word: np.ndarray,
-    seen: np.ndarray,
-    facts: ModelFacts,
-    no_object_embedding: np.ndarray | None,
-    clip_weight_seen: float,
-    clip_weight_unseen: float,
+    classifier: Classifier,
     *,
     best: int = 5,
     unknown: float | None = None,
@@ -183,32 +173,22 @@ def name_queries(
     Beside the probabilities themselves, no array exceeds ``BLOCK_BYTES`` (or one row), however many words there are.
 
     Args:
-        masks, words, first_word, seen, facts, no_object_embedding, clip_weight_seen, clip_weight_unseen: as for
-            :func:`classify`.
+        masks, classifier: as for :func:`classify`.
         best: names to rank for each mask; fewer if there are fewer classes.
         unknown: a mask whose best word is below this probability gives that probability to the class "unknown"
             instead, and none to the words. "No object" keeps its own.
         rank_all: rank the names of masks that are likeliest no object, too; they can still be instances.
     """
-    queries, count = len(masks.mask), len(first_word)
+    queries, count = len(masks.mask), len(classifier.first_word)
     best = min(best, count)
     probabilities = np.zeros((queries, count + (1 if unknown is None else 2)), np.float32)
     classes = np.zeros((queries, best), np.int64)
     scores, mask_scores, clip_scores = (np.zeros((queries, best), np.float32) for _ in range(3))
-    step = max(1, BLOCK_BYTES // (4 * len(words.mask_text)))
+    step = max(1, BLOCK_BYTES // (4 * len(classifier.words.mask_text)))
     for start in range(0, queries, step):
         block = slice(start, min(start + step, queries))
         objects = None if masks.object_logits is None else masks.object_logits[block]
-        found = classify(
-            MaskEmbeddings(masks.mask[block], masks.clip[block], objects),
-            words,
-            first_word,
-            seen,
-            facts,
-            no_object_embedding,
-            clip_weight_seen,
-            clip_weight_unseen,
-        )
+        found = classify(MaskEmbeddings(masks.mask[block], masks.clip[block], objects), classifier)
         probabilities[block, :count] = found.probabilities[:, :-1]
         probabilities[block, -1] = found.probabilities[:, -1]
         if best:
@@ -239,14 +219,14 @@ def _void_probability(
     mask_embedding: np.ndarray,
     mask_logits: np.ndarray,
     object_logits: np.ndarray | None,
-    facts: ModelFacts,
-    no_object_embedding: np.ndarray | None,
+    classifier: Classifier,
 ) -> np.ndarray:
     """Probability (Q, 1) that a mask is no object."""
-    if facts.variant == "caption":
+    if classifier.facts.variant == "caption":
         assert object_logits is not None, "the caption variant's mask_decoder has object_logits by its spec"
         return softmax(object_logits)[:, 1:2]
-    assert no_object_embedding is not None, "a label bundle's constants hold no_object_embedding"
-    void: np.ndarray = mask_embedding @ normalise(no_object_embedding[None]).T
-    void *= np.float32(facts.mask_logit_scale)
+    no_object = classifier.no_object_embedding
+    assert no_object is not None, "a label bundle's constants hold no_object_embedding"
+    void: np.ndarray = mask_embedding @ normalise(no_object[None]).T
+    void *= np.float32(classifier.facts.mask_logit_scale)
     return softmax(np.concatenate([mask_logits, void], axis=1))[:, -1:]

@@ -12,11 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
-from odise_rt.classification import MaskEmbeddings, MaskNames, clip_weights, name_queries
+from odise_rt.classification import Classifier, MaskEmbeddings, MaskNames, name_queries
 from odise_rt.options import ResolvedOptions
 from odise_rt.postprocessing import MaskResizer, MergedSegment, merge_panoptic
-from odise_rt.specs import ModelFacts
-from odise_rt.text_embeddings import EmbeddedVocabulary
 
 Lap = Callable[[str], None]
 """Told the name of each step when it is done."""
@@ -26,30 +24,18 @@ Lap = Callable[[str], None]
 class NamingRequest:
     """By which words and rules the masks of an image are named."""
 
-    facts: ModelFacts
-    no_object_embedding: np.ndarray | None
-    """(P,), of the label variant."""
-    words: EmbeddedVocabulary
-    """Of the vocabulary's L words."""
+    classifier: Classifier
+    """Of the K classes."""
     words_id: str
     """Equal for equal words, so that what was uploaded of them is found again."""
-    first_word: np.ndarray
-    """int (K,): position of each class's first word among the L."""
     isthing: np.ndarray
     """bool (K,); with ``options.unknown`` (K + 1,), "unknown" at the end."""
-    seen: np.ndarray
-    """bool (K,): whether a class was seen in training."""
     options: ResolvedOptions
-
-    @property
-    def clip_weight(self) -> np.ndarray:
-        """float32 (K,): CLIP's weight for each class."""
-        return clip_weights(self.seen, self.options.clip_weight_seen, self.options.clip_weight_unseen)
 
     @property
     def ranked(self) -> int:
         """Classes to rank for each mask."""
-        return min(self.options.explain, len(self.first_word))
+        return min(self.options.explain, len(self.classifier.first_word))
 
     @property
     def rank_all(self) -> bool:
@@ -106,17 +92,7 @@ def names_of(embeddings: MaskEmbeddings, request: NamingRequest) -> MaskNames:
     """The names of all masks, on the host."""
     options = request.options
     return name_queries(
-        embeddings,
-        request.words,
-        request.first_word,
-        request.seen,
-        request.facts,
-        request.no_object_embedding,
-        options.clip_weight_seen,
-        options.clip_weight_unseen,
-        best=options.explain,
-        unknown=options.unknown,
-        rank_all=request.rank_all,
+        embeddings, request.classifier, best=options.explain, unknown=options.unknown, rank_all=request.rank_all
     )
 
 

@@ -29,7 +29,7 @@ from odise_rt.backends.pool import StagePool
 from odise_rt.backends.select import CpuEngine, DeviceRequest, open_backend
 from odise_rt.backends.window_batching import BatchingBackend, Observer, WindowBatching
 from odise_rt.bundle import Bundle
-from odise_rt.classification import Classification, MaskEmbeddings, MaskNames, classify
+from odise_rt.classification import Classification, Classifier, MaskEmbeddings, MaskNames, classify, clip_weights
 from odise_rt.embedding_cache import EmbeddingCache, default_cache_dir
 from odise_rt.errors import ImageError, ImageTooLargeError, InputError, OptionsError, VocabularyError
 from odise_rt.files import given_path
@@ -407,27 +407,20 @@ class Segmenter:
         """
         words = _vocabulary(vocabulary)
         settings = given_options(options).resolve(self.facts)
-        return classify(
-            _proposals(proposals).embeddings,
-            self._embedder.embed(words),
-            words.first_word,
-            words.seen(self.bundle.training_vocabulary),
-            self.facts,
-            self._constants.get("no_object_embedding"),
-            settings.clip_weight_seen,
-            settings.clip_weight_unseen,
-        )
+        seen = words.seen(self.bundle.training_vocabulary)
+        return classify(_proposals(proposals).embeddings, self._classifier(words, seen, settings))
 
     def _request(self, words: Vocabulary, seen: np.ndarray, settings: ResolvedOptions) -> NamingRequest:
-        return NamingRequest(
+        isthing = words.of_results(settings.unknown).isthing
+        return NamingRequest(self._classifier(words, seen, settings), words.words_hash, isthing, settings)
+
+    def _classifier(self, words: Vocabulary, seen: np.ndarray, settings: ResolvedOptions) -> Classifier:
+        return Classifier(
             self.facts,
             self._constants.get("no_object_embedding"),
             self._embedder.embed(words),
-            words.words_hash,
             words.first_word,
-            words.of_results(settings.unknown).isthing,
-            seen,
-            settings,
+            clip_weights(seen, settings.clip_weight_seen, settings.clip_weight_unseen),
         )
 
     def _run_facts(

@@ -25,7 +25,7 @@ _ALIGNMENT = 16
 
 def words_key(request: NamingRequest) -> tuple[object, ...]:
     """What :class:`WordsOnGpu` of a request depend on."""
-    return (request.words_id, request.first_word.tobytes())
+    return (request.words_id, request.classifier.first_word.tobytes())
 
 
 def naming_key(
@@ -42,17 +42,19 @@ class WordsOnGpu:
     def __init__(self, session: CudaSession, request: NamingRequest) -> None:
         """Upload."""
         self._memory = DeviceMemory(session)
-        mask_text, count = request.words.mask_text, len(request.words.mask_text)
-        if request.facts.variant == "label":
-            assert request.no_object_embedding is not None, "a label bundle's constants hold no_object_embedding"
-            mask_text = np.concatenate([mask_text, normalise(request.no_object_embedding[None])])
+        classifier = request.classifier
+        mask_text, no_object = classifier.words.mask_text, classifier.no_object_embedding
+        count = len(mask_text)
+        if classifier.facts.variant == "label":
+            assert no_object is not None, "a label bundle's constants hold no_object_embedding"
+            mask_text = np.concatenate([mask_text, normalise(no_object[None])])
         try:
             upload = self._memory.upload
             self.mask_text = upload(mask_text.astype(np.float32, copy=False))
             """float32 (L, P); (L + 1, P) with "no object" at the end in the label variant."""
-            self.clip_text = upload(request.words.clip_text)
+            self.clip_text = upload(classifier.words.clip_text)
             """float32 (L, D)."""
-            self.first_word = upload(np.append(request.first_word, count).astype(np.int32))
+            self.first_word = upload(np.append(classifier.first_word, count).astype(np.int32))
             """int32 (K + 1,)."""
         except BaseException:
             self.close()
@@ -94,8 +96,8 @@ class NamingPlan:
         self._session, self._kernels, self._naming = session, kernels, NamingKernels(kernels)
         self._memory = DeviceMemory(session)
         self._test_size = test_size
-        self._facts, self._rank_all = request.facts, request.rank_all
-        self._with_unknown = len(request.isthing) > len(request.first_word)
+        self._facts, self._rank_all = request.classifier.facts, request.rank_all
+        self._with_unknown = len(request.isthing) > len(request.classifier.first_word)
         self._isthing = request.isthing
         self._from_host: dict[str, tuple[Any, np.ndarray, DeviceArray]] = {}
         try:
@@ -109,7 +111,7 @@ class NamingPlan:
         options, rules = request.options, self._rules_on_host
         rules["overlap"][0] = options.overlap_threshold
         rules["thresholds"][:] = options.unknown or 0.0, options.object_mask_threshold
-        rules["clip_weight"][:] = request.clip_weight
+        rules["clip_weight"][:] = request.classifier.clip_weight
         rules["things"][:] = request.isthing
         self._isthing = request.isthing
 
@@ -209,7 +211,7 @@ class NamingPlan:
 
     def _prepare(self, queries: int, size: tuple[int, int], request: NamingRequest) -> None:
         array, pinned = self._memory.array, self._memory.pinned
-        classes, (rows, columns) = len(request.first_word), size
+        classes, (rows, columns) = len(request.classifier.first_word), size
         self._mask_cosines = array((queries, self.words.mask_text.shape[0]))
         self._clip_cosines = array((queries, self.words.clip_text.shape[0]))
         self._tables = (array((rows,), "int32"), array((3, rows)), array((columns,), "int32"), array((3, columns)))

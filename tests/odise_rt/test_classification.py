@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from odise_rt.classification import Classification, MaskEmbeddings, class_logits, classify, log_softmax, softmax
+from odise_rt.classification import (
+    Classification,
+    Classifier,
+    MaskEmbeddings,
+    class_logits,
+    classify,
+    clip_weights,
+    log_softmax,
+    softmax,
+)
 from odise_rt.text_embeddings import EmbeddedVocabulary, normalise
 from tests.odise_rt.fake_bundle import make_facts
 
@@ -66,7 +75,7 @@ def random_case(seed: int, variant: str) -> tuple[np.ndarray, Classification]:
     first_word = np.array([0, 1, 4, 6])
     words = EmbeddedVocabulary(normalise(mask_text), normalise(clip_text))
     masks = MaskEmbeddings(mask, clip, objects)
-    return expected, classify(masks, words, first_word, seen, facts, no_object, 0.3, 0.7)
+    return expected, classify(masks, Classifier(facts, no_object, words, first_word, clip_weights(seen, 0.3, 0.7)))
 
 
 @pytest.mark.parametrize("variant", ["label", "caption"])
@@ -85,13 +94,15 @@ def test_opposed_classifiers_do_not_give_nan() -> None:
     words = EmbeddedVocabulary(axes, axes)
     masks = MaskEmbeddings(axes[:1] - axes[1:2], axes[1:2] - axes[:1], None)
     facts = make_facts(mask_logit_scale=100.0, clip_logit_scale=100.0)
+
+    def run(clip_weight: float) -> np.ndarray:
+        weights = np.full(3, clip_weight, np.float32)
+        return classify(masks, Classifier(facts, axes[2], words, np.arange(3), weights)).probabilities
+
     for weight in (0.0, 0.5, 1.0):
-        result = classify(masks, words, np.arange(3), np.ones(3, bool), facts, axes[2], weight, weight)
-        assert np.isfinite(result.probabilities).all()
-    only_mask = classify(masks, words, np.arange(3), np.ones(3, bool), facts, axes[2], 0.0, 0.0)
-    only_clip = classify(masks, words, np.arange(3), np.ones(3, bool), facts, axes[2], 1.0, 1.0)
-    assert only_mask.probabilities[0].argmax() == 0
-    assert only_clip.probabilities[0].argmax() == 1
+        assert np.isfinite(run(weight)).all()
+    assert run(0.0)[0].argmax() == 0
+    assert run(1.0)[0].argmax() == 1
 
 
 def test_seen_and_unseen_classes_are_weighted_apart() -> None:
@@ -99,10 +110,10 @@ def test_seen_and_unseen_classes_are_weighted_apart() -> None:
     text = normalise(rng.standard_normal((4, 7), np.float32))
     masks = MaskEmbeddings(rng.standard_normal((3, 7), np.float32), rng.standard_normal((3, 7), np.float32), None)
     words, facts, void = EmbeddedVocabulary(text, text), make_facts(), rng.standard_normal(7, np.float32)
-    first = np.arange(4)
 
     def run(seen: list[bool], a: float, b: float) -> np.ndarray:
-        return classify(masks, words, first, np.array(seen), facts, void, a, b).probabilities
+        weights = clip_weights(np.array(seen), a, b)
+        return classify(masks, Classifier(facts, void, words, np.arange(4), weights)).probabilities
 
     assert np.array_equal(run([True] * 4, 0.2, 0.9), run([False] * 4, 0.9, 0.2))
     assert np.array_equal(run([True] * 4, 0.2, 0.9), run([True] * 4, 0.2, 0.1))
@@ -120,16 +131,9 @@ def test_best_synonym_counts() -> None:
 def test_a_mask_that_is_no_object_says_so() -> None:
     axes = np.eye(3, dtype=np.float32)
     words = EmbeddedVocabulary(axes[:2], axes[:2])
-    result = classify(
-        MaskEmbeddings(axes[2:], axes[:1], None),
-        words,
-        np.arange(2),
-        np.ones(2, bool),
-        make_facts(mask_logit_scale=100.0),
-        axes[2],
-        0.3,
-        0.7,
-    )
+    weights = np.full(2, 0.3, np.float32)
+    classifier = Classifier(make_facts(mask_logit_scale=100.0), axes[2], words, np.arange(2), weights)
+    result = classify(MaskEmbeddings(axes[2:], axes[:1], None), classifier)
     assert result.probabilities[0].argmax() == 2
     assert result.probabilities[0, 2] > 0.999
 

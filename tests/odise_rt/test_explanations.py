@@ -22,7 +22,7 @@ from odise_rt import (
 )
 from odise_rt import segmenter as segmenter_module
 from odise_rt.batch import Job
-from odise_rt.classification import MaskEmbeddings, classify, name_queries
+from odise_rt.classification import Classifier, MaskEmbeddings, classify, clip_weights, name_queries
 from odise_rt.results import Candidate, category_ids
 from odise_rt.text_embeddings import EmbeddedVocabulary, normalise
 from odise_rt.visualize import segment_colours
@@ -31,13 +31,15 @@ from tests.odise_rt.fake_bundle import make_facts
 WORDS = "red, crimson; green; blue; white; stuff: sky; car"
 
 
-def random_masks(seed: int, queries: int = 7) -> tuple[MaskEmbeddings, EmbeddedVocabulary, np.ndarray, np.ndarray]:
+def random_masks(seed: int, queries: int = 7) -> tuple[MaskEmbeddings, Classifier]:
     rng = np.random.default_rng(seed)
     masks = MaskEmbeddings(
         rng.standard_normal((queries, 5), np.float32), rng.standard_normal((queries, 8), np.float32), None
     )
     texts = [normalise(rng.standard_normal((9, c), np.float32)) for c in (5, 8)]
-    return masks, EmbeddedVocabulary(*texts), np.array([0, 1, 2, 4, 7, 8]), rng.random(6) < 0.5
+    words, void = EmbeddedVocabulary(*texts), np.eye(5, dtype=np.float32)[-1]
+    weights = clip_weights(rng.random(6) < 0.5, 0.3, 0.7)
+    return masks, Classifier(make_facts(), void, words, np.array([0, 1, 2, 4, 7, 8]), weights)
 
 
 def test_segments_carry_their_best_names(segmenter: Segmenter, colours: np.ndarray) -> None:
@@ -57,11 +59,10 @@ def test_segments_carry_their_best_names(segmenter: Segmenter, colours: np.ndarr
 
 def test_candidates_are_those_of_the_whole_matrix() -> None:
     """However few masks are classified at a time, and whichever way the scores are looked up."""
-    facts, void = make_facts(), np.eye(5, dtype=np.float32)[-1]
     for seed in range(20):
-        masks, words, first_word, seen = random_masks(seed)
-        whole = classify(masks, words, first_word, seen, facts, void, 0.3, 0.7)
-        names = name_queries(masks, words, first_word, seen, facts, void, 0.3, 0.7, best=4)
+        masks, classifier = random_masks(seed)
+        whole = classify(masks, classifier)
+        names = name_queries(masks, classifier, best=4)
         assert np.array_equal(names.probabilities, whole.probabilities)
         for query, row in enumerate(whole.probabilities):
             if row.argmax() == 6:
@@ -75,11 +76,10 @@ def test_candidates_are_those_of_the_whole_matrix() -> None:
 
 
 def test_blocks_agree_with_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    masks, words, first_word, seen = random_masks(3, queries=11)
-    arguments = (masks, words, first_word, seen, make_facts(), np.eye(5, dtype=np.float32)[-1], 0.3, 0.7)
-    whole = name_queries(*arguments, unknown=0.4)
+    masks, classifier = random_masks(3, queries=11)
+    whole = name_queries(masks, classifier, unknown=0.4)
     monkeypatch.setattr(classification, "BLOCK_BYTES", 4 * 9 * 2)  # two masks at a time
-    blocks = name_queries(*arguments, unknown=0.4)
+    blocks = name_queries(masks, classifier, unknown=0.4)
     np.testing.assert_allclose(blocks.probabilities, whole.probabilities, atol=1e-6)
     assert np.array_equal(blocks.classes, whole.classes)
     np.testing.assert_allclose(blocks.mask_scores, whole.mask_scores, atol=1e-6)
@@ -94,9 +94,10 @@ def test_memory_beside_the_probabilities_is_bounded(monkeypatch: pytest.MonkeyPa
     )
     words = EmbeddedVocabulary(*(normalise(rng.standard_normal((count, c), np.float32)) for c in (5, 8)))
     monkeypatch.setattr(classification, "BLOCK_BYTES", 1 << 20)
-    first_word, seen, void = np.arange(count), np.zeros(count, bool), np.eye(5, dtype=np.float32)[-1]
+    void, weights = np.eye(5, dtype=np.float32)[-1], np.full(count, 0.7, np.float32)
+    classifier = Classifier(make_facts(), void, words, np.arange(count), weights)
     tracemalloc.start()
-    names = name_queries(masks, words, first_word, seen, make_facts(), void, 0.3, 0.7, unknown=0.1)
+    names = name_queries(masks, classifier, unknown=0.1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < names.probabilities.nbytes + 10 * classification.BLOCK_BYTES

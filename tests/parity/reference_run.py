@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odise_rt.classification import Classification, MaskEmbeddings, classify
+from odise_rt.classification import Classification, Classifier, MaskEmbeddings, classify, clip_weights
 from odise_rt.postprocessing import MaskResizer
 from odise_rt.preprocessing import PreparedImage, prepare
 from odise_rt.prompts import fill
@@ -96,13 +96,12 @@ class Run:
         """
         mask_text, clip_text = self.recorded["text_head.text_embed"], self.embed_words()[1]
         no_object = self.recorded["text_head.null_embed"][0] if self.variant == "label" else None
-        return classify(
-            MaskEmbeddings(mask[0], clip[0], None if object_logits is None else object_logits[0]),
-            EmbeddedVocabulary(normalise(mask_text), normalise(clip_text)),
-            self.vocabulary.first_word,
-            self.seen,
+        classifier = Classifier(
             self.facts,
             no_object,
-            self.facts.clip_weight_seen,
-            self.facts.clip_weight_unseen,
+            EmbeddedVocabulary(normalise(mask_text), normalise(clip_text)),
+            self.vocabulary.first_word,
+            clip_weights(self.seen, self.facts.clip_weight_seen, self.facts.clip_weight_unseen),
         )
+        objects = None if object_logits is None else object_logits[0]
+        return classify(MaskEmbeddings(mask[0], clip[0], objects), classifier)

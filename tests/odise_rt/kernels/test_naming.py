@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from odise_rt.classification import MaskEmbeddings, class_logits, name_queries
+from odise_rt.classification import Classifier, MaskEmbeddings, class_logits, clip_weights, name_queries
 from odise_rt.kernels.launch_plans import (
     COSINE_TILE,
     NAME_THREADS,
@@ -86,10 +86,9 @@ class Case:
         )
 
     def on_host(self, best: int, unknown: float | None, rank_all: bool):  # type: ignore[no-untyped-def]
-        return name_queries(
-            self.masks, self.words, self.first_word, self.seen, self.facts, self.no_object, 0.3, 0.7,
-            best=best, unknown=unknown, rank_all=rank_all,
-        )  # fmt: skip
+        weights = clip_weights(self.seen, 0.3, 0.7)
+        classifier = Classifier(self.facts, self.no_object, self.words, self.first_word, weights)
+        return name_queries(self.masks, classifier, best=best, unknown=unknown, rank_all=rank_all)
 
     def emulated(
         self,
