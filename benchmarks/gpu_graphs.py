@@ -22,7 +22,8 @@ import numpy as np
 from benchmarks.gpu_rows import Emit, Row
 from benchmarks.timed_picture import WORDS, picture
 from odise_rt.backends.base import Device, StageFacts
-from odise_rt.backends.device import CudaSession, DeviceArray
+from odise_rt.backends.device import CudaSession
+from odise_rt.backends.device_arrays import DeviceArray
 from odise_rt.backends.device_memory import DeviceMemory
 from odise_rt.backends.image_pipeline import ImagePipeline
 from odise_rt.backends.pool import StagePool

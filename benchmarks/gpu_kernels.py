@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.gpu_naming import naming_cases, time_naming
 from benchmarks.gpu_rows import Emit, Row
 from benchmarks.harness import Summary, time_cuda_calls
-from odise_rt.backends.device import DeviceArray
+from odise_rt.backends.device_arrays import DeviceArray
 from odise_rt.errors import OdiseError
 from odise_rt.kernels import reference
 from odise_rt.kernels.native import Kernels, gpu_array

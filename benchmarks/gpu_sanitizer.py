@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_rows import Emit, Row, end_group
-from odise_rt.backends.device import CudaSession, DeviceArray
+from odise_rt.backends.device import CudaSession
+from odise_rt.backends.device_arrays import DeviceArray
 from odise_rt.backends.device_memory import DeviceMemory
 from odise_rt.kernels.launch_plans import Launch
 from odise_rt.kernels.naming import ClassArrays, NamingKernels, SegmentArrays

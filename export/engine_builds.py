@@ -300,6 +300,6 @@ def _workspace(machine: Machine) -> int | None:
     """Scratch memory for tactics, of what is free on the GPU."""
     if machine.gpu is None:
         return None
-    from odise_rt.backends.device import free_memory
+    from odise_rt.backends.cuda_core import free_memory
 
     return int(free_memory() * _WORKSPACE_SHARE)

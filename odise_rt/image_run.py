@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from odise_rt.backends.device import DeviceArray
+from odise_rt.backends.device_arrays import DeviceArray
 from odise_rt.classification import MaskEmbeddings
 from odise_rt.errors import OutOfMemoryError
 from odise_rt.naming import Masks, Named, NamingRequest

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from odise_rt.backends.device import is_on_device
+from odise_rt.backends.device_arrays import is_on_device
 from odise_rt.errors import OptionsError
 from odise_rt.options import OUTPUTS, Output, SegmentOptions, given_options
 

@@ -24,7 +24,7 @@ from typing import overload
 import numpy as np
 
 from odise_rt.backends.base import Backend
-from odise_rt.backends.device import DeviceArray, is_on_device
+from odise_rt.backends.device_arrays import DeviceArray, is_on_device
 from odise_rt.backends.pool import StagePool
 from odise_rt.backends.select import CpuEngine, DeviceRequest, open_backend
 from odise_rt.backends.window_batching import BatchingBackend, Observer, WindowBatching

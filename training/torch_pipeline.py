@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from odise_rt.backends.device import DeviceArray
+from odise_rt.backends.device_arrays import DeviceArray
 from odise_rt.classification import MaskEmbeddings
 from odise_rt.errors import ImageError
 from odise_rt.image_run import PipelineResult

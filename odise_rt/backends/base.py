@@ -16,7 +16,8 @@ import numpy as np
 from odise_rt.bundle import Bundle
 
 if TYPE_CHECKING:
-    from odise_rt.backends.device import CudaSession, DeviceArray
+    from odise_rt.backends.device import CudaSession
+    from odise_rt.backends.device_arrays import DeviceArray
 
 Device = Literal["cpu", "cuda"]
 

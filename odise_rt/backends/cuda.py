@@ -10,7 +10,8 @@ import logging
 import threading
 
 from odise_rt.backends.base import Device, Stage, windows_that_fill
-from odise_rt.backends.device import CudaSession, import_cuda_core
+from odise_rt.backends.cuda_core import import_cuda_core
+from odise_rt.backends.device import CudaSession
 from odise_rt.backends.engine_stage import open_engine_stage, verify_engine
 from odise_rt.backends.machine import this_machine
 from odise_rt.backends.ort import OrtBackend, working_provider

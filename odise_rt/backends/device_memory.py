@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from odise_rt.backends.device import CudaSession, DeviceArray
+from odise_rt.backends.device import CudaSession
+from odise_rt.backends.device_arrays import DeviceArray
 
 
 class DeviceMemory:

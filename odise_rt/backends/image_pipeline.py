@@ -36,7 +36,9 @@ import numpy as np
 
 from odise_rt.backends.base import Backend, StageOnStream
 from odise_rt.backends.cuda import CudaBackend, why_no_stream
-from odise_rt.backends.device import CudaSession, DeviceArray, as_device_array, cuda_errors
+from odise_rt.backends.cuda_core import cuda_errors
+from odise_rt.backends.device import CudaSession
+from odise_rt.backends.device_arrays import DeviceArray, as_device_array
 from odise_rt.backends.device_memory import DeviceMemory, buffer_of
 from odise_rt.backends.image_plan import CanvasPlan, ImagePlan, Network
 from odise_rt.backends.naming_plan import NamingPlan, WordsOnGpu, naming_key, words_key

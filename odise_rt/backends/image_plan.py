@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from odise_rt.backends.base import BoundStage, StageOnStream
-from odise_rt.backends.device import CapturedWork, CudaSession, DeviceArray
+from odise_rt.backends.captured_work import CapturedWork
+from odise_rt.backends.device import CudaSession
+from odise_rt.backends.device_arrays import DeviceArray
 from odise_rt.backends.device_memory import DeviceMemory, buffer_of
 from odise_rt.backends.naming_plan import NamingPlan
 from odise_rt.kernels.native import Kernels

@@ -6,7 +6,7 @@ import functools
 import platform
 import sys
 
-from odise_rt.backends.device import import_cuda_core
+from odise_rt.backends.cuda_core import import_cuda_core
 from odise_rt.backends.driver import why_too_old
 from odise_rt.backends.trt_package import MODULES, package_cuda, package_version
 from odise_rt.engine_facts import Machine

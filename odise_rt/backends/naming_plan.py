@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from odise_rt.backends.device import CudaSession, DeviceArray
+from odise_rt.backends.device import CudaSession
+from odise_rt.backends.device_arrays import DeviceArray
 from odise_rt.backends.device_memory import DeviceMemory, buffer_of
 from odise_rt.classification import MaskEmbeddings, MaskNames, not_numbers
 from odise_rt.kernels.naming import ClassArrays, NamingKernels, SegmentArrays

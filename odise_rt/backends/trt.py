@@ -19,14 +19,10 @@ from typing import Any
 import numpy as np
 
 from odise_rt.backends.base import StageFacts
-from odise_rt.backends.device import (
-    CapturedWork,
-    CudaSession,
-    DeviceArray,
-    as_device_array,
-    as_host_array,
-    memory_error,
-)
+from odise_rt.backends.captured_work import CapturedWork
+from odise_rt.backends.cuda_core import memory_error
+from odise_rt.backends.device import CudaSession
+from odise_rt.backends.device_arrays import DeviceArray, as_device_array, as_host_array
 from odise_rt.backends.trt_package import import_package, make_logger
 from odise_rt.engine_facts import EngineKind, Profile
 from odise_rt.engines import Engine

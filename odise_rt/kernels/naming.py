@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from odise_rt.backends.device import DeviceArray
+from odise_rt.backends.device_arrays import DeviceArray
 from odise_rt.errors import BackendError
 from odise_rt.kernels.launch_plans import (
     plan_choose_segments,

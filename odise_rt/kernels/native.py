@@ -18,14 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from odise_rt.backends.device import (
-    DeviceArray,
-    as_device_array,
-    checked,
-    cuda_errors,
-    import_cuda_core,
-    is_dense,
-)
+from odise_rt.backends.cuda_core import checked, cuda_errors, import_cuda_core
+from odise_rt.backends.device_arrays import DeviceArray, as_device_array, is_dense
 from odise_rt.errors import BackendError, MissingPackageError, first_line
 from odise_rt.kernels.launch_plans import (
     ATTENTION_LEVELS,

@@ -14,7 +14,7 @@ from benchmarks import gpu_kernels, gpu_naming
 from benchmarks.gpu_kernels import Ceilings, Gpu, grid_sample_attention, judge_kernels, measure_kernels
 from benchmarks.gpu_rows import Row
 from benchmarks.harness import Summary
-from odise_rt.backends.device import DeviceArray
+from odise_rt.backends.device_arrays import DeviceArray
 from odise_rt.kernels.launch_plans import Launch
 from odise_rt.kernels.reference import deformable_attention
 from tests.odise_rt.kernels.emulated import Emulation

@@ -31,7 +31,7 @@ from export.engine_graphs import load_single_precision
 from export.engine_options import EngineOptions
 from export.engine_process import build_in_process
 from export.weight_store import WeightStore, save_graph
-from odise_rt.backends import device, machine
+from odise_rt.backends import cuda_core, machine
 from odise_rt.bundle import Bundle
 from odise_rt.engine_check import OutputCheck
 from odise_rt.engine_facts import CHANNELS_LAST, ShapeRange
@@ -59,7 +59,7 @@ def bundle(tmp_path: Path) -> Bundle:
 def gpu(install_gpu: Callable[..., Calls], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     install_in_children(monkeypatch, tmp_path / "packages")
     calls = install_gpu()
-    monkeypatch.setattr(device, "free_memory", lambda: 10_000_000_000)
+    monkeypatch.setattr(cuda_core, "free_memory", lambda: 10_000_000_000)
     return calls
 
 

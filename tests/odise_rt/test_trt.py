@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 from odise_rt import BackendError, Bundle, OutOfMemoryError
-from odise_rt.backends.device import MAX_FAILED_CAPTURES, CudaSession, as_device_array, cuda_errors
+from odise_rt.backends.captured_work import MAX_FAILED_CAPTURES
+from odise_rt.backends.cuda_core import cuda_errors
+from odise_rt.backends.device import CudaSession
+from odise_rt.backends.device_arrays import as_device_array
 from odise_rt.backends.engine_stage import open_engine_stage
 from odise_rt.backends.ort import OrtBackend
 from odise_rt.backends.trt import TrtStage

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from odise_rt.backends.device import DeviceArray
+from odise_rt.backends.device_arrays import DeviceArray
 from odise_rt.kernels.launch_plans import FLOAT32, GpuFacts, Launch, plan_panoptic_merge
 from odise_rt.kernels.naming import ClassArrays, NamingKernels, SegmentArrays
 from odise_rt.kernels.native import MODULES, Kernels
