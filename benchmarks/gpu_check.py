@@ -3,7 +3,8 @@
 Kernels against float64 on fresh random inputs; their times beside floor and PyTorch; the way of an image from pixels to
 segments around a network that only copies; every stage of a bundle on every engine that is installed; the whole network
 at full size. Each part runs in a process of its own for a bounded time; what is not installed is a row that says what
-is missing. Writes OUT.json and OUT.md; the exit status is 1 if a result is wrong, a part broke, or there is no GPU.
+is missing. Writes OUT.json and OUT.md. The exit status is 1 if a result is wrong, a part broke, a part that checks
+correctness or was named gave no result at all, or there is no GPU.
 
     python -m benchmarks.gpu_check --out benchmarks/results/gpu/h200
     python -m benchmarks.gpu_check --quick --parts kernels "kernel times"
@@ -16,7 +17,7 @@ import argparse
 import datetime
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from benchmarks.gpu_rows import (
     markdown,
     row_writer,
     run_part,
+    without_result,
 )
 from benchmarks.harness import environment, write_json
 from benchmarks.machine import REPOSITORY
@@ -52,6 +54,8 @@ PARTS = (
 )
 ON_DEMAND = (Part("sanitizer", 160, "kernels under compute-sanitizer"),)
 """Parts that only run when they are asked for."""
+CORRECTNESS = ("kernels", "graphs", "engines")
+"""Parts without whose results the check says nothing, so that it fails where nothing came of one of them."""
 _AT_1024 = "1024x1024"
 TARGETS = (
     Target(
@@ -80,6 +84,16 @@ TARGETS = (
     ),
     Target("runtime: share of the matmul rate", 0.3, (f"runtime {_AT_1024}", "of_matmul_rate")),
 )
+PACKAGES = (
+    "cuda-core",
+    "cuda-bindings",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "diffusers",
+    "open_clip_torch",
+)
+"""Whose versions decide what the other rows are worth."""
 NO_GPU = 1
 
 
@@ -99,8 +113,9 @@ def main(argv: list[str] | None = None) -> int:
     rows += judge_targets(TARGETS, rows)
     print("\n" + write_report(options, rows))
     print(f"written to {options.out}.json and {options.out}.md")
-    print("\n" + ("FAILED: see the rows marked fail or error" if failed(rows) else "no result is wrong"))
-    return int(failed(rows))
+    text, status = verdict(rows, options.parts, CORRECTNESS if options.all_parts else options.parts)
+    print("\n" + text)
+    return status
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -112,7 +127,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--parts",
         nargs="+",
         choices=[*names, *on_demand],
-        default=names,
         help=f"Only these parts; {', '.join(on_demand)} runs only if it is named.",
     )
     parser.add_argument("--quick", action="store_true", help="Fewer sizes and repeats: a minute or two.")
@@ -142,9 +156,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--emit", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    options.all_parts = options.parts is None
+    options.parts = options.parts or names
     if options.emit is not None and len(options.parts) != 1:
         parser.error("--emit goes with one part")
     return options
+
+
+def verdict(rows: list[Row], parts: Sequence[str], required: Sequence[str]) -> tuple[str, int]:
+    """What the check comes to, and its exit status.
+
+    Args:
+        rows: of all parts.
+        parts: that were run.
+        required: those of them without whose results the check is none.
+    """
+    silent = without_result(rows, parts)
+    lines = ["FAILED: see the rows marked fail or error" if failed(rows) else "no result is wrong"]
+    if silent:
+        lines.append(f"NO RESULT from: {', '.join(silent)}; their rows say what is missing")
+    return "\n".join(lines), int(failed(rows) or any(part in required for part in silent))
 
 
 def no_gpu() -> str | None:
@@ -217,7 +248,7 @@ def run_one(part: str, emit: Emit, options: argparse.Namespace) -> None:
     elif part == "graphs":
         from benchmarks import gpu_graphs
 
-        gpu_graphs.check(emit, options.bundle)
+        gpu_graphs.check(emit)
     elif part == "engines":
         gpu_network.check_engines(emit, options.bundle, options.checkpoint, options.quick)
     elif part == "sanitizer":
@@ -244,7 +275,7 @@ def machine(emit: Emit) -> None:
     )  # fmt: skip
     import importlib.metadata
 
-    for package in ("cuda-core", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "diffusers", "open_clip_torch"):
+    for package in PACKAGES:
         try:
             emit(Row("machine", package, "measured", values={"version": importlib.metadata.version(package)}))
         except importlib.metadata.PackageNotFoundError:

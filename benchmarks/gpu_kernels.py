@@ -34,8 +34,6 @@ HALF_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 ELEMENT_SLACK = 1e-4
 """Of the largest value: what float sums and locations may add to the error of one element."""
 MIB = 1 << 20
-AHEAD_CYCLES = 1_000_000
-"""Of the GPU's clock: some half a millisecond, in which Python prepares launches that take it up to a quarter."""
 POOL_SIZES = [
     (1, 100, 256, 256, 352),
     (2, 100, 256, 128, 128),
@@ -53,7 +51,7 @@ MERGE_SIZES = [
     (700, (16, 16), (64, 64), (100, 64)),
     (100, (256, 256), (1024, 1024), (1024, 1024)),
 ]
-"""Q, cells, test size, result size."""
+"""Q, cells, network size, original size."""
 LARGE_MERGE = 1 << 24
 """Masks times pixels of the result."""
 ATTENTION_SIZES = [
@@ -112,7 +110,6 @@ class Gpu:
 
     def _before(self) -> None:
         self.torch.sum(self.other, dim=0, out=self._total)
-        self.torch.cuda._sleep(AHEAD_CYCLES)
 
     def synchronize(self) -> None:
         """Wait for everything that was put on the GPU."""

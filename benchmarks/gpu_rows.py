@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 Status = Literal["pass", "fail", "measured", "missing", "late", "error"]
 """``fail``: a result is wrong. ``missing``: something is not installed or built. ``late``: the time was up. ``error``:
-the part broke. Only ``fail`` and ``error`` make the whole check fail."""
+the part broke."""
 Kind = Literal["correctness", "time", "facts"]
 
 
@@ -162,6 +162,12 @@ def number(value: float | int | str) -> str:
 def failed(rows: Iterable[Row]) -> bool:
     """Whether the check as a whole failed: a result is wrong, or a part broke before it could say."""
     return any(row.status in ("fail", "error") for row in rows)
+
+
+def without_result(rows: Iterable[Row], parts: Iterable[str]) -> list[str]:
+    """Those of the parts that neither compared nor measured anything."""
+    spoke = {row.part for row in rows if row.status in ("pass", "fail", "measured")}
+    return [part for part in parts if part not in spoke]
 
 
 def markdown(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ TYPES = ("float32", "float16", "uint16")
 POOL_SIZES = [(2, 40, 33, 9, 7), (1, 115, 300, 40, 41), (1, 20, 64, 16, 16), (1, 1, 1, 1, 1)]
 """B, Q, C, H, W: both heights of a tile, more tiles than one, rows that are aligned and rows that are not."""
 MERGE_SIZES = [(33, (16, 12), (61, 45), (77, 131)), (1, (1, 1), (3, 2), (5, 9)), (300, (8, 8), (32, 32), (40, 40))]
-"""Q, cells, test size, result size."""
+"""Q, cells, network size, original size."""
 ATTENTION_SIZES = [
     (2, 77, 4, 16, 4, [(3, 4), (6, 8)]),
     (1, 5, 3, 5, 3, [(7, 5)]),

@@ -73,6 +73,10 @@ class Summary:
             raise ValueError(f"a summary came as {dict(data)!r}: {exc}") from exc
 
 
+LEAD_CYCLES = 1_000_000
+"""Of the GPU's clock: some half a millisecond, in which Python queues what takes it up to a quarter."""
+MAX_LEAD_CYCLES = 1 << 29
+"""Some quarter of a second, which no call takes that only queues."""
 TAIL_SAMPLES = 100
 """Of fewer samples the 99th percentile is a name for something between the two largest."""
 SETTLE_SECONDS = 0.25
@@ -142,15 +146,18 @@ def time_cuda_calls(
     """Seconds on the device of each call, by CUDA events on PyTorch's current stream: for kernels, whose launch returns
     before they ran. What a caller waits for is what :func:`time_calls` gives of a call that ends in a copy to the host.
 
+    Before each call the device is kept busy, until the host has queued all of it: otherwise the time would be that of
+    the host. A call that began before it was all queued is not counted, and the device is kept busy for twice as long.
+
     Args:
-        call: what is timed.
+        call: what is timed. It must not wait for the device.
         repeats: measured calls.
         warmup: calls before them.
         before: queued before every measured call and not timed, e.g. to empty the cache.
 
     Raises:
         ImportError: PyTorch is not installed.
-        RuntimeError: there is no CUDA device.
+        RuntimeError: there is no CUDA device, or the call waits for it.
     """
     import torch
 
@@ -158,15 +165,22 @@ def time_cuda_calls(
         raise RuntimeError("CUDA events need a GPU, and PyTorch finds none: use time_calls on the CPU")
     for _ in range(warmup):
         call()
-    pairs = []
-    for _ in range(repeats):
+    lead = LEAD_CYCLES
+    pairs: list[tuple[Any, Any]] = []
+    while len(pairs) < repeats:
         if before is not None:
             before()
+        torch.cuda._sleep(lead)
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         call()
         end.record()
-        pairs.append((start, end))
+        if not start.query():
+            pairs.append((start, end))
+        elif lead < MAX_LEAD_CYCLES:
+            lead *= 2
+        else:
+            raise RuntimeError("a call waits for the GPU, so events cannot time it: use time_calls")
     torch.cuda.synchronize()
     return [float(start.elapsed_time(end)) / 1e3 for start, end in pairs]
 

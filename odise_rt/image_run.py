@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ImageRun:
@@ -98,12 +101,18 @@ class Pipeline(Protocol):
         """An image on the device, without a copy."""
         ...
 
-    def run(self, pixels: np.ndarray | DeviceArray, size: tuple[int, int], windows_per_batch: int) -> PipelineResult:
+    def run(
+        self, pixels: np.ndarray | DeviceArray, network_size: tuple[int, int], windows_per_batch: int
+    ) -> PipelineResult:
         """Find the masks of one image."""
         ...
 
     def segment(
-        self, pixels: np.ndarray | DeviceArray, size: tuple[int, int], windows_per_batch: int, request: NamingRequest
+        self,
+        pixels: np.ndarray | DeviceArray,
+        network_size: tuple[int, int],
+        windows_per_batch: int,
+        request: NamingRequest,
     ) -> Named:
         """From pixels to segments."""
         ...

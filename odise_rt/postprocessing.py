@@ -77,19 +77,19 @@ def bilinear_taps(target: int, source: int) -> tuple[np.ndarray, np.ndarray]:
 class MaskResizer:
     """Brings mask logits to the original image's pixels: fourfold enlargement, crop and resize as one step."""
 
-    def __init__(self, cells: tuple[int, int], test_size: tuple[int, int], original_size: tuple[int, int]) -> None:
+    def __init__(self, cells: tuple[int, int], network_size: tuple[int, int], original_size: tuple[int, int]) -> None:
         """Prepare the weights of both axes.
 
         Args:
             cells: height and width of the mask logits.
-            test_size: height and width of the unpadded image in the network.
+            network_size: height and width of the unpadded image in the network.
             original_size: height and width of the result.
         """
         self.cells = cells
-        self.test_size = test_size
-        self.size = original_size
+        self.network_size = network_size
+        self.original_size = original_size
         self._vertical, self._horizontal = (
-            _Axis(*lengths) for lengths in zip(cells, test_size, original_size, strict=True)
+            _Axis(*lengths) for lengths in zip(cells, network_size, original_size, strict=True)
         )
 
     def __call__(self, logits: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
@@ -109,7 +109,7 @@ class MaskResizer:
 
     def bands(self) -> Iterator[slice]:
         """Row bands of the result, of about ``BAND_PIXELS`` each."""
-        height, width = self.size
+        height, width = self.original_size
         step = max(1, BAND_PIXELS // width)
         for start in range(0, height, step):
             yield slice(start, min(start + step, height))
@@ -215,7 +215,7 @@ def merge_panoptic(
     labels = probabilities.argmax(axis=1)
     scores = probabilities[np.arange(len(labels)), labels]
     kept = np.flatnonzero((labels != len(isthing)) & (scores > object_mask_threshold))
-    segment_map = np.zeros(resizer.size, np.int32)
+    segment_map = np.zeros(resizer.original_size, np.int32)
     if not len(kept):
         return segment_map, []
     owner, mask_areas, owned_areas, final_areas = _assign_pixels(mask_logits, scores, kept, resizer)
@@ -258,7 +258,7 @@ def _assign_pixels(
         int16 (h, w) position in ``kept`` of the owner where the owner's probability is at least one half, else -1; then
         for each kept mask the pixels with probability at least one half, the pixels owned, and the pixels of both.
     """
-    height, width = resizer.size
+    height, width = resizer.original_size
     bounds = [_block_extremes(mask_logits[q]) for q in kept]
     high = np.stack([b[0] for b in bounds])  # (kept, blocks y, blocks x)
     low = np.stack([b[1] for b in bounds])
@@ -373,7 +373,7 @@ def semantic_map(mask_logits: np.ndarray, probabilities: np.ndarray, resizer: Ma
     Returns:
         int32 (h, w), class indices.
     """
-    height, width = resizer.size
+    height, width = resizer.original_size
     table = _ClassTable(probabilities[:, :-1])
     result = np.empty((height, width), np.int32)
     step = max(1, 8 * BAND_PIXELS // (width * max(len(mask_logits), table.width)))

@@ -41,11 +41,13 @@ class TorchPipeline:
         raise ImageError(f"the image came as {type(image).__name__}: expected one in the host's memory")
 
     @torch.inference_mode()
-    def run(self, pixels: np.ndarray | DeviceArray, size: tuple[int, int], windows_per_batch: int) -> PipelineResult:
+    def run(
+        self, pixels: np.ndarray | DeviceArray, network_size: tuple[int, int], windows_per_batch: int
+    ) -> PipelineResult:
         """Find the masks of one image."""
         assert isinstance(pixels, np.ndarray), "view() gives no other"
         device = self._model.noise.device
-        placed = torch.tensor(resize(pixels, size), device=device).permute(2, 0, 1)[None]
+        placed = torch.tensor(resize(pixels, network_size), device=device).permute(2, 0, 1)[None]
         found = self._network(placed.float() / 255, windows_per_batch)
         on_host = {name: tensor[0].cpu().numpy() for name, tensor in found.items() if name != "mask_logits"}
         embeddings = MaskEmbeddings(
@@ -55,12 +57,16 @@ class TorchPipeline:
         return PipelineResult(TorchMasks(found["mask_logits"][0]), embeddings)
 
     def segment(
-        self, pixels: np.ndarray | DeviceArray, size: tuple[int, int], windows_per_batch: int, request: NamingRequest
+        self,
+        pixels: np.ndarray | DeviceArray,
+        network_size: tuple[int, int],
+        windows_per_batch: int,
+        request: NamingRequest,
     ) -> Named:
         """From pixels to segments."""
-        found = self.run(pixels, size, windows_per_batch)
+        found = self.run(pixels, network_size, windows_per_batch)
         _, height, width = found.masks.shape
-        resizer = MaskResizer((height, width), size, (pixels.shape[0], pixels.shape[1]))
+        resizer = MaskResizer((height, width), network_size, (pixels.shape[0], pixels.shape[1]))
         return found.masks.name(found.embeddings, request, resizer, lambda step: None)
 
     def close(self) -> None:
@@ -113,7 +119,7 @@ class TorchMasks:
         labels = names.probabilities.argmax(axis=1)
         scores = names.probabilities[np.arange(len(labels)), labels]
         kept = np.flatnonzero((labels != len(request.isthing)) & (scores > request.options.object_mask_threshold))
-        owner, areas = merge_pixels(self._logits[kept], scores[kept], resizer.test_size, resizer.size)
+        owner, areas = merge_pixels(self._logits[kept], scores[kept], resizer.network_size, resizer.original_size)
         ids, chosen = choose_segments(
             labels[kept], scores[kept], areas, request.isthing, request.options.overlap_threshold
         )
@@ -128,7 +134,7 @@ class TorchMasks:
 
 @torch.inference_mode()
 def merge_pixels(
-    logits: Tensor, scores: np.ndarray, test_size: tuple[int, int], size: tuple[int, int]
+    logits: Tensor, scores: np.ndarray, network_size: tuple[int, int], original_size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """:func:`odise_rt.kernels.reference.panoptic_merge` of masks that all take part, in PyTorch.
 
@@ -136,10 +142,11 @@ def merge_pixels(
         On the host: int16 (h, w), the mask that owns each pixel or -1, and int64 (3, Q) areas.
     """
     if not len(scores):
-        return np.full(size, -1, np.int16), np.zeros((3, 0), np.int64)
-    wide = F.interpolate(logits[None], scale_factor=MASK_STRIDE, mode="bilinear")[..., : test_size[0], : test_size[1]]
-    if size != test_size:
-        wide = F.interpolate(wide, size=size, mode="bilinear")
+        return np.full(original_size, -1, np.int16), np.zeros((3, 0), np.int64)
+    wide = F.interpolate(logits[None], scale_factor=MASK_STRIDE, mode="bilinear")
+    wide = wide[..., : network_size[0], : network_size[1]]
+    if original_size != network_size:
+        wide = F.interpolate(wide, size=original_size, mode="bilinear")
     inside = wide[0] >= 0
     best = (wide[0].sigmoid() * torch.from_numpy(scores).to(wide)[:, None, None]).argmax(dim=0)
     owner = torch.where(inside.gather(0, best[None])[0], best, -1)

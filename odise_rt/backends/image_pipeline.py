@@ -9,12 +9,12 @@
 Where all stages are TensorRT engines, everything from pixels to segments (:meth:`ImagePipeline.segment`) is one CUDA
 graph for each size of image and vocabulary, from the second time on that both come: a run then copies the pixels in,
 launches the graph and allocates nothing. New words are named behind the graph of the networks. Images of many sizes are
-padded to the same canvas, whose buffers and engines they share (:class:`~odise_rt.backends.image_plan.CanvasPlan`). Of
-everything the least recently used goes when there are more than a few. Stages in ONNX Runtime, which allocates while it
-runs, are put on the same stream one by one.
+padded to the same canvas, whose buffers and engines they share (:class:`~odise_rt.backends.image_plan.CanvasPlan`).
+Each of these caches drops its least recently used entry when it is full. Stages in ONNX Runtime, which allocates while
+it runs, are put on the same stream one by one.
 
-Who names the masks of an image several times gets them without names (:meth:`ImagePipeline.run`): embeddings cross to
-the host, mask logits stay on the GPU (:class:`DeviceMasks`) until words come.
+:meth:`ImagePipeline.run` returns the masks of an image unnamed, to be named several times: embeddings cross to the
+host, mask logits stay on the GPU (:class:`DeviceMasks`) until words come.
 
 Pixels are resized as Pillow does it, bit for bit, and windows are stitched in the order of
 :class:`odise_rt.windows.Stitcher`, so this path and the one through host memory feed the networks the same numbers.
@@ -30,7 +30,7 @@ import logging
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -48,7 +48,7 @@ from odise_rt.backends.trt import TrtStage
 from odise_rt.bundle import Bundle
 from odise_rt.classification import MaskEmbeddings
 from odise_rt.errors import BackendError, ImageError, MissingPackageError, OutOfMemoryError
-from odise_rt.image_run import PipelineResult
+from odise_rt.image_run import PipelineResult, Size
 from odise_rt.kernels.launch_plans import MERGE_QUERIES
 from odise_rt.kernels.native import Kernels
 from odise_rt.naming import Lap, Named, NamingRequest
@@ -70,10 +70,23 @@ MAX_SPARE = 4
 T = TypeVar("T")
 K = TypeVar("K")
 
-_ImageKey = tuple[int, int, int, int, int]
-"""Height and width of the pixels and in the network, and windows at a time."""
-_CanvasKey = tuple[int, int, int]
-"""Height and width of the canvas, and windows at a time."""
+
+class _ImageKey(NamedTuple):
+    """What an :class:`ImagePlan` depends on."""
+
+    original_size: Size
+    """Height and width of the pixels."""
+    network_size: Size
+    """Height and width in the network, before padding."""
+    windows_per_batch: int
+
+
+class _CanvasKey(NamedTuple):
+    """What a :class:`CanvasPlan` depends on."""
+
+    size: Size
+    """Height and width of the canvas."""
+    windows_per_batch: int
 
 
 def open_pipeline(bundle: Bundle, backend: Backend, pool: StagePool) -> ImagePipeline | None:
@@ -116,8 +129,6 @@ class ImagePipeline:
         stages: Mapping[str, StageOnStream],
         facts: ModelFacts,
         constants: Mapping[str, np.ndarray],
-        max_shapes: int = MAX_SHAPES,
-        max_sizes: int = MAX_SIZES,
     ) -> None:
         """Put parts together; :func:`open_pipeline` is the usual way.
 
@@ -126,8 +137,6 @@ class ImagePipeline:
             stages: the four of an image, on one session; they must be closed after this.
             facts: of the model.
             constants: ``noise`` and ``null_text_embedding``.
-            max_shapes: sizes of canvases that are kept.
-            max_sizes: sizes of images, and of results with their words, that are kept.
 
         Raises:
             BackendError: the stages do not share a GPU session.
@@ -144,7 +153,6 @@ class ImagePipeline:
                 for name in ("noise", "null_text_embedding")
             }
         self._network = Network(self.session, kernels, stages, facts, placed)
-        self._max_shapes, self._max_sizes = max_shapes, max_sizes
         self._canvases: OrderedDict[_CanvasKey, CanvasPlan] = OrderedDict()
         self._plans: OrderedDict[_ImageKey, ImagePlan] = OrderedDict()
         self._namings: OrderedDict[tuple[object, ...], NamingPlan] = OrderedDict()
@@ -169,12 +177,14 @@ class ImagePipeline:
             )
         return array
 
-    def run(self, pixels: np.ndarray | DeviceArray, size: tuple[int, int], windows_per_batch: int) -> PipelineResult:
+    def run(
+        self, pixels: np.ndarray | DeviceArray, network_size: tuple[int, int], windows_per_batch: int
+    ) -> PipelineResult:
         """Find the masks of one image.
 
         Args:
             pixels: uint8 (h, w, 3) RGB, contiguous, on the host or on the GPU.
-            size: height and width in the network, before padding.
+            network_size: height and width in the network, before padding.
             windows_per_batch: windows that the networks get at a time.
 
         Raises:
@@ -183,17 +193,21 @@ class ImagePipeline:
         """
         with self.session.use("segmenting an image"):
             self._check_open()
-            key = (pixels.shape[0], pixels.shape[1], *size, windows_per_batch)
+            key = _ImageKey((pixels.shape[0], pixels.shape[1]), network_size, windows_per_batch)
             return self._making_room({key, self._canvas_key(key)}, lambda: self._run(key, pixels))
 
     def segment(
-        self, pixels: np.ndarray | DeviceArray, size: tuple[int, int], windows_per_batch: int, request: NamingRequest
+        self,
+        pixels: np.ndarray | DeviceArray,
+        network_size: tuple[int, int],
+        windows_per_batch: int,
+        request: NamingRequest,
     ) -> Named:
         """From pixels to segments in one go: only the segment map and a few facts of each mask cross back.
 
         Args:
             pixels: as for :meth:`run`, like the next two.
-            size: height and width in the network, before padding.
+            network_size: height and width in the network, before padding.
             windows_per_batch: windows that the networks get at a time.
             request: by which words and rules.
 
@@ -203,8 +217,8 @@ class ImagePipeline:
         """
         with self.session.use("segmenting an image"):
             self._check_open()
-            key = (pixels.shape[0], pixels.shape[1], *size, windows_per_batch)
-            named = naming_key(request, self._network.facts.queries, size, key[:2])
+            key = _ImageKey((pixels.shape[0], pixels.shape[1]), network_size, windows_per_batch)
+            named = naming_key(request, self._network.facts.queries, key.network_size, key.original_size)
             keep = {key, self._canvas_key(key), named}
             return self._making_room(keep, lambda: self._segment(key, named, pixels, request))
 
@@ -271,7 +285,7 @@ class ImagePipeline:
     ) -> Named:
         with cuda_errors("segmenting an image"):
             plan = self._plan(key)
-            naming = self._naming(named, request, self._network.facts.queries, key[2:4], key[:2])
+            naming = self._naming(named, request, self._network.facts.queries, key.network_size, key.original_size)
             plan.feed(pixels)
             naming.feed(request)
             plan.segment(naming)
@@ -279,7 +293,7 @@ class ImagePipeline:
             return naming.result()
 
     def _canvas_key(self, key: _ImageKey) -> _CanvasKey:
-        return (*padded_size(key[2:4], self._network.facts.size_divisor), key[4])
+        return _CanvasKey(padded_size(key.network_size, self._network.facts.size_divisor), key.windows_per_batch)
 
     def _plan(self, key: _ImageKey) -> ImagePlan:
         """The plan of a size of image, on that of its canvas."""
@@ -287,15 +301,15 @@ class ImagePipeline:
         canvas = _kept(
             self._canvases,
             on_canvas,
-            self._max_shapes,
-            lambda: CanvasPlan(self._network, on_canvas[:2], on_canvas[2]),
+            MAX_SHAPES,
+            lambda: CanvasPlan(self._network, on_canvas.size, on_canvas.windows_per_batch),
             self._drop_canvas,
         )
         return _kept(
             self._plans,
             key,
-            self._max_sizes,
-            lambda: ImagePlan(self._network, canvas, key[:2], key[2:4]),
+            MAX_SIZES,
+            lambda: ImagePlan(self._network, canvas, key.original_size, key.network_size),
             lambda oldest: self._plans.pop(oldest).close(),
         )
 
@@ -310,8 +324,8 @@ class ImagePipeline:
         key: tuple[object, ...],
         request: NamingRequest,
         queries: int,
-        test_size: tuple[int, int],
-        size: tuple[int, int],
+        network_size: Size,
+        original_size: Size,
     ) -> NamingPlan:
         """The plan of a size of result and its words; what was set up for words that go, goes with them."""
         words = _kept(
@@ -324,8 +338,10 @@ class ImagePipeline:
         return _kept(
             self._namings,
             key,
-            self._max_sizes,
-            lambda: NamingPlan(self.session, self._network.kernels, words, request, queries, test_size, size),
+            MAX_SIZES,
+            lambda: NamingPlan(
+                self.session, self._network.kernels, words, request, queries, network_size, original_size
+            ),
             self._drop_naming,
         )
 
@@ -386,12 +402,14 @@ class ImagePipeline:
         """
         with self.session.use("naming masks"):
             self._check_open()
-            queries, test_size, size = logits.shape[0], resizer.test_size, resizer.size
-            key = naming_key(request, queries, test_size, size)
+            queries, network_size, original_size = logits.shape[0], resizer.network_size, resizer.original_size
+            key = naming_key(request, queries, network_size, original_size)
 
             def work() -> Named:
                 with cuda_errors("naming masks"):
-                    return self._naming(key, request, queries, test_size, size).run(logits, embeddings, request)
+                    return self._naming(key, request, queries, network_size, original_size).run(
+                        logits, embeddings, request
+                    )
 
             return self._making_room({key}, work)
 

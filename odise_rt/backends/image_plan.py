@@ -28,12 +28,12 @@ ALIGNMENT = 256
 
 @dataclass(frozen=True)
 class Network:
-    """The parts that all sizes share."""
+    """The parts that images of all sizes share."""
 
     session: CudaSession
     kernels: Kernels
     stages: Mapping[str, StageOnStream]
-    """The four of an image."""
+    """The four stages of an image, by name."""
     facts: ModelFacts
     constants: Mapping[str, DeviceArray]
     """``noise`` and ``null_text_embedding``, float32 on the GPU."""
@@ -50,7 +50,7 @@ class _Batch:
 
 
 class _BoundStages:
-    """Memory, and engines that read and write it."""
+    """Engines that are bound to the arrays which they read and write, and the memory of these."""
 
     def __init__(self, network: Network) -> None:
         self.memory = DeviceMemory(network.session)
@@ -60,12 +60,12 @@ class _BoundStages:
 
     @property
     def scratch_bytes(self) -> int:
-        """Of the hungriest."""
+        """Bytes of scratch memory that the hungriest of the engines needs."""
         return max(bound.scratch_bytes for bound in self._bound)
 
     @property
     def capturable(self) -> bool:
-        """Whether all are."""
+        """Whether all engines can be captured."""
         return all(bound.capturable for bound in self._bound)
 
     def bind(
@@ -81,7 +81,7 @@ class _BoundStages:
         return bound, outputs
 
     def use_scratch(self, scratch: Any, generation: int) -> None:
-        """Tell them where scratch memory is, if that is of another generation than before."""
+        """Tell the engines where scratch memory is, if that moved since they were told."""
         if self._generation != generation:
             for bound in self._bound:
                 bound.use_scratch(scratch)
@@ -174,14 +174,16 @@ class CanvasPlan:
 class ImagePlan:
     """Buffers, bound engines and graphs for images of one size."""
 
-    def __init__(self, network: Network, canvas: CanvasPlan, original: tuple[int, int], size: tuple[int, int]) -> None:
+    def __init__(
+        self, network: Network, canvas: CanvasPlan, original_size: tuple[int, int], network_size: tuple[int, int]
+    ) -> None:
         """Set up.
 
         Args:
             network: what it is made of.
             canvas: that images of this size are padded to; must outlive this.
-            original: height and width of the pixels.
-            size: height and width in the network.
+            original_size: height and width of the pixels.
+            network_size: height and width in the network.
         """
         self.canvas = canvas
         self._network = network
@@ -193,9 +195,9 @@ class ImagePlan:
         self.host: dict[str, tuple[Any, np.ndarray]] = {}
         """Pinned buffers of the pixels, and of what the host wants to know where masks are not named at once."""
         self.outputs: dict[str, DeviceArray] = {}
-        """Of mask_decoder and clip_mask."""
+        """Outputs of mask_decoder and clip_mask on the GPU, by name."""
         try:
-            self._prepare_image(original, size)
+            self._prepare_image(original_size, network_size)
             self._prepare_clip_mask()
         except BaseException:
             self.close()
@@ -250,16 +252,16 @@ class ImagePlan:
 
     # ---- setting up ------------------------------------------------------------------------------------------------
 
-    def _prepare_image(self, original: tuple[int, int], size: tuple[int, int]) -> None:
+    def _prepare_image(self, original_size: tuple[int, int], network_size: tuple[int, int]) -> None:
         memory = self._stages.memory
-        self._pixels = memory.array((*original, 3), "uint8")
-        self.host["pixels"] = memory.pinned((*original, 3), "uint8")
-        self._between = memory.array((original[0], size[1], 3), "uint8")
+        self._pixels = memory.array((*original_size, 3), "uint8")
+        self.host["pixels"] = memory.pinned((*original_size, 3), "uint8")
+        self._between = memory.array((original_size[0], network_size[1], 3), "uint8")
         self._down, self._across = (
             (memory.upload(table.first), memory.upload(table.weights))
-            for table in (resize_table(size[axis], original[axis]) for axis in (0, 1))
+            for table in (resize_table(network_size[axis], original_size[axis]) for axis in (0, 1))
         )
-        self._image = self.canvas.canvas if size == self.canvas.size else memory.array((3, *size))
+        self._image = self.canvas.canvas if network_size == self.canvas.size else memory.array((3, *network_size))
 
     def _prepare_clip_mask(self) -> None:
         masks = self.canvas.outputs

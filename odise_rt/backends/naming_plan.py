@@ -30,11 +30,11 @@ def words_key(request: NamingRequest) -> tuple[object, ...]:
 
 
 def naming_key(
-    request: NamingRequest, queries: int, test_size: tuple[int, int], size: tuple[int, int]
+    request: NamingRequest, queries: int, network_size: tuple[int, int], original_size: tuple[int, int]
 ) -> tuple[object, ...]:
     """What a :class:`NamingPlan` depends on."""
     rules = (request.ranked, request.rank_all, request.wants_probabilities, len(request.isthing))
-    return (queries, test_size, size, *rules, *words_key(request))
+    return (queries, network_size, original_size, *rules, *words_key(request))
 
 
 class WordsOnGpu:
@@ -79,8 +79,8 @@ class NamingPlan:
         words: WordsOnGpu,
         request: NamingRequest,
         queries: int,
-        test_size: tuple[int, int],
-        size: tuple[int, int],
+        network_size: tuple[int, int],
+        original_size: tuple[int, int],
     ) -> None:
         """Set up.
 
@@ -90,19 +90,19 @@ class NamingPlan:
             words: of the request.
             request: by which words; of its rules only those matter that :func:`naming_key` has.
             queries: masks.
-            test_size: height and width of the unpadded image in the network.
-            size: height and width of the result.
+            network_size: height and width of the unpadded image in the network.
+            original_size: height and width of the result.
         """
         self.words = words
         self._session, self._kernels, self._naming = session, kernels, NamingKernels(kernels)
         self._memory = DeviceMemory(session)
-        self._test_size = test_size
+        self._network_size = network_size
         self._facts, self._rank_all = request.classifier.facts, request.rank_all
         self._with_unknown = len(request.isthing) > len(request.classifier.first_word)
         self._isthing = request.isthing
         self._from_host: dict[str, tuple[Any, np.ndarray, DeviceArray]] = {}
         try:
-            self._prepare(queries, size, request)
+            self._prepare(queries, original_size, request)
         except BaseException:
             self.close()
             raise
@@ -141,7 +141,7 @@ class NamingPlan:
             rules["thresholds"], self._classes, stream, rank_all=self._rank_all, with_unknown=self._with_unknown,
         )  # fmt: skip
         self._kernels.panoptic_merge(
-            logits, self._classes.scores, self._test_size, self._tables, self._owner, self._areas, stream
+            logits, self._classes.scores, self._network_size, self._tables, self._owner, self._areas, stream
         )
         naming.choose_segments(
             self._classes.labels, self._classes.scores, self._areas, rules["things"], rules["overlap"],
@@ -210,14 +210,14 @@ class NamingPlan:
 
     # ---- setting up ------------------------------------------------------------------------------------------------
 
-    def _prepare(self, queries: int, size: tuple[int, int], request: NamingRequest) -> None:
+    def _prepare(self, queries: int, original_size: tuple[int, int], request: NamingRequest) -> None:
         array, pinned = self._memory.array, self._memory.pinned
-        classes, (rows, columns) = len(request.classifier.first_word), size
+        classes, (rows, columns) = len(request.classifier.first_word), original_size
         self._mask_cosines = array((queries, self.words.mask_text.shape[0]))
         self._clip_cosines = array((queries, self.words.clip_text.shape[0]))
         self._tables = (array((rows,), "int32"), array((3, rows)), array((columns,), "int32"), array((3, columns)))
-        self._owner, self._areas = array(size, "int16"), array((3, queries), "int32")
-        self._map = array(size, "int32")
+        self._owner, self._areas = array(original_size, "int16"), array((3, queries), "int32")
+        self._map = array(original_size, "int32")
         small, probabilities = self._prepare_small(queries, request.ranked), array((queries, len(request.isthing) + 1))
         self._prepare_rules(classes, len(request.isthing))
         self._classes = ClassArrays(
@@ -235,7 +235,7 @@ class NamingPlan:
             small["segment_scores"],
             small["facts"],
         )
-        on_host = pinned(size, "int32")
+        on_host = pinned(original_size, "int32")
         self._map_on_host = on_host[1]
         self._to_host.append((self._map, on_host))
         self._probabilities_on_host = np.zeros((queries, 0), np.float32)

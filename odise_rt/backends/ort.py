@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import io
 import logging
 import os
@@ -88,11 +89,30 @@ def import_onnxruntime(device: Device = "cpu") -> Any:
 @functools.cache
 def _load_cuda(ort: Any) -> None:
     """Load CUDA's libraries once, if the package is made for CUDA. It prints what it does not find."""
-    if hasattr(ort, "preload_dlls"):  # from 1.21 on
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said):
-            ort.preload_dlls()
-        logger.debug("onnxruntime's search for CUDA's libraries: %s", said.getvalue().strip() or "all found")
+    if not hasattr(ort, "preload_dlls"):  # before 1.21
+        return
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        for folder in _cuda_folders(Path(ort.__file__).parents[1]):
+            ort.preload_dlls(directory=folder)
+    logger.debug("onnxruntime's search for CUDA's libraries: %s", said.getvalue().strip() or "all found")
+
+
+def _cuda_folders(packages: Path) -> list[str | None]:
+    """Where pip has put CUDA's libraries: ``None`` for beside onnxruntime, the only place where that looks.
+
+    They lie elsewhere where onnxruntime came by ``pip install --target``, or by the ``PYTHONPATH``. CUDA 13 has one
+    folder and cuDNN another, in this order: what a folder lacks is looked for where the system looks.
+
+    Args:
+        packages: the folder that onnxruntime is installed in.
+    """
+    if (packages / "nvidia").is_dir():
+        return [None]
+    found = importlib.util.find_spec("nvidia")
+    places = [] if found is None else [Path(place) for place in found.submodule_search_locations or ()]
+    folders = sorted(str(folder) for place in places for folder in place.glob("*/lib") if folder.is_dir())
+    return [*folders, None]
 
 
 def _why_no_cuda(ort: Any) -> str | None:

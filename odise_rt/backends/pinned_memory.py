@@ -13,11 +13,10 @@ class PinnedMemory:
     """Lends buffers. Locking pages takes the driver about a millisecond, and freeing them waits for the GPU: too long
     for what is set up for one image, or for words that change from image to image."""
 
-    def __init__(self, core: Any, max_idle: int = MAX_IDLE) -> None:
+    def __init__(self, core: Any) -> None:
         """``core``: the module ``cuda.core``."""
         self._core = core
         self._resource = core.LegacyPinnedMemoryResource()
-        self._max_idle = max_idle
         self._lent: dict[int, Any] = {}
         self._idle: defaultdict[int, list[Any]] = defaultdict(list)
         """Buffers by their size."""
@@ -40,7 +39,7 @@ class PinnedMemory:
         """A buffer is not needed any more, nor any array on it."""
         buffer = self._lent.pop(int(lent.handle))
         size = int(buffer.size)
-        if self._idle_bytes + size > self._max_idle:
+        if self._idle_bytes + size > MAX_IDLE:
             buffer.close(stream)
             return
         self._idle[size].append(buffer)

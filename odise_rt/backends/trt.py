@@ -214,9 +214,7 @@ class _ShapeState:
 class TrtStage:
     """One engine. Safe to share between threads; they take turns."""
 
-    def __init__(
-        self, engine: TrtEngine, session: CudaSession, spec: StageSpec, facts: StageFacts, max_shapes: int = MAX_SHAPES
-    ) -> None:
+    def __init__(self, engine: TrtEngine, session: CudaSession, spec: StageSpec, facts: StageFacts) -> None:
         """Wrap a loaded engine.
 
         Args:
@@ -224,7 +222,6 @@ class TrtStage:
             session: shared with other stages; the last of them that is closed closes it.
             spec: of the stage.
             facts: for results.
-            max_shapes: kept at a time.
 
         Raises:
             BackendError: the session is closed.
@@ -234,7 +231,6 @@ class TrtStage:
         self._engine: TrtEngine | None = engine
         self._session = session
         self._spec = spec
-        self._max_shapes = max_shapes
         self._states: OrderedDict[Shapes, _ShapeState] = OrderedDict()
         self.facts = facts
 
@@ -263,7 +259,7 @@ class TrtStage:
             state = self._states.get(shapes) or self._prepare(engine, dict(shapes))
             self._states[shapes] = state
             self._states.move_to_end(shapes)
-            while len(self._states) > self._max_shapes:
+            while len(self._states) > MAX_SHAPES:
                 self._release(self._states.popitem(last=False)[1])
             self._copy_in(state, arrays)
             self._execute(state)

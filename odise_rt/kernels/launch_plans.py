@@ -133,23 +133,24 @@ def plan_panoptic_merge(
     dtype: int,
     queries: int,
     cells: tuple[int, int],
-    test_size: tuple[int, int],
+    network_size: tuple[int, int],
     original_size: tuple[int, int],
     stride: int,
 ) -> MergePlan:
     """Sizes of masks, image in the network and result to launches.
 
     Raises:
-        BackendError: a size is out of range, or the test size exceeds the canvas.
+        BackendError: a size is out of range, or the network size exceeds the canvas.
     """
     if not 1 <= queries <= MERGE_QUERIES:
         raise BackendError(f"panoptic_merge: {queries} masks, expected 1 to {MERGE_QUERIES}")
     for axis in (0, 1):
         canvas = cells[axis] * stride
-        if not (1 <= cells[axis] <= 1 << 20 and 1 <= test_size[axis] <= canvas and 1 <= original_size[axis] <= 1 << 20):
+        largest, inside = 1 << 20, 1 <= network_size[axis] <= canvas
+        if not (1 <= cells[axis] <= largest and inside and 1 <= original_size[axis] <= largest):
             raise BackendError(
-                f"panoptic_merge: cells {cells}, test size {test_size} and result {original_size} do not fit: expected "
-                f"a test size of at most {stride} pixels a cell, and every size at least 1"
+                f"panoptic_merge: cells {cells}, network size {network_size} and result {original_size} do not fit: "
+                f"expected a network size of at most {stride} pixels a cell, and every size at least 1"
             )
     rows, columns = original_size
     if rows * columns > _INT32:

@@ -235,7 +235,7 @@ class Kernels:
         self,
         logits: object,
         scores: object,
-        test_size: tuple[int, int],
+        network_size: tuple[int, int],
         tables: tuple[object, object, object, object],
         owner: object,
         areas: object,
@@ -246,7 +246,7 @@ class Kernels:
         Args:
             logits: (Q, mh, mw) of float32, float16 or bfloat16.
             scores: float32 (Q,), in (0, 1], at or below zero for masks that take no part.
-            test_size: height and width of the unpadded image in the network.
+            network_size: height and width of the unpadded image in the network.
             tables: scratch: int32 (h,), float32 (3, h), int32 (w,), float32 (3, w).
             owner: int16 (h, w); written.
             areas: int32 (3, Q); written.
@@ -263,7 +263,7 @@ class Kernels:
             )
         queries, cells = masks.shape[0], (masks.shape[1], masks.shape[2])
         rows, columns = result.shape
-        plan = plan_panoptic_merge(dtype, queries, cells, test_size, (rows, columns), MASK_STRIDE)
+        plan = plan_panoptic_merge(dtype, queries, cells, network_size, (rows, columns), MASK_STRIDE)
         expect_named(result, "owner", (rows, columns), "int16")
         score = expect_named(gpu_array(scores, "scores"), "scores", (queries,), "float32")
         area = expect_named(gpu_array(areas, "areas"), "areas", (3, queries), "int32")
@@ -272,7 +272,7 @@ class Kernels:
             expect_named(gpu_array(t, "tables"), "tables", shape, kind).pointer
             for t, (kind, shape) in zip(tables, wanted, strict=True)
         )
-        sizes = (*cells, MASK_STRIDE, *test_size, rows, columns, queries)
+        sizes = (*cells, MASK_STRIDE, *network_size, rows, columns, queries)
         made = (row_first, row_weights, column_first, column_weights, area.pointer)
         self.launch(plan.prepare, stream, *map(np.int32, sizes), *made)
         self.launch(

@@ -64,7 +64,7 @@ def bilinear_matrix(target: int, source: int) -> np.ndarray:
 
 
 def resize_matrix(cells: int, test: int, original: int) -> np.ndarray:
-    """Mask cells to the image's pixels along one axis: enlarge to the canvas, crop to the test size, resize.
+    """Mask cells to the image's pixels along one axis: enlarge to the canvas, crop to the size in the network, resize.
 
     Args:
         cells: length of the mask logits.
@@ -90,14 +90,14 @@ class MergedPixels:
 
 
 def panoptic_merge(
-    mask_logits: np.ndarray, scores: np.ndarray, test_size: tuple[int, int], original_size: tuple[int, int]
+    mask_logits: np.ndarray, scores: np.ndarray, network_size: tuple[int, int], original_size: tuple[int, int]
 ) -> MergedPixels:
     """Give every pixel to the mask with the largest score times mask probability; of equal ones, to the first.
 
     Args:
         mask_logits: floating (Q, mh, mw); where one is NaN, its mask is not.
         scores: floating (Q,), in (0, 1]; a mask with a score of zero or less, or NaN, takes no part.
-        test_size: height and width of the unpadded image in the network.
+        network_size: height and width of the unpadded image in the network.
         original_size: height and width of the result.
     """
     owner = np.full(original_size, -1, np.int16)
@@ -105,7 +105,7 @@ def panoptic_merge(
     taking_part = np.flatnonzero(np.asarray(scores) > 0)
     if not len(taking_part):
         return MergedPixels(owner, areas.astype(np.int32))
-    for rows, logits in _resized_rows(mask_logits, test_size, original_size):
+    for rows, logits in _resized_rows(mask_logits, network_size, original_size):
         values = _values(logits, scores, taking_part)
         best = taking_part[values.argmax(axis=0)]
         inside = np.take_along_axis(logits, best[None], axis=0)[0] >= 0
@@ -151,7 +151,7 @@ def merge_errors(
     merged: MergedPixels,
     mask_logits: np.ndarray,
     scores: np.ndarray,
-    test_size: tuple[int, int],
+    network_size: tuple[int, int],
     original_size: tuple[int, int],
     tolerance: float = 1e-5,
 ) -> list[str]:
@@ -164,7 +164,7 @@ def merge_errors(
         merged: what is judged.
         mask_logits: as for :func:`panoptic_merge`, like the next three.
         scores: of the masks.
-        test_size: height and width in the network.
+        network_size: height and width in the network.
         original_size: height and width of the result.
         tolerance: relative for values, and for logits in units of the largest one nearby (at least 1).
 
@@ -176,7 +176,7 @@ def merge_errors(
     wrong = undecided = 0
     low, high = np.zeros((2, 3, len(scores)), np.int64)
     scale = max(1.0, float(np.abs(mask_logits.astype(np.float64)).max(initial=0.0)))
-    for rows, logits in _resized_rows(mask_logits, test_size, original_size):
+    for rows, logits in _resized_rows(mask_logits, network_size, original_size):
         claimed = merged.owner[rows].astype(np.int64)
         if not len(taking_part):
             wrong += int((claimed != -1).sum())
@@ -210,11 +210,11 @@ def merge_errors(
 
 
 def _resized_rows(
-    mask_logits: np.ndarray, test_size: tuple[int, int], original_size: tuple[int, int]
+    mask_logits: np.ndarray, network_size: tuple[int, int], original_size: tuple[int, int]
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Bands of rows of the resized masks in float64, so that all masks at full size never exist at once."""
-    down = resize_matrix(mask_logits.shape[1], test_size[0], original_size[0])
-    across = resize_matrix(mask_logits.shape[2], test_size[1], original_size[1])
+    down = resize_matrix(mask_logits.shape[1], network_size[0], original_size[0])
+    across = resize_matrix(mask_logits.shape[2], network_size[1], original_size[1])
     wide = mask_logits.astype(np.float64) @ across.T  # (Q, mh, w)
     step = max(1, (1 << 22) // (len(wide) * wide.shape[2]))
     for start in range(0, len(down), step):

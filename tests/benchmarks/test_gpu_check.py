@@ -198,8 +198,28 @@ def test_report_of_several_parts(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "results").iterdir()) == ["h200.json", "h200.md"]
 
 
+def test_a_check_that_compared_nothing_is_none() -> None:
+    """Without kernels or a bundle each row says what is missing, and nothing is wrong: that is no success."""
+    parts = ["machine", "kernels", "runtime"]
+    rows = [
+        Row("machine", "GPU", "measured"),
+        Row("kernels", "kernels", "missing", detail="make kernels"),
+        Row("runtime", "bundle", "missing"),
+    ]
+    text, status = gpu_check.verdict(rows, parts, gpu_check.CORRECTNESS)
+    assert status == 1
+    assert "NO RESULT from: kernels, runtime" in text
+    rows.append(Row("kernels", "mask_pool", "pass", "correctness"))
+    text, status = gpu_check.verdict(rows, parts, gpu_check.CORRECTNESS)
+    assert status == 0
+    assert "NO RESULT from: runtime" in text
+    assert gpu_check.verdict(rows, parts, parts)[1] == 1  # it was asked for by name
+
+
 def test_command_line() -> None:
     assert len(gpu_check.parse([]).parts) == len(gpu_check.PARTS)
+    assert gpu_check.parse([]).all_parts
+    assert not gpu_check.parse(["--parts", "kernels"]).all_parts
     command = gpu_check.child_command(gpu_check.parse(["--quick"]), gpu_check.PARTS[1], Path("rows"))
     child = gpu_check.parse(command[3:])
     assert (child.parts, child.emit, child.quick) == (["kernels"], Path("rows"), True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from benchmarks.gpu_rows import Row
 from odise_rt.backends.image_plan import ImagePlan
 from odise_rt.backends.naming_plan import NamingPlan
 from tests.benchmarks.test_gpu_check import OnGpu
-from tests.odise_rt.fake_bundle import write_bundle
 from tests.odise_rt.fake_gpu import Calls
 from tests.odise_rt.kernels.emulated import Emulation
+
+SMALL = {"window": 64, "size_divisor": 32, "pyramid_channels": 8, "test_short_edge": 64}
 
 
 @pytest.fixture
@@ -26,11 +28,12 @@ def rows(
     """Runs the check; rows by name."""
     gpu = install_gpu(emulation, tmp_path)
     monkeypatch.setattr(gpu_graphs, "SIZES", ((80, 120), (50, 71)))
+    monkeypatch.setattr(gpu_graphs, "FACTS", dataclasses.replace(gpu_graphs.FACTS, **SMALL))
     monkeypatch.setattr(gpu_graphs, "late_tensor", OnGpu)
 
     def run() -> dict[str, Row]:
         found: list[Row] = []
-        gpu_graphs.check(found.append, write_bundle(tmp_path / "bundle"))
+        gpu_graphs.check(found.append)
         assert gpu.device_bytes == gpu.graphs == 0
         return {row.name: row for row in found}
 
@@ -43,13 +46,19 @@ def test_the_right_way_passes(rows: Callable[[], dict[str, Row]]) -> None:
     assert {row.status for row in found.values()} == {"pass"}, found
 
 
-def test_the_pictures_have_segments_and_differ(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "size"), [({}, gpu_graphs.SIZES[0]), ({}, gpu_graphs.SIZES[1]), (SMALL, (80, 120))]
+)
+def test_the_pictures_have_segments_and_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], size: tuple[int, int]
+) -> None:
     """Or nothing would be compared."""
-    bundle = gpu_graphs.Bundle.open(write_bundle(tmp_path / "bundle"))
+    monkeypatch.setattr(gpu_graphs, "FACTS", dataclasses.replace(gpu_graphs.FACTS, **changes))
+    bundle = gpu_graphs.write_manifest(tmp_path)
     with gpu_graphs.echo_segmenter(bundle, None) as host:
         comparison = gpu_graphs.Comparison(lambda row: None, host, host, None)  # type: ignore[arg-type]
         maps = [
-            comparison._wanted((80, 120), *call)
+            comparison._wanted(size, *call)
             for call in ((0, gpu_graphs.LOOSE), (1, gpu_graphs.LOOSE), (1, gpu_graphs.STRICT))
         ]
     assert all(len(np.unique(found)) >= 3 for found in maps)
@@ -82,9 +91,3 @@ def test_what_a_graph_keeps_of_its_first_run_is_found(
     found = rows()
     assert found["80x120, from the graph"].status == "pass"
     assert found[f"80x120, {found_by}"].status == "fail"
-
-
-def test_what_is_missing_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[Row] = []
-    gpu_graphs.check(found.append, tmp_path)
-    assert [(row.status, row.name) for row in found] == [("missing", "bundle")]

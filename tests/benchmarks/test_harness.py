@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.harness import Summary, interleave, paired_ratio, time_calls, write_json
+from benchmarks import harness
+from benchmarks.harness import Summary, interleave, paired_ratio, time_calls, time_cuda_calls, write_json
 
 
 def test_a_summary_gives_order_statistics() -> None:
@@ -94,3 +97,70 @@ def test_results_are_written_whole_and_never_with_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"value": float("nan")})
     assert path.read_text(encoding="utf-8") == before
+
+
+class Device:
+    """A GPU whose queue is a list of times, and a host that needs some of them to queue a call."""
+
+    def __init__(self, call: float, host: float) -> None:
+        self.call_seconds, self.host_seconds = call, host
+        self.now = self.busy_until = 0.0
+
+    def sleep(self, cycles: int) -> None:
+        self.put(cycles / 1e9)
+
+    def put(self, seconds: float) -> None:
+        self.busy_until = max(self.busy_until, self.now) + seconds
+
+    def call(self) -> None:
+        self.now += self.host_seconds
+        self.put(self.call_seconds)
+
+    def event(self, enable_timing: bool) -> Device.Event:
+        return Device.Event(self)
+
+    class Event:
+        def __init__(self, device: Device) -> None:
+            self.device = device
+
+        def record(self) -> None:
+            self.at = max(self.device.busy_until, self.device.now)
+
+        def query(self) -> bool:
+            return self.at <= self.device.now
+
+        def elapsed_time(self, end: Device.Event) -> float:
+            return 1e3 * (end.at - self.at)
+
+
+@pytest.fixture
+def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Device], Device]:
+    """Puts a device in the place of CUDA."""
+
+    def install(device: Device) -> Device:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "_sleep", device.sleep, raising=False)
+        monkeypatch.setattr(torch.cuda, "Event", device.event)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        return device
+
+    return install
+
+
+def test_events_time_the_device_and_not_a_host_that_is_late(on: Callable[[Device], Device]) -> None:
+    """20 us of work that takes the host 3 ms to queue: the device is kept busy for longer than it is at first."""
+    device = on(Device(call=20e-6, host=3e-3))
+    assert device.host_seconds > harness.LEAD_CYCLES / 1e9
+    samples = time_cuda_calls(device.call, repeats=5)
+    assert samples == pytest.approx([20e-6] * 5)
+
+
+def test_a_call_that_waits_for_the_device_cannot_be_timed_by_events(on: Callable[[Device], Device]) -> None:
+    device = on(Device(call=20e-6, host=0.0))
+
+    def call() -> None:
+        device.call()
+        device.now = device.busy_until
+
+    with pytest.raises(RuntimeError, match="waits for the GPU"):
+        time_cuda_calls(call, repeats=5)

@@ -20,12 +20,12 @@ def resize(array: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.stack([rows[:, a] * (1 - f) + rows[:, b] * f for a, b, f in axis(width, array.shape[1])], axis=1)
 
 
-def enlarge(logits: np.ndarray, test_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+def enlarge(logits: np.ndarray, network_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
     """Fourfold, crop, resize to the image: (Q, h, w), float64."""
     masks = []
     for mask in logits.astype(np.float64):
         canvas = resize(mask, 4 * mask.shape[0], 4 * mask.shape[1])
-        masks.append(resize(canvas[: test_size[0], : test_size[1]], *size))
+        masks.append(resize(canvas[: network_size[0], : network_size[1]], *size))
     return np.stack(masks)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -105,7 +106,7 @@ class MadeForCuda(SimpleNamespace):
             __file__=f"{folder}/__init__.py",
             cuda_version="13.0",
             get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
-            preload_dlls=lambda: print("Failed to load libcublas.so.13"),
+            preload_dlls=lambda directory: print("Failed to load libcublas.so.13"),
             SessionOptions=SimpleNamespace,
             InferenceSession=lambda *arguments, **options: SimpleNamespace(
                 run=lambda *arguments: None, get_providers=lambda: ["CPUExecutionProvider"]
@@ -133,6 +134,27 @@ def test_why_onnxruntime_has_no_cuda(
     assert problem.startswith(reason)
     assert ("libonnxruntime_providers_cuda" in problem) == reason.endswith("(")
     assert capsys.readouterr().out == ""
+
+
+def test_cudas_libraries_are_found_beside_onnxruntime_and_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It looks beside itself alone; with ``pip install --target`` they are in another folder of the Python path."""
+    packages, elsewhere = tmp_path / "packages", tmp_path / "elsewhere"
+    for folder in (packages / "onnxruntime", elsewhere / "nvidia/cu13/lib", elsewhere / "nvidia/cudnn/lib"):
+        folder.mkdir(parents=True)
+    (elsewhere / "nvidia/cudnn/include").mkdir()
+    spec = SimpleNamespace(submodule_search_locations=[str(elsewhere / "nvidia")])
+    monkeypatch.setattr(ort.importlib.util, "find_spec", lambda name: spec if name == "nvidia" else None)
+    fake, asked = MadeForCuda(str(packages / "onnxruntime")), []
+    fake.preload_dlls = lambda directory: asked.append(directory)
+    ort._load_cuda.__wrapped__(fake)
+    assert asked == [str(elsewhere / "nvidia/cu13/lib"), str(elsewhere / "nvidia/cudnn/lib"), None]
+    monkeypatch.setattr(ort.importlib.util, "find_spec", lambda name: None)
+    assert ort._cuda_folders(packages) == [None]
+    (packages / "nvidia").mkdir()
+    monkeypatch.setattr(ort.importlib.util, "find_spec", lambda name: spec)
+    assert ort._cuda_folders(packages) == [None]
 
 
 @pytest.mark.parametrize(("cuda", "line"), [(Cuda(12_080), "580.65.06, for CUDA up to 12.8"), (None, "none")])

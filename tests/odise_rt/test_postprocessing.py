@@ -27,16 +27,16 @@ class Case:
     logits: np.ndarray
     probabilities: np.ndarray
     isthing: np.ndarray
-    test_size: tuple[int, int]
+    network_size: tuple[int, int]
     size: tuple[int, int]
 
     @property
     def resizer(self) -> MaskResizer:
-        return MaskResizer((self.logits.shape[1], self.logits.shape[2]), self.test_size, self.size)
+        return MaskResizer((self.logits.shape[1], self.logits.shape[2]), self.network_size, self.size)
 
     @property
     def enlarged(self) -> np.ndarray:
-        return reference_merge.enlarge(self.logits, self.test_size, self.size)
+        return reference_merge.enlarge(self.logits, self.network_size, self.size)
 
 
 def blobs(rng: np.random.Generator, queries: int, height: int, width: int, noise: float) -> np.ndarray:
@@ -55,14 +55,14 @@ def make_case(seed: int, noise: float = 0.3) -> Case:
     rng = np.random.default_rng(seed)
     cells = rng.integers(3, 5 * BLOCK, 2)
     queries, classes = int(rng.integers(1, 12)), int(rng.integers(1, 7))
-    test_size = tuple(int(rng.integers(4 * c - 11, 4 * c + 1)) for c in cells)
-    size = test_size if seed % 3 == 0 else tuple(int(v) for v in rng.integers(5, 150, 2))
+    network_size = tuple(int(rng.integers(4 * c - 11, 4 * c + 1)) for c in cells)
+    size = network_size if seed % 3 == 0 else tuple(int(v) for v in rng.integers(5, 150, 2))
     probabilities = rng.dirichlet(np.full(classes + 1, 0.4), queries).astype(np.float32)
     return Case(
         blobs(rng, queries, int(cells[0]), int(cells[1]), noise),
         probabilities,
         rng.random(classes) < 0.5,
-        (test_size[0], test_size[1]),
+        (network_size[0], network_size[1]),
         (size[0], size[1]),
     )
 
@@ -93,10 +93,10 @@ def test_a_part_is_that_part_of_the_whole(seed: int) -> None:
 def test_extreme_sizes() -> None:
     """A tiny result of a large canvas, a large one of a tiny canvas, and one pixel."""
     logits = np.random.default_rng(0).standard_normal((1, 40, 6)).astype(np.float32)
-    for test_size, size in [((157, 21), (2, 3)), ((160, 24), (700, 300)), ((1, 1), (1, 1)), ((160, 1), (9, 1))]:
-        resizer = MaskResizer((40, 6), test_size, size)
+    for network_size, size in [((157, 21), (2, 3)), ((160, 24), (700, 300)), ((1, 1), (1, 1)), ((160, 1), (9, 1))]:
+        resizer = MaskResizer((40, 6), network_size, size)
         ours = resizer(logits[0], slice(0, size[0]), slice(0, size[1]))
-        np.testing.assert_allclose(ours, reference_merge.enlarge(logits, test_size, size)[0], atol=1e-5)
+        np.testing.assert_allclose(ours, reference_merge.enlarge(logits, network_size, size)[0], atol=1e-5)
 
 
 def test_sigmoid_is_exact_enough_everywhere() -> None:
@@ -127,7 +127,9 @@ def test_pruning_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> 
         arguments = (case.logits, case.probabilities, case.isthing, case.resizer, 0.0, 0.8)
         pruned = merge_panoptic(*arguments)
         with monkeypatch.context() as patch:
-            patch.setattr(postprocessing, "_region", lambda matters, resizer, band: (band, slice(0, resizer.size[1])))
+            patch.setattr(
+                postprocessing, "_region", lambda matters, resizer, band: (band, slice(0, resizer.original_size[1]))
+            )
             full = merge_panoptic(*arguments)
         assert np.array_equal(pruned[0], full[0])
         assert pruned[1] == full[1]

@@ -187,7 +187,7 @@ def recorded_probabilities(run: Run) -> np.ndarray:
 
 
 def _enlarge(run: Run, logits: np.ndarray) -> np.ndarray:
-    height, width = run.resizer.size
+    height, width = run.resizer.original_size
     return np.stack([run.resizer(mask, slice(0, height), slice(0, width)) for mask in logits])
 
 

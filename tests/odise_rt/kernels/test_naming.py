@@ -197,14 +197,14 @@ def test_segments_are_those_of_the_host(
     random = np.random.default_rng(size[1])
     probabilities = random.dirichlet(np.full(classes + 1, 0.3), queries).astype(np.float32)
     isthing = np.array([True, False, True, False, False, True])
-    test_size = (100, 128)
-    resizer = MaskResizer((32, 32), test_size, size)
+    network_size = (100, 128)
+    resizer = MaskResizer((32, 32), network_size, size)
     expected_map, expected = merge_panoptic(logits, probabilities, isthing, resizer, 0.3, overlap)
 
     labels = probabilities.argmax(axis=1).astype(np.int32)
     scores = probabilities.max(axis=1)
     scores = np.where((labels != classes) & (scores > 0.3), scores, 0).astype(np.float32)
-    owner, areas = implementation.panoptic_merge(logits, scores, test_size, size)
+    owner, areas = implementation.panoptic_merge(logits, scores, network_size, size)
     labels[labels == classes] = -1
     segment_map, found = implementation.segments(labels, scores, owner, areas, isthing.astype(np.uint8), overlap)
     ids, chosen = choose_segments(labels, scores, areas, isthing, overlap)
