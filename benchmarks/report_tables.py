@@ -229,16 +229,26 @@ def _variants_caption(measured: Sequence[Result], scenes: int | None) -> str:
 
 def short_peers_table(run: Run) -> Table:
     """The peers in few columns, for README."""
-    header = ("implementation", "median", "time ratio", "PQ", "peak memory")
-    rows = []
-    for result in (r for r in run.group("peers") if r.variant in PEERS):
-        if result.status != "ok":
-            rows.append((result.label, failure(result), "", "", ""))
-            continue
-        pq = result.accuracy.get("pq")
-        quality = f"{pq['all']:.1f}" if pq else ""
-        rows.append((result.label, duration(result.seconds), _ratio(result), quality, size(result.facts["peak_bytes"])))
-    return Table("Peers", header, tuple(rows))
+    results = [r for r in run.group("peers") if r.variant in PEERS]
+    on_scenes = any("pq" in r.accuracy for r in results)
+    columns: dict[str, Callable[[Result], str]] = {
+        "median": lambda r: duration(r.seconds),
+        "time ratio": _ratio,
+        "PQ": lambda r: f"{r.accuracy['pq']['all']:.1f}" if "pq" in r.accuracy else "",
+        "same class as PyTorch": lambda r: _share_of_same_class(r, on_scenes),
+        "peak memory": lambda r: size(r.facts["peak_bytes"]),
+    }
+    measured = [r for r in results if r.status == "ok"]
+    columns = {name: cell for name, cell in columns.items() if any(cell(r) for r in measured)} or {"median": failure}
+    rows = [
+        (r.label, *(cell(r) for cell in columns.values()))
+        if r.status == "ok"
+        else (r.label, failure(r), *[""] * (len(columns) - 1))
+        for r in results
+    ]
+    scenes = max((r.accuracy["scenes"] for r in measured if "pq" in r.accuracy), default=0)
+    caption = f"PQ and same class: on {scenes} held-out scenes of Sticker World." if scenes else ""
+    return Table("Peers", ("implementation", *columns), tuple(rows), caption)
 
 
 def steps_table(run: Run) -> Table:

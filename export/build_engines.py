@@ -3,7 +3,7 @@ engines for GPUs into it.
 
     python -m export.build_engines --checkpoint training/pretrained/odise-tiny --out out/odise-tiny
     python -m export.build_engines --odise odise_label_coco_50e-b67d2efc.pth --stable-diffusion sd-v1-3.ckpt \\
-        --clip ViT-L-14-336px.pt --out out/odise --precision fp16
+        --clip ViT-L-14-336px.pt --training-labels coco_panoptic_with_prompt_eng.txt --out out/odise --precision fp16
     python -m export.build_engines --config odise-sd1 --init random --out out/odise-random
     python -m export.build_engines --bundle out/odise --engine tensorrt --engine ort-cuda
 

@@ -43,6 +43,8 @@ def load_diffusion(folder: Path, config: OdiseConfig, tokenizer: Tokenizer, devi
     Raises:
         CheckpointError: They are not there, are damaged, or are of another size than the configuration's.
     """
+    if not (folder / "unet").is_dir():  # diffusers would look for it on its hub, and tell of the network
+        raise CheckpointError(f"{folder / 'unet'} does not exist: train it with python -m training.pretrain.diffusion")
     trainer = DiffusionTrainer(config, tokenizer, device, seed=0)
     kinds: dict[str, Any] = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
     for name, module in (("unet", trainer.unet), ("text_encoder", trainer.text)):
