@@ -51,7 +51,7 @@ class ImageTooLargeError(ImageError):
 
 
 class VideoError(InputError):
-    """Not a video, a broken one, or one whose frames are outside the accepted sizes."""
+    """Not a video, a broken one, or one whose frames are outside the accepted sizes or those that can be written."""
 
 
 class VocabularyError(InputError):

@@ -183,6 +183,9 @@ class VideoWriter:
     """Writes an MP4 (H.264, or MPEG-4 where there is no encoder for that): a context manager.
 
     The file appears when the block ends without an error.
+
+    Raises:
+        VideoError: the encoder failed.
     """
 
     def __init__(self, path: str | os.PathLike[str], rate: Fraction) -> None:
@@ -195,28 +198,35 @@ class VideoWriter:
         self._path = Path(path)
         self._rate = rate
         self._av = _import_av()
-        self._resources = contextlib.ExitStack()
         self._stream: Any = None
         self._last = -1
 
     def __enter__(self) -> VideoWriter:
-        file = self._resources.enter_context(atomic_writer(self._path))
-        self._container = self._av.open(file, "w", format="mp4")
+        with contextlib.ExitStack() as stack, self._encoding():
+            file = stack.enter_context(atomic_writer(self._path))
+            self._container = self._av.open(file, "w", format="mp4")
+            stack.push(self._close)
+            stack.push(self._flush)
+            self._resources = stack.pop_all()
         return self
 
     def write(self, pixels: np.ndarray, seconds: float) -> None:
-        """Add a frame, uint8 (h, w, 3) RGB; later ones are brought to the size of the first."""
-        if self._stream is None:
-            self._stream = self._open_stream(
-                pixels.shape[1] + pixels.shape[1] % 2, pixels.shape[0] + pixels.shape[0] % 2
-            )
-        frame = self._av.VideoFrame.from_ndarray(_even(pixels), format="rgb24")
-        if (frame.width, frame.height) != (self._stream.width, self._stream.height):
-            frame = frame.reformat(width=self._stream.width, height=self._stream.height)
-        self._last = max(round(seconds * _TICKS), self._last + 1)  # time stamps must grow
-        frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
-        for packet in self._stream.encode(frame):
-            self._container.mux(packet)
+        """Add a frame, uint8 (h, w, 3) RGB; later ones are brought to the size of the first.
+
+        Raises:
+            VideoError: the encoder does not take frames of this size, or failed.
+        """
+        pixels = _even(pixels)
+        with self._encoding(f" of frames of {pixels.shape[1]} x {pixels.shape[0]}"):
+            if self._stream is None:
+                self._stream = self._open_stream(pixels.shape[1], pixels.shape[0])
+            frame = self._av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            if (frame.width, frame.height) != (self._stream.width, self._stream.height):
+                frame = frame.reformat(width=self._stream.width, height=self._stream.height)
+            self._last = max(round(seconds * _TICKS), self._last + 1)  # time stamps must grow
+            frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
+            for packet in self._stream.encode(frame):
+                self._container.mux(packet)
 
     def _open_stream(self, width: int, height: int) -> Any:
         codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
@@ -229,17 +239,32 @@ class VideoWriter:
             stream.bit_rate = width * height * 4
         return stream
 
+    def _flush(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Write what the encoder holds back."""
+        if kind is None and self._stream is not None:
+            with self._encoding():
+                for packet in self._stream.encode():
+                    self._container.mux(packet)
+
+    def _close(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close the container; after an error that one is told, and not what follows from it."""
+        with self._encoding() if kind is None else contextlib.suppress(self._av.FFmpegError):
+            self._container.close()
+
+    @contextlib.contextmanager
+    def _encoding(self, what: str = "") -> Iterator[None]:
+        """Make errors of FFmpeg those of one video."""
+        try:
+            yield
+        except self._av.FFmpegError as exc:
+            raise VideoError(
+                f"cannot write the video {self._path}{what} ({_short(exc)}): scale the video down, as encoders bound "
+                "the sides of frames (H.264: 16,384 pixels), or write no overlay of it"
+            ) from exc
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None and self._stream is not None:
-                for packet in self._stream.encode():
-                    self._container.mux(packet)
-            self._container.close()
-        except BaseException as exc:
-            self._resources.__exit__(type(exc), exc, exc.__traceback__)
-            raise
         self._resources.__exit__(kind, error, trace)
 
 

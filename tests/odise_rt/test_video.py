@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import json
 import os
 import subprocess
 import sys
+import types
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odise_rt import OptionsError, Segmenter, VideoError, cli
+from odise_rt import OptionsError, Segmenter, VideoError, cli, video
 from odise_rt.video import VideoReader, VideoWriter, segment_video
 from tests.odise_rt.fake_bundle import colour_image
 
@@ -166,6 +170,23 @@ def test_broken_video_does_not_stop_the_others(
     assert {p.name for p in (tmp_path / "o").glob("*.mp4")} == {"clip.overlay.mp4"}
 
 
+def test_a_video_too_wide_for_the_encoder_does_not_stop_the_others(
+    label_bundle: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = tmp_path / "a_wide.avi"
+    with av.open(str(wide), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 20_000, 16, "yuvj420p"
+        frame = av.VideoFrame.from_ndarray(np.full((16, 20_000, 3), 200, np.uint8), format="rgb24")
+        for packet in (*stream.encode(frame), *stream.encode()):
+            container.mux(packet)
+    assert run(label_bundle, wide, clip, "--out", tmp_path / "o") == 2
+    assert "a_wide.overlay.mp4 of frames of 20000 x 16" in capsys.readouterr().err
+    failed = json.loads((tmp_path / "o/failed.json").read_text())
+    assert [(f["image"], f["kind"]) for f in failed] == [(str(wide), "VideoError")]
+    assert {p.name for p in (tmp_path / "o").glob("*.mp4")} == {"clip.overlay.mp4"}
+
+
 def test_a_name_too_long_for_its_results_is_that_videos_failure(
     label_bundle: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +229,33 @@ def test_writer_leaves_nothing_after_an_error(tmp_path: Path) -> None:
         writer.write(np.zeros((32, 32, 3), np.uint8), 0.0)
         raise KeyError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_writer_leaves_nothing_where_ffmpeg_fails(tmp_path: Path) -> None:
+    writer = VideoWriter(tmp_path / "x.mp4", Fraction(10))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise av.FFmpegError(1, "no muxer")
+
+    writer._av = types.SimpleNamespace(FFmpegError=av.FFmpegError, open=refuse)
+    with pytest.raises(VideoError, match="no muxer"), writer:
+        pytest.fail("it did not open")
+    assert list(tmp_path.iterdir()) == []
+
+    with pytest.raises(VideoError, match="no muxer"), VideoWriter(tmp_path / "x.mp4", Fraction(10)) as writer:
+        writer.write(np.zeros((32, 32, 3), np.uint8), 0.0)
+        writer._stream = types.SimpleNamespace(encode=refuse)  # what is held back cannot be encoded
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_no_error_of_the_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(video, "atomic_writer", lambda _: contextlib.nullcontext(Full()))
+    with pytest.raises(OSError, match="No space"), VideoWriter(tmp_path / "x.mp4", Fraction(10)) as writer:
+        writer.write(np.zeros((32, 32, 3), np.uint8), 0.0)
 
 
 def test_memory_does_not_grow_with_the_length(segmenter: Segmenter, tmp_path: Path) -> None:
