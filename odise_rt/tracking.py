@@ -1,9 +1,10 @@
 """Segments followed from frame to frame, so that numbers and colours in a video stay with what they mark.
 
-A thing is the same one if it has the same label and its mask overlaps that of a track, best overlaps first; a stuff
-class is one track as long as it is seen. Tracks that were not seen for a while are forgotten, so memory is bounded.
+A thing is the same one if it has the same class and its mask overlaps that of a track, best overlaps first; a stuff
+class is one track as long as it is seen. Classes are told apart by their place in the vocabulary, which is the same for
+all frames of a video: names may occur twice. Tracks that were not seen for a while are forgotten, so memory is bounded.
 There is no network and no motion model in it: things that move farther than their own size between two frames, or
-change their label, get a new number.
+change their class, get a new number.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ MAX_LOST = 256
 @dataclass
 class _Track:
     id: int
-    label: str
+    class_index: int
     isthing: bool
     number: int
-    """Tells tracks of one label apart by colour; the smallest that is free when the track begins."""
+    """Tells tracks of one class apart by colour; the smallest that is free when the track begins."""
     last_seen: int
     box: Box
     bits: np.ndarray
@@ -60,7 +61,7 @@ class SegmentTracker:
         return len(self._tracks)
 
     def update(self, result: PanopticResult) -> PanopticResult:
-        """The next frame's result with a ``track_id`` in each segment."""
+        """The next frame's result, of the same vocabulary as those before, with a ``track_id`` in each segment."""
         self._frame += 1
         if self._size != result.size:  # masks of another size cannot be compared; stuff goes on
             self._size = result.size
@@ -69,10 +70,8 @@ class SegmentTracker:
         for segment in result.segments:
             track = matched.get(segment.id)
             if track is None:
-                track = _Track(
-                    self._next_id, segment.label, segment.isthing, self._free_number(segment.label), 0, segment.box,
-                    np.zeros(0, np.uint8), 0,
-                )  # fmt: skip
+                kind, number = segment.class_index, self._free_number(segment.class_index)
+                track = _Track(self._next_id, kind, segment.isthing, number, 0, segment.box, np.zeros(0, np.uint8), 0)
                 self._next_id += 1
                 self._tracks[track.id] = track
                 matched[segment.id] = track
@@ -92,14 +91,14 @@ class SegmentTracker:
 
     def _match(self, result: PanopticResult) -> dict[int, _Track]:
         """Segment id to the track that it goes on with."""
-        by_label: dict[str, list[Segment]] = {}
+        by_class: dict[int, list[Segment]] = {}
         for segment in result.segments:
-            by_label.setdefault(segment.label, []).append(segment)
+            by_class.setdefault(segment.class_index, []).append(segment)
         matched: dict[int, _Track] = {}
         pairs = []
         for track in self._tracks.values():
-            candidates = [s for s in by_label.get(track.label, ()) if s.isthing == track.isthing]
-            if not candidates:
+            candidates = by_class.get(track.class_index)
+            if candidates is None:
                 continue
             if not track.isthing:
                 matched[candidates[0].id] = track
@@ -122,8 +121,8 @@ class SegmentTracker:
         if track.isthing:
             track.bits = np.packbits(result.segment_map[top:bottom, left:right] == segment.id)
 
-    def _free_number(self, label: str) -> int:
-        used = {t.number for t in self._tracks.values() if t.label == label}
+    def _free_number(self, class_index: int) -> int:
+        used = {t.number for t in self._tracks.values() if t.class_index == class_index}
         return next(n for n in range(len(used) + 1) if n not in used)
 
     def _forget(self) -> None:

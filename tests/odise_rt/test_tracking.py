@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from odise_rt import PanopticResult, Segment, Segmenter, Vocabulary, tracking
+from odise_rt import PanopticResult, Segment, Segmenter, Vocabulary, VocabularyClass, tracking
 from odise_rt.tracking import SegmentTracker
 from odise_rt.visualize import class_colour
 
@@ -68,6 +68,21 @@ def test_best_overlap_wins(template: PanopticResult) -> None:
     tracker.update(frame(template, ("ball", 0, 0, 10), ("ball", 12, 0, 10)))
     found = tracker.update(frame(template, ("ball", 9, 0, 10), ("ball", 0, 20, 10)))
     assert ids(found) == [2, 3], "the nearer track goes on; the other ball is new"
+
+
+def test_classes_of_one_name_are_told_apart(template: PanopticResult) -> None:
+    """As OpenSeg's files have them; colours go by the class, too."""
+    skies = Vocabulary((*(VocabularyClass(("sky",), isthing=False),) * 2, *(VocabularyClass(("ball",)),) * 2))
+    segment_map = np.repeat(np.arange(1, 5, dtype=np.int32), 10)[:, None].repeat(20, axis=1)
+    segments = tuple(
+        Segment(k + 1, skies[k].name, k, 0.9, 200, (0, 10 * k, 20, 10 * k + 10), skies[k].isthing) for k in range(4)
+    )
+    result = dataclasses.replace(template, segment_map=segment_map, segments=segments, vocabulary=skies)
+    tracker = SegmentTracker()
+    for _ in range(3):
+        found = tracker.update(result)
+        assert ids(found) == [1, 2, 3, 4]
+        assert tracker.colours(found) == [class_colour(k, 0) for k in range(4)]
 
 
 def test_labels_are_told_apart(template: PanopticResult) -> None:
