@@ -56,7 +56,8 @@ def pipeline(
 
     Raises:
         OptionsError: the task is another one, or no bundle is named.
-        BundleError: the bundle cannot be used.
+        VocabularyError: the words cannot be read.
+        OdiseError: of other kinds, as :meth:`Segmenter.load` raises them.
     """
     from odise_rt.segmenter import Segmenter
 
@@ -65,7 +66,8 @@ def pipeline(
     folder = bundle if bundle is not None else model
     if folder is None:
         raise OptionsError("no bundle was named: pass bundle='FOLDER'")
-    return SegmentationPipeline(Segmenter.load(folder, device=device, **load), words)
+    vocabulary = None if words is None else _vocabulary(words)  # before gigabytes are loaded
+    return SegmentationPipeline(Segmenter.load(folder, device=device, **load), vocabulary)
 
 
 class SegmentationPipeline:

@@ -15,6 +15,7 @@ Masks do not depend on words: :meth:`Segmenter.find_masks` runs the network once
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -125,14 +126,18 @@ class Segmenter:
         kept = (name for name in wanted if not low_memory and backend.keeps_loaded(opened, name))
         stages = StagePool(backend, opened, keep=frozenset(kept))
         cache = EmbeddingCache(folder, key) if disk_cache and folder is not None else None
-        stages.load(IMAGE_STAGES)
-        pipeline: Pipeline | None = None
-        if backend.device == "cuda" and stay_on_gpu and not low_memory:
-            from odise_rt.backends.image_pipeline import open_pipeline
+        # Reads the tokenizer and the constants: what is wrong with them costs no loading of weights.
+        segmenter = cls(opened, backend, stages, TextEmbedder(opened, stages, cache))
+        with contextlib.ExitStack() as stack:
+            stack.callback(segmenter.close)
+            stages.load(IMAGE_STAGES)
+            if backend.device == "cuda" and stay_on_gpu and not low_memory:
+                from odise_rt.backends.image_pipeline import open_pipeline
 
-            pipeline = open_pipeline(opened, backend, stages)
+                segmenter._pipeline = open_pipeline(opened, backend, stages)
+            stack.pop_all()
         logger.info("bundle %s (%s, %s): %s", opened.name, opened.facts.variant, opened.precision, backend.description)
-        return cls(opened, backend, stages, TextEmbedder(opened, stages, cache), pipeline)
+        return segmenter
 
     @property
     def facts(self) -> ModelFacts:

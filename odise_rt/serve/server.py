@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import importlib.util
 import logging
 import signal
 import socket
@@ -59,11 +60,8 @@ def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
         OdiseError: the bundle, the port or the replicas cannot be used.
         MissingPackageError: a package of the extra ``serve`` is missing.
     """
-    try:
-        import uvicorn
-    except ImportError as exc:
-        raise MissingPackageError("serving needs more packages: pip install 'odise_rt[serve]'") from exc
-
+    if importlib.util.find_spec("uvicorn") is None:
+        raise MissingPackageError("serving needs more packages: pip install 'odise_rt[serve]'")
     worker = settings.worker
     # Here, so that a broken one is reported before anything is started. Replicas compare the hashes of what they read.
     bundle = worker.bundle if isinstance(worker.bundle, Bundle) else Bundle.open(worker.bundle, verify=worker.verify)
@@ -72,7 +70,21 @@ def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
         dispatcher = LocalDispatcher(dataclasses.replace(worker, bundle=bundle))
     else:
         dispatcher = RayDispatcher(worker, settings.replicas)
-    listener = listen(settings.host, settings.port)
+    with listen(settings.host, settings.port) as listener:
+        _serve(settings, bundle, dispatcher, listener, say)
+
+
+def _serve(
+    settings: ServerSettings,
+    bundle: Bundle,
+    dispatcher: Dispatcher,
+    listener: socket.socket,
+    say: Callable[[str, str], None],
+) -> None:
+    """Serve on a socket until the process is told to stop; see :func:`serve`."""
+    import uvicorn
+
+    worker = settings.worker
     hosts = answered_hosts(listener, settings.host, settings.allowed_hosts)
     context = Context(bundle, dispatcher, worker.limits, dict(worker.vocabularies), settings.token, hosts)
     failures: list[BaseException] = []
@@ -114,35 +126,34 @@ def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
             await loading
         await dispatcher.stop()
 
-    with listener:
-        url = server_url(listener)
-        config = uvicorn.Config(
-            create_app(context, lifespan),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            lifespan="on",
-            http=bounded_connections(),
-            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-            ws="none",
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_graceful_shutdown=int(settings.drain if settings.drain is not None else worker.limits.timeout) + 1,
-        )
-        server = Server(config)
-        logging.getLogger("uvicorn.error").addFilter(is_no_cut)
-        if not is_loopback(listener) and settings.token is None:
-            logger.warning("listening on %s without a token: everyone who reaches it can use it", url)
-        say("listening", url)
-        # uvicorn raises the signal again when it is done: by then it has been obeyed.
-        before = {sig: signal.signal(sig, lambda *_: None) for sig in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            server.run(sockets=[listener])
-        finally:
-            for sig, handler in before.items():
-                signal.signal(sig, handler)
-            asyncio.run(dispatcher.stop())  # nothing left to do unless the server was forced
+    url = server_url(listener)
+    config = uvicorn.Config(
+        create_app(context, lifespan),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="on",
+        http=bounded_connections(),
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        ws="none",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=int(settings.drain if settings.drain is not None else worker.limits.timeout) + 1,
+    )
+    server = Server(config)
+    logging.getLogger("uvicorn.error").addFilter(is_no_cut)
+    if not is_loopback(listener) and settings.token is None:
+        logger.warning("listening on %s without a token: everyone who reaches it can use it", url)
+    say("listening", url)
+    # uvicorn raises the signal again when it is done: by then it has been obeyed.
+    before = {sig: signal.signal(sig, lambda *_: None) for sig in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server.run(sockets=[listener])
+    finally:
+        for sig, handler in before.items():
+            signal.signal(sig, handler)
+        asyncio.run(dispatcher.stop())  # nothing left to do unless the server was forced
     if failures:
         failure = failures[0]
         if isinstance(failure, OdiseError):

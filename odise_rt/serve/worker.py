@@ -7,6 +7,7 @@ it crosses processes unharmed and no traceback leaves the server.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Mapping
@@ -88,7 +89,7 @@ class Worker:
         self.settings = settings
         self._batches: list[tuple[str, int, int]] = []
         self._lock = threading.Lock()
-        self.segmenter = Segmenter.load(
+        segmenter = Segmenter.load(
             settings.bundle,
             device=settings.device,  # type: ignore[arg-type]  # checked there
             cpu_engine=settings.cpu_engine,  # type: ignore[arg-type]
@@ -99,8 +100,11 @@ class Worker:
             window_batching=settings.batching,
             batch_observer=self._observe if settings.batching else None,
         )
-        for vocabulary in settings.vocabularies.values():
-            self.segmenter.prepare(vocabulary)
+        with contextlib.ExitStack() as stack:
+            self.segmenter = stack.enter_context(segmenter)
+            for vocabulary in settings.vocabularies.values():
+                segmenter.prepare(vocabulary)
+            stack.pop_all()
 
     def run(self, request: SegmentRequest) -> Answer:
         """Serve one request. Never raises for what a client sent."""

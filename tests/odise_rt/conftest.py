@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from odise_rt import Segmenter
+from odise_rt import Bundle, Segmenter
+from odise_rt.backends.ort import OrtBackend, OrtStage
 from tests.odise_rt.fake_bundle import colour_image, write_bundle
 from tests.odise_rt.kernels.compiled import NEWER, Compiled, chosen
 from tests.odise_rt.kernels.emulated import Emulation
@@ -43,6 +44,26 @@ def new_bundle(tmp_path: Path) -> Callable[[], Path]:
 def segmenter(label_bundle: Path) -> Iterator[Segmenter]:
     with Segmenter.load(label_bundle, device="cpu", threads=1) as loaded:
         yield loaded
+
+
+@pytest.fixture
+def open_stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the stages that ONNX Runtime has loaded and nobody has closed."""
+    names: list[str] = []
+    load, close = OrtBackend.load, OrtStage.close
+
+    def opened(backend: OrtBackend, bundle: Bundle, stage: str) -> OrtStage:
+        loaded = load(backend, bundle, stage)
+        names.append(stage)
+        return loaded
+
+    def closed(stage: OrtStage) -> None:
+        names.remove(stage.facts.stage)
+        close(stage)
+
+    monkeypatch.setattr(OrtBackend, "load", opened)
+    monkeypatch.setattr(OrtStage, "close", closed)
+    return names
 
 
 @pytest.fixture

@@ -48,6 +48,12 @@ def test_one_image_on_a_gpu(
     assert given == [image]
 
 
+def test_words_are_read_before_the_bundle_is_loaded(label_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Segmenter, "load", lambda *_, **__: pytest.fail("gigabytes were loaded first"))
+    with pytest.raises(VocabularyError, match="empty"):
+        pipeline("image-segmentation", bundle=label_bundle, words=" ; ")
+
+
 def test_one_image(segment: SegmentationPipeline, segmenter: Segmenter, colours: np.ndarray) -> None:
     found = segment(colours, WORDS)
     expected = segmenter.segment(colours, WORDS)

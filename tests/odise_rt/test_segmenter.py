@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from odise_rt import (
     BackendError,
+    BundleError,
     ImageError,
     InputError,
     OptionsError,
@@ -22,6 +24,7 @@ from odise_rt import (
     Vocabulary,
     VocabularyError,
 )
+from odise_rt.backends.pool import StagePool
 from tests.odise_rt.fake_bundle import colour_image
 
 WORDS = "red, crimson; green; blue; white; stuff: sky"
@@ -213,6 +216,25 @@ def test_closed_segmenter_says_so(label_bundle: Path, colours: np.ndarray) -> No
     segmenter.close()
     with pytest.raises(BackendError, match="closed"):
         segmenter.segment(colours, WORDS)
+
+
+def test_a_load_that_fails_keeps_nothing(new_bundle: Callable[[], Path], open_stages: list[str]) -> None:
+    root = new_bundle()
+    (root / "onnx" / "mask_decoder.onnx").write_bytes(b"no graph")
+    with pytest.raises(BackendError, match="mask_decoder"):
+        Segmenter.load(root, device="cpu", threads=1, verify=False)
+    assert open_stages == []
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "constants.npz"])
+def test_small_files_are_checked_before_graphs_are_loaded(
+    file: str, new_bundle: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = new_bundle()
+    (root / file).write_bytes(b"{}")
+    monkeypatch.setattr(StagePool, "load", lambda *_: pytest.fail("gigabytes were loaded first"))
+    with pytest.raises(BundleError, match=file):
+        Segmenter.load(root, device="cpu", threads=1, verify=False)
 
 
 def test_wrong_arguments_are_named(segmenter: Segmenter, label_bundle: Path, colours: np.ndarray) -> None:

@@ -17,7 +17,7 @@ import pytest
 from benchmarks.running_server import ROOT, RunningServer, form, running_server
 from odise_rt import Bundle, cli
 from odise_rt.backends.select import open_backend
-from odise_rt.errors import BackendError, OptionsError
+from odise_rt.errors import BackendError, MissingPackageError, OptionsError
 from odise_rt.serve.command import named_vocabulary, settings_from
 from odise_rt.serve.server import ServerSettings, serve
 from odise_rt.serve.worker import Worker, WorkerSettings
@@ -153,6 +153,23 @@ def test_a_bug_while_loading_is_no_wrong_option(
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     logged = [r.exc_info[1] for r in caplog.records if r.name == "odise_rt.serve.server" and r.exc_info]
     assert logged == [caught.value.__cause__]
+
+
+def test_a_server_that_cannot_start_gives_its_port_back(label_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: object) -> None:
+        raise MissingPackageError("no prometheus_client")
+
+    listeners: list[socket.socket] = []
+
+    def listen(host: str, port: int) -> socket.socket:
+        listeners.append(socket.create_server((host, port)))
+        return listeners[0]
+
+    monkeypatch.setattr("odise_rt.serve.server.Context", missing)
+    monkeypatch.setattr("odise_rt.serve.server.listen", listen)
+    with pytest.raises(MissingPackageError, match="prometheus"):
+        serve(ServerSettings(worker_settings(label_bundle), in_process=True, port=0), lambda event, url: None)
+    assert listeners[0].fileno() == -1
 
 
 def test_a_port_in_use_is_named(label_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

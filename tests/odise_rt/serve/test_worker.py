@@ -51,6 +51,18 @@ def test_runs_of_requests_that_fail_afterwards_are_told_as_well(
         worker.close()
 
 
+def test_a_worker_that_does_not_start_keeps_no_model(
+    label_bundle: Path, open_stages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise BackendError("no more")
+
+    monkeypatch.setattr("odise_rt.segmenter.Segmenter.prepare", fail)
+    with pytest.raises(BackendError, match="no more"):
+        Worker(worker_settings(label_bundle))
+    assert open_stages == []
+
+
 def test_words_of_clients_are_not_logged(label_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "odise_rt")
     too_long = "embarrassing and more than the text encoder reads " * 5
