@@ -51,7 +51,11 @@ _Share = Annotated[float, Range(0, 1)]
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the runtime must know of a model: sizes, prompts, scales and published defaults."""
+    """What the runtime must know of a model: sizes, prompts, scales and published defaults.
+
+    What the graphs have built in (``clip_image_size``, ``hidden_dim``) is recorded for people: another value changes
+    no result.
+    """
 
     variant: Variant
     """Supervision in training; ``label`` has a learned "no object" embedding, ``caption`` object logits."""
@@ -60,7 +64,7 @@ class ModelFacts:
     size_divisor: _Size
     """Images are zero-padded right and below to a multiple of this."""
     clip_image_size: _Size
-    """Side in pixels of the square input of CLIP's image tower (resizing happens inside the graphs)."""
+    """Side in pixels of the square input of CLIP's image tower. For people: the graphs resize to it themselves."""
     clip_embed_dim: _Size
     """Channels D of CLIP's joint space."""
     context_length: _Size
@@ -78,7 +82,7 @@ class ModelFacts:
     pyramid_channels: _Size
     """Channels of the levels s2..s5."""
     hidden_dim: _Size
-    """Channels of the mask features."""
+    """Channels of the mask features. For people: they stay inside ``mask_decoder``."""
     classification_dim: _Size
     """Channels P in which mask and word embeddings are compared."""
     test_short_edge: _Edge
@@ -102,10 +106,11 @@ class ModelFacts:
     overlap_threshold: _Share = 0.8
     """Panoptic merge drops a segment that keeps less than this share of its mask."""
     clip_visible_threshold: _Share = 0.5
-    """A patch is visible to a mask token when some mask probability inside reaches this (inside ``clip_mask``)."""
+    """A patch is visible to a mask token when some mask probability inside reaches this. ``clip_mask`` has it built in,
+    and this version knows 0.5 alone."""
     instances_per_image: _Size = 100
     level_strides: tuple[int, ...] = (4, 8, 16, 32)
-    """Pixels to a cell of s2..s5."""
+    """Pixels to a cell of s2..s5; this version knows these alone."""
 
     def __post_init__(self) -> None:
         try:
@@ -116,6 +121,10 @@ class ModelFacts:
             (
                 self.level_strides == (4, 8, 16, 32),
                 f"level_strides is {self.level_strides}, this version knows (4, 8, 16, 32)",
+            ),
+            (
+                self.clip_visible_threshold == 0.5,
+                f"clip_visible_threshold is {self.clip_visible_threshold}, this version knows 0.5",
             ),
             (self.size_divisor % 32 == 0, f"size_divisor {self.size_divisor} is not 32·k"),
             (

@@ -72,6 +72,7 @@ def test_one_symbol_has_one_value() -> None:
         ({"test_short_edge": 900}, "above test_long_edge"),
         ({"mask_prompt": "a photo"}, "one '{}'"),
         ({"level_strides": (2, 4, 8, 16)}, "level_strides"),
+        ({"clip_visible_threshold": 0.99}, "clip_visible_threshold is 0.99, this version knows 0.5"),
     ],
 )
 def test_facts_that_contradict_themselves_are_refused(change: dict[str, object], message: str) -> None:
