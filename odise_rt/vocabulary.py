@@ -83,6 +83,7 @@ class VocabularyClass:
             raise VocabularyError(
                 f"the words of a class came as {self.words!r:.60}: expected strings, ('name', 'synonym')"
             )
+        object.__setattr__(self, "words", tuple(self.words))  # lists are equal to no tuple, and have no hash
         if self.id is not None and (not isinstance(self.id, int) or isinstance(self.id, bool)):
             raise VocabularyError(
                 f"the class {', '.join(self.words)[:60]!r} has id {self.id!r:.60}: expected a whole number"
@@ -116,6 +117,7 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if not isinstance(self.classes, tuple | list):
             raise VocabularyError(f"the classes came as {_shape_of(self.classes)}: see Vocabulary.parse and from_lists")
+        object.__setattr__(self, "classes", tuple(self.classes))
         if not self.classes:
             raise VocabularyError(
                 "the vocabulary is empty: expected at least one word, e.g. 'black pickup truck, pickup truck; sky'"

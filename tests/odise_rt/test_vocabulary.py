@@ -363,6 +363,14 @@ def test_a_file_of_two_forms_is_refused(tmp_path: Path) -> None:
         Vocabulary.load(str(tmp_path))
 
 
+def test_lists_are_taken_for_tuples() -> None:
+    listed = VocabularyClass(["cat", "kitten"])  # type: ignore[arg-type]
+    assert listed == VocabularyClass(("cat", "kitten"))
+    vocabulary = Vocabulary([listed])  # type: ignore[arg-type]
+    assert vocabulary == Vocabulary((listed,)) == Vocabulary.parse("cat, kitten")
+    assert len({vocabulary, Vocabulary.parse("cat, kitten")}) == 1
+
+
 def test_classes_of_other_types_are_refused() -> None:
     with pytest.raises(VocabularyError, match="came as 'coconut': expected strings"):
         VocabularyClass("coconut")  # type: ignore[arg-type]
