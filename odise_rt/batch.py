@@ -70,7 +70,7 @@ class Job:
     @property
     def classes(self) -> Vocabulary:
         """The vocabulary of the results."""
-        return self.vocabulary.of_results(self.options.unknown)
+        return self.vocabulary.result_classes(self.options.unknown)
 
     def keys(self, inputs: Sequence[Input], bundle_digest: str) -> dict[str, str]:
         """Name of each input to the key of its record."""

@@ -5,8 +5,8 @@
 >>> segment("photo.jpg", "dog; stuff: grass")  # doctest: +SKIP
 [{'score': 0.93, 'label': 'dog', 'mask': <PIL.Image.Image image mode=L size=640x480>}, ...]
 
-One image gives a list of segments, a list of images a list of such lists, and any other iterable (a generator, a
-folder's images, a data set) a generator that reads ahead of nothing.
+One image gives a list of segments, a list or tuple of images a list of such lists, and any other iterable (a generator,
+a folder's images, a data set) a generator that reads ahead of nothing.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ class SegmentationPipeline:
             options: everything else; the arguments above win.
 
         Returns:
-            A list of annotations; for a list of images a list of these, for another iterable a generator of these.
+            A list of annotations; for a list or tuple of images a list of these, for another iterable a generator of
+            these.
 
         Raises:
             InputError: an image, the words or an option cannot be used.

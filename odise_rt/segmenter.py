@@ -62,7 +62,11 @@ class Segmenter:
         embedder: TextEmbedder,
         pipeline: Pipeline | None = None,
     ) -> None:
-        """Put parts together; :meth:`load` is the usual way. With a ``pipeline`` images stay on its GPU."""
+        """Put parts together; :meth:`load` is the usual way. With a ``pipeline`` images stay on its GPU.
+
+        Raises:
+            BundleError: the bundle's constants cannot be used.
+        """
         self.bundle = bundle
         self._backend = backend
         self._stages = stages
@@ -112,8 +116,9 @@ class Segmenter:
 
         Raises:
             BundleError: the bundle is missing, altered, newer or unsafe.
+            OptionsError: ``device``, ``threads``, ``cpu_engine`` or ``cache_dir`` has no value that is accepted.
             BackendError: the device does not work, or the engine refuses a graph.
-            MissingPackageError: no engine is installed.
+            MissingPackageError: no engine, or no package for the tokenizer, is installed.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
         folder = default_cache_dir() if cache_dir is None else given_path(cache_dir, "cache_dir", OptionsError)
@@ -158,51 +163,73 @@ class Segmenter:
 
     @overload
     def segment(
-        self, image: list[ImageLike], vocabulary: Vocabulary | str, options: SegmentOptions | None = None
+        self,
+        image: list[ImageLike] | tuple[ImageLike, ...],
+        vocabulary: Vocabulary | str,
+        options: SegmentOptions | None = None,
     ) -> list[PanopticResult]: ...
 
     def segment(
         self,
-        image: ImageLike | list[ImageLike],
+        image: ImageLike | list[ImageLike] | tuple[ImageLike, ...],
         vocabulary: Vocabulary | str,
         options: SegmentOptions | None = None,
     ) -> PanopticResult | list[PanopticResult]:
-        """Segment an image, or each image of a list.
+        """Segment an image, or each image of a list or tuple.
 
         Args:
-            image: a path, encoded bytes, a PIL image, or a uint8 array (h, w, 3) RGB; or a list of these. On a GPU
-                with the CUDA kernels the array may lie there (``__cuda_array_interface__`` or DLPack); it is not
-                copied to the host.
+            image: a path, an open binary file, encoded bytes, a PIL image, or a uint8 array of shape (h, w) grey,
+                (h, w, 3) RGB or (h, w, 4) RGBA; or a list or tuple of these. On a GPU with the CUDA kernels an RGB
+                array may lie there (``__cuda_array_interface__`` or DLPack); it is not copied to the host.
             vocabulary: the classes, or words in the syntax of :meth:`Vocabulary.parse`.
             options: thresholds, sizes and outputs; ``None``: the model's defaults.
 
         Returns:
-            The result at the size of the image as given; for a list, one for each image.
+            The result at the size of the image as given; for a list or tuple, a list with one for each image.
 
         Raises:
             ImageError: an image cannot be used.
-            VocabularyError: the vocabulary is empty or malformed.
-            OptionsError: an option cannot be used.
+            VocabularyError: the vocabulary is empty or malformed, or has a class "unknown" beside the option
+                ``unknown``.
+            OptionsError: the options are no :class:`SegmentOptions`.
             BackendError: the engine failed.
+            OutOfMemoryError: memory ran out, with one window at a time, too.
         """
-        if isinstance(image, list):
+        if isinstance(image, list | tuple):
             return list(self.segment_many(image, vocabulary, options))
         return self._segment(image, _vocabulary(vocabulary), options)
 
     def segment_many(
         self, images: Iterable[ImageLike], vocabulary: Vocabulary | str, options: SegmentOptions | None = None
     ) -> Iterator[PanopticResult]:
-        """Segment images one after the other, each when its turn comes."""
+        """Segment images one after the other, each when its turn comes.
+
+        Args:
+            images: each as for :meth:`segment`; a generator is asked for one image at a time.
+            vocabulary: as for :meth:`segment`.
+            options: as for :meth:`segment`.
+
+        Returns:
+            A generator of the results, which raises what :meth:`segment` raises for an image when it comes to it.
+
+        Raises:
+            VocabularyError: at once, as :meth:`segment` does.
+            OptionsError: at once: the options are no :class:`SegmentOptions`.
+        """
         words = _vocabulary(vocabulary)
-        for image in images:
-            yield self._segment(image, words, options)
+        self._settings(words, options)  # raises now, and not when the first result is asked for
+        return (self._segment(image, words, options) for image in images)
 
     def _segment(self, image: ImageLike, words: Vocabulary, options: SegmentOptions | None) -> PanopticResult:
-        settings = given_options(options).resolve(self.facts)
-        words.of_results(settings.unknown)  # an error of words and options costs no run of the network
+        settings = self._settings(words, options)
         if self._pipeline is None or settings.outputs != ("panoptic",):  # whatever else there is needs the masks here
             return self.name_masks(self.find_masks(image, options), words, options)
         return self._segment_on_gpu(self._pipeline, image, words, settings)
+
+    def _settings(self, words: Vocabulary, options: SegmentOptions | None) -> ResolvedOptions:
+        settings = given_options(options).resolve(self.facts)
+        words.result_classes(settings.unknown)  # raises now if "unknown" is taken, before the network runs
+        return settings
 
     def prepare(self, vocabulary: Vocabulary | str, progress: Progress | None = None) -> None:
         """Encode a vocabulary ahead of its first use, e.g. to show progress for thousands of words.
@@ -210,6 +237,10 @@ class Segmenter:
         Args:
             vocabulary: the classes.
             progress: called with the prompts encoded so far and their number; not at all if they are cached.
+
+        Raises:
+            VocabularyError: the vocabulary is empty or malformed.
+            BackendError: the text encoder failed.
         """
         self._embedder.embed(_vocabulary(vocabulary), progress)
 
@@ -220,7 +251,13 @@ class Segmenter:
 
         Args:
             image: as for :meth:`segment`.
-            options: of these, sizes and windows per batch matter here.
+            options: of these, ``short_edge``, ``long_edge``, ``max_pixels`` and ``windows_per_batch`` matter here.
+
+        Raises:
+            ImageError: the image cannot be used.
+            OptionsError: the options are no :class:`SegmentOptions`.
+            BackendError: the engine failed, or gave embeddings that are not numbers.
+            OutOfMemoryError: memory ran out, with one window at a time, too.
         """
         settings = given_options(options).resolve(self.facts)
         if self._pipeline is not None:
@@ -288,7 +325,7 @@ class Segmenter:
         segments = _segments(named, words, settings)
         watch.lap("panoptic")
         facts = self._run_facts(run, words, seen, settings, watch.seconds)
-        return PanopticResult(named.segment_map, segments, words.of_results(settings.unknown), facts)
+        return PanopticResult(named.segment_map, segments, words.result_classes(settings.unknown), facts)
 
     def _place_on_gpu(
         self, pipeline: Pipeline, image: ImageLike, settings: ResolvedOptions, watch: Stopwatch
@@ -358,7 +395,15 @@ class Segmenter:
         Args:
             proposals: from :meth:`find_masks`; they can be named any number of times.
             vocabulary: the classes.
-            options: of these, thresholds, ensemble weights, ``unknown``, ``explain`` and outputs matter here.
+            options: of these, both thresholds, both ensemble weights, ``unknown``, ``explain``, ``outputs`` and
+                ``instances_per_image`` matter here.
+
+        Raises:
+            InputError: the proposals are none.
+            VocabularyError: the vocabulary is empty or malformed, or has a class "unknown" beside the option
+                ``unknown``.
+            OptionsError: the options are no :class:`SegmentOptions`.
+            BackendError: the text encoder failed.
         """
         words = _vocabulary(vocabulary)
         settings = given_options(options).resolve(self.facts)
@@ -370,7 +415,7 @@ class Segmenter:
         resizer = MaskResizer((masks.shape[1], masks.shape[2]), proposals.network_size, proposals.original_size)
         named = masks.name(proposals.embeddings, request, resizer, watch.lap)
         segments = _segments(named, words, settings)
-        classes, names, probabilities = words.of_results(settings.unknown), named.names, named.names.probabilities
+        classes, names, probabilities = words.result_classes(settings.unknown), named.names, named.names.probabilities
         watch.lap("panoptic")
 
         semantic, instances = None, None
@@ -408,7 +453,13 @@ class Segmenter:
         Args:
             proposals: from :meth:`find_masks`.
             vocabulary: the classes.
-            options: of these, the ensemble weights matter here.
+            options: of these, both ensemble weights matter here.
+
+        Raises:
+            InputError: the proposals are none.
+            VocabularyError: the vocabulary is empty or malformed.
+            OptionsError: the options are no :class:`SegmentOptions`.
+            BackendError: the text encoder failed.
         """
         words = _vocabulary(vocabulary)
         settings = given_options(options).resolve(self.facts)
@@ -416,7 +467,7 @@ class Segmenter:
         return classify(_proposals(proposals).embeddings, self._classifier(words, seen, settings))
 
     def _request(self, words: Vocabulary, seen: np.ndarray, settings: ResolvedOptions) -> NamingRequest:
-        isthing = words.of_results(settings.unknown).isthing
+        isthing = words.result_classes(settings.unknown).isthing
         return NamingRequest(self._classifier(words, seen, settings), words.words_hash, isthing, settings)
 
     def _classifier(self, words: Vocabulary, seen: np.ndarray, settings: ResolvedOptions) -> Classifier:
@@ -501,7 +552,7 @@ def _vocabulary(words: Vocabulary | str) -> Vocabulary:
 
 
 def _segments(named: Named, words: Vocabulary, settings: ResolvedOptions) -> tuple[Segment, ...]:
-    classes = words.of_results(settings.unknown)
+    classes = words.result_classes(settings.unknown)
     return tuple(
         Segment(
             s.id,

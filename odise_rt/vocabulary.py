@@ -309,7 +309,7 @@ class Vocabulary:
         identifier = max(ids) + 1 if len(ids) == len(self.classes) else None
         return Vocabulary((*self.classes, VocabularyClass((UNKNOWN,), isthing=True, id=identifier)))
 
-    def of_results(self, unknown: float | None) -> Vocabulary:
+    def result_classes(self, unknown: float | None) -> Vocabulary:
         """The classes that results have: with a value of the option ``unknown`` those of :attr:`with_unknown`."""
         return self if unknown is None else self.with_unknown
 

@@ -91,6 +91,22 @@ def test_a_list_gives_a_list_and_every_kind_of_image_agrees(
         assert np.array_equal(result.segment_map, results[0].segment_map)
         assert result.segments == results[0].segments
     assert segmenter.segment([], WORDS) == []
+    assert [r.segments for r in segmenter.segment((colours, picture), WORDS)] == [results[0].segments] * 2
+
+
+def test_words_and_options_are_checked_before_the_first_image_of_many(
+    segmenter: Segmenter, colours: np.ndarray
+) -> None:
+    with pytest.raises(VocabularyError, match="empty"):
+        segmenter.segment_many([colours], " ; ")
+    with pytest.raises(VocabularyError, match="a class 'unknown'"):
+        segmenter.segment_many([colours], "unknown", SegmentOptions(unknown=0.5))
+    with pytest.raises(OptionsError, match="SegmentOptions"):
+        segmenter.segment_many([colours], WORDS, {"explain": 0})  # type: ignore[arg-type]
+    asked = iter([colours] * 3)
+    found = segmenter.segment_many(asked, WORDS)
+    assert labels(next(found)) == {"red", "green", "blue", "white"}
+    assert len(list(asked)) == 2, "one image at a time"
 
 
 def test_masks_are_found_once_and_named_often(segmenter: Segmenter, colours: np.ndarray) -> None:
