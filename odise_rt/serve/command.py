@@ -135,6 +135,7 @@ def settings_from(args: argparse.Namespace) -> Any:
         OptionsError: no bundle was named, or an option is out of range or contradicts another one.
         VocabularyError: a vocabulary cannot be read.
     """
+    from odise_rt.backends.window_batching import WindowBatching
     from odise_rt.serve.application import ReplicaSettings
     from odise_rt.serve.server import ServerSettings
     from odise_rt.serve.worker import WorkerSettings
@@ -166,12 +167,11 @@ def settings_from(args: argparse.Namespace) -> Any:
         ray_address=args.ray_address,
         object_store_bytes=args.object_store_mb << 20 if args.object_store_mb else None,
     )
+    if args.batch_windows == "off" and (args.max_batch_windows is not None or args.batch_wait_ms):
+        raise OptionsError("--batch-windows is off: leave out --max-batch-windows and --batch-wait-ms")
+    wanted = WindowBatching(args.max_batch_windows, args.batch_wait_ms / 1000)  # checked whether it is used or not
     on_gpu = args.batch_windows == "auto" and _runs_on_gpu(args.device, bundle)
-    batching = None
-    if args.batch_windows == "on" or (on_gpu and not kernels_are_here()):
-        from odise_rt.backends.window_batching import WindowBatching
-
-        batching = WindowBatching(args.max_batch_windows, args.batch_wait_ms / 1000)
+    batching = wanted if args.batch_windows == "on" or (on_gpu and not kernels_are_here()) else None
     # With one image on the GPU the next ones are decoded.
     concurrency = args.concurrency if args.concurrency is not None else 4 if batching or on_gpu else 1
     if not 1 <= concurrency <= MAX_CONNECTIONS:
