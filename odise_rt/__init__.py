@@ -16,11 +16,14 @@ from odise_rt.version import __version__
 
 TYPE_CHECKING = False  # what checkers of types take for true; without the import of typing
 if TYPE_CHECKING:
+    from odise_rt.backends.window_batching import WindowBatching
     from odise_rt.bundle import Bundle
+    from odise_rt.classification import Classification
     from odise_rt.errors import (
         BackendError,
         BundleError,
         ImageError,
+        ImageTooLargeError,
         InputError,
         MissingPackageError,
         OdiseError,
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from odise_rt.pipelines import pipeline
     from odise_rt.results import Candidate, Instance, PanopticResult, RunFacts, Segment
     from odise_rt.segmenter import Segmenter
+    from odise_rt.specs import ModelFacts
     from odise_rt.vocabulary import Vocabulary, VocabularyClass
 
 __all__ = [
@@ -41,11 +45,14 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Candidate",
+    "Classification",
     "ImageError",
+    "ImageTooLargeError",
     "InputError",
     "Instance",
     "MaskProposals",
     "MissingPackageError",
+    "ModelFacts",
     "OdiseError",
     "OptionsError",
     "OutOfMemoryError",
@@ -58,17 +65,21 @@ __all__ = [
     "Vocabulary",
     "VocabularyClass",
     "VocabularyError",
+    "WindowBatching",
     "__version__",
     "pipeline",
 ]
 
 if not TYPE_CHECKING:
     _HOMES = {
+        "backends.window_batching": ("WindowBatching",),
         "bundle": ("Bundle",),
+        "classification": ("Classification",),
         "errors": (
             "BackendError",
             "BundleError",
             "ImageError",
+            "ImageTooLargeError",
             "InputError",
             "MissingPackageError",
             "OdiseError",
@@ -82,6 +93,7 @@ if not TYPE_CHECKING:
         "pipelines": ("pipeline",),
         "results": ("Candidate", "Instance", "PanopticResult", "RunFacts", "Segment"),
         "segmenter": ("Segmenter",),
+        "specs": ("ModelFacts",),
         "vocabulary": ("Vocabulary", "VocabularyClass"),
     }
 

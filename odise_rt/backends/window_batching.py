@@ -51,12 +51,13 @@ class WindowBatching:
     """Seconds that a run may wait to fill up. 0: take who is there; while one run lasts the next one gathers."""
 
     def __post_init__(self) -> None:
-        if self.max_windows is not None and self.max_windows < 1:
+        windows, wait = self.max_windows, self.max_wait
+        if windows is not None and (not isinstance(windows, int) or isinstance(windows, bool) or windows < 1):
             raise OptionsError(
-                f"max_windows is {self.max_windows}: expected at least 1, or None for the engine's choice"
+                f"max_windows is {windows!r:.60}: expected a whole number from 1 on, or None for the engine's choice"
             )
-        if not 0 <= self.max_wait <= 10:
-            raise OptionsError(f"max_wait is {self.max_wait} s: expected 0 to 10")
+        if not isinstance(wait, int | float) or not 0 <= wait <= 10:
+            raise OptionsError(f"max_wait is {wait!r:.60}: expected 0 to 10 seconds")
 
 
 class BatchingBackend:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import odise_rt
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -39,3 +41,11 @@ def test_every_reference_names_something_that_exists() -> None:
             module, _, name = line.removeprefix("::: ").rpartition(".")
             found = importlib.util.find_spec(f"{module}.{name}") if name.islower() and name != "pipeline" else None
             assert found or hasattr(importlib.import_module(module), name), line
+
+
+def test_every_public_name_has_a_place_in_the_reference() -> None:
+    pages = (ROOT / "docs/reference").glob("*.md")
+    shown = {line.removeprefix("::: ") for page in pages for line in page.read_text().splitlines()}
+    for name in set(odise_rt.__all__) - {"__version__"}:
+        home = getattr(odise_rt, name).__module__
+        assert {home, f"{home}.{name}"} & shown, name

@@ -196,9 +196,19 @@ def test_a_run_may_wait_to_fill_up(inner: GatedStage, pool: ThreadPoolExecutor) 
     assert inner.runs == [2]
 
 
-@pytest.mark.parametrize("values", [{"max_windows": 0}, {"max_wait": -1.0}, {"max_wait": 11.0}])
-def test_bounds_of_the_settings(values: dict[str, float]) -> None:
-    with pytest.raises(OptionsError):
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_windows": 0},
+        {"max_windows": 1.5},
+        {"max_windows": "8"},
+        {"max_wait": -1.0},
+        {"max_wait": 11.0},
+        {"max_wait": "1"},
+    ],
+)
+def test_bounds_of_the_settings(values: dict[str, float | str]) -> None:
+    with pytest.raises(OptionsError, match=next(iter(values))):
         WindowBatching(**values)  # type: ignore[arg-type]
 
 
