@@ -59,6 +59,7 @@ class Job:
     folder: Path
     """Where the results go; it must exist."""
     explain: bool = False
+    """Whether JSON has the best names of each segment, as many as the options say."""
     tolerance: float = 1.0
     """How far in pixels polygons may leave the masks' outlines."""
     every: int = 1

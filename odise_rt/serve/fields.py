@@ -7,11 +7,11 @@ typing error does not silently mean the default.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from odise_rt.options import MAX_EXPLAIN, OUTPUTS
+from odise_rt.options import MAX_EXPLAIN, OUTPUTS, SegmentOptions
 from odise_rt.serve.problems import RequestRefused
 
 FORMATS = ("json", "png", "overlay", "coco")
@@ -108,8 +108,8 @@ FIELDS: dict[str, Field] = {
     "unknown": _share("Call segments whose best word does not reach this probability 'unknown'."),
     "explain": Field(
         _whole,
-        {"type": "integer", "minimum": 0, "maximum": MAX_EXPLAIN},
-        "Formats json and png: give each segment so many of its best names with both classifiers' scores.",
+        {"type": "integer", "minimum": 0, "maximum": MAX_EXPLAIN, "default": 0},
+        "Formats json and png: give each segment so many of its best names with both classifiers' scores; 0: none.",
         option=True,
         formats=("json", "png"),
     ),
@@ -123,6 +123,8 @@ FIELDS: dict[str, Field] = {
     "short_edge": _pixels("Pixels of the image's shorter edge inside the network; the server has an upper bound."),
     "long_edge": _pixels("Bound on the longer edge; the server has an upper bound."),
 }
+OPTIONS = tuple(name for name, field in FIELDS.items() if field.option)
+"""Those that are fields of :class:`odise_rt.SegmentOptions`."""
 IMAGE = "image"
 """Name of the multipart part that holds the encoded image."""
 
@@ -161,3 +163,17 @@ def parse_fields(given: Iterable[tuple[str, str]]) -> dict[str, Any]:
             "/v1/vocabularies in 'vocabulary_name'",
         )
     return values
+
+
+def segment_options(values: Mapping[str, Any], max_pixels: int) -> SegmentOptions:
+    """The options of a request. One that asks for no names gets none: ``explain`` is 0 unless it is given.
+
+    Args:
+        values: of :data:`FIELDS`; those of no option are left alone.
+        max_pixels: of the server; clients cannot change it.
+
+    Raises:
+        OptionsError: a value is out of range.
+    """
+    given = {name: values[name] for name in OPTIONS if name in values}
+    return SegmentOptions(max_pixels=max_pixels, **({"explain": 0} | given))

@@ -19,12 +19,11 @@ from odise_rt.backends.window_batching import WindowBatching
 from odise_rt.bundle import Bundle
 from odise_rt.errors import VocabularyError
 from odise_rt.files import decode_json
-from odise_rt.options import SegmentOptions
 from odise_rt.preprocessing import load_image
 from odise_rt.private_words import keep_words_out_of_the_log
 from odise_rt.segmenter import Segmenter
 from odise_rt.serve.answers import render
-from odise_rt.serve.fields import FIELDS
+from odise_rt.serve.fields import segment_options
 from odise_rt.serve.limits import Limits
 from odise_rt.serve.problems import Problem, RequestRefused, problem_from
 from odise_rt.vocabulary import MAX_WORD_CHARACTERS, Vocabulary
@@ -116,7 +115,7 @@ class Worker:
     def _segment(self, request: SegmentRequest) -> Answer:
         values = request.fields
         limits = self.settings.limits
-        options = SegmentOptions(max_pixels=limits.max_pixels, **{n: v for n, v in values.items() if FIELDS[n].option})
+        options = segment_options(values, limits.max_pixels)
         limits.check_costs(options, self.segmenter.facts)
         vocabulary = self._vocabulary(values)
         started = time.perf_counter()
@@ -124,7 +123,7 @@ class Worker:
         decoded = time.perf_counter()
         result = self.segmenter.segment(pixels, vocabulary, options)
         segmented = time.perf_counter()
-        masks, explain = values.get("masks", "rle") == "rle", bool(values.get("explain"))
+        masks, explain = values.get("masks", "rle") == "rle", options.explain > 0
         content, media_type = render(result, pixels, values.get("format", "json"), masks, explain)
         seconds = {k: v for k, v in result.facts.seconds.items() if k != "total"}
         seconds |= {"decode": decoded - started, "render": time.perf_counter() - segmented}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,13 @@ from odise_rt.files import decode_json, json_bytes
 from odise_rt.options import SegmentOptions
 from odise_rt.private_words import keep_words_out_of_the_log
 from odise_rt.segmenter import Segmenter
-from odise_rt.serve.fields import FIELDS
+from odise_rt.serve.fields import OPTIONS, segment_options
 from odise_rt.serve.limits import DEFAULT_MAX_WORDS, Limits
 from odise_rt.serve.triton.bls import TritonBackend, backend_utils
 from odise_rt.serve.triton.repository import parameters_of
 from odise_rt.serve.worker import read_words
 from odise_rt.specs import STAGES
 from odise_rt.text_embeddings import TextEmbedder
-
-OPTIONS = tuple(name for name, field in FIELDS.items() if field.option)
-"""Keys of the JSON object in the input OPTIONS: fields of :class:`odise_rt.SegmentOptions`."""
 
 
 class TritonPythonModel:
@@ -79,16 +75,14 @@ class TritonPythonModel:
         words = given("VOCABULARY")
         if words is None or words.size != 1:
             raise OptionsError("expected VOCABULARY: one string, 'truck, pickup; stuff: sky' or JSON")
-        choice = given("OPTIONS")
-        options = read_options(choice, self._limits.max_pixels)
-        explain = choice is not None and "explain" in json.loads(_text(choice))
+        options = read_options(given("OPTIONS"), self._limits.max_pixels)
         self._limits.check_costs(options, self._segmenter.facts)
         source = image.tobytes() if image is not None else pixels
         assert source is not None, "one of them was given"
         vocabulary = read_words(_text(words), self._limits.max_words)
         result = self._segmenter.segment(source, vocabulary, options)
         masks = options.outputs != ("panoptic",)  # SEGMENT_MAP has those of segments alone
-        document = json_bytes(result.to_dict(rle_masks=masks, explain=explain))
+        document = json_bytes(result.to_dict(rle_masks=masks, explain=options.explain > 0))
         outputs = [
             utils.Tensor("SEGMENT_MAP", np.ascontiguousarray(result.segment_map, np.int32)),
             utils.Tensor("RESULT", np.array([document], dtype=np.object_)),
@@ -104,15 +98,13 @@ def read_options(value: np.ndarray | None, max_pixels: int) -> SegmentOptions:
     """Options of a request.
 
     Args:
-        value: one string, a JSON object with keys of :data:`OPTIONS`; ``None``: the model's own.
+        value: one string, a JSON object with keys of :data:`~odise_rt.serve.fields.OPTIONS`; ``None``: the model's own.
         max_pixels: of the server; clients cannot change it.
 
     Raises:
         OptionsError: it is no such object, or a value is out of range.
     """
-    if value is None:
-        return SegmentOptions(max_pixels=max_pixels)
-    data = decode_json(_text(value), "OPTIONS", OptionsError)
+    data = {} if value is None else decode_json(_text(value), "OPTIONS", OptionsError)
     unknown = sorted(set(data) - set(OPTIONS)) if isinstance(data, dict) else ["no object"]
     if unknown:
         raise OptionsError(
@@ -121,7 +113,7 @@ def read_options(value: np.ndarray | None, max_pixels: int) -> SegmentOptions:
     if isinstance(data.get("outputs"), list):
         data["outputs"] = tuple(data["outputs"])
     try:
-        return SegmentOptions(max_pixels=max_pixels, **data)
+        return segment_options(data, max_pixels)
     except TypeError as exc:
         raise OptionsError(f"OPTIONS has a value of the wrong type ({exc})") from exc
 

@@ -19,6 +19,7 @@ from odise_rt.serve.triton import stage_model
 from odise_rt.serve.triton.orchestrator import TritonPythonModel
 from odise_rt.serve.triton.repository import RepositoryOptions, export_repository
 from tests.odise_rt.fake_bundle import colour_image
+from tests.odise_rt.serve.conftest import png
 
 
 @dataclasses.dataclass
@@ -89,6 +90,19 @@ def test_the_orchestrator_segments(ask: Callable[..., Response]) -> None:
     assert answer.error is None
     result = json.loads(answer.output_tensors[1].array[0])
     assert {s["label"] for s in result["segments"]} == {"red", "green", "blue", "white"}
+
+
+def test_names_are_given_as_over_http(ask: Callable[..., Response], client: Any) -> None:
+    """The same request, the same answer."""
+    words = "red; green; blue; white"
+    for options in ({}, {"explain": 0}, {"explain": 2}):
+        files = {"image": ("image.png", png(), "image/png")}
+        fields = {"vocabulary": words, "masks": "none"} | {name: str(n) for name, n in options.items()}
+        over_http = client.post("/v1/segment", files=files, data=fields).json()
+        result = json.loads(ask(words, **options).output_tensors[1].array[0])
+        assert result["segments"] == over_http["segments"]
+        assert result["facts"]["options"]["explain"] == over_http["facts"]["options"]["explain"]
+        assert ("candidates" in result["segments"][0]) == ("explain" in options and options["explain"] > 0)
 
 
 @pytest.mark.parametrize(
