@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape, quoteattr
@@ -57,7 +58,7 @@ def labelme_document(result: PanopticResult, image_path: str, tolerance: float) 
                 "label": segment.label,
                 "points": ring.tolist(),
                 "group_id": segment.id if len(rings) > 1 else None,
-                "description": f"score {segment.score:.3f}",
+                "description": "" if math.isnan(segment.score) else f"score {segment.score:.3f}",
                 "shape_type": "polygon",
                 "flags": {},
                 "mask": None,

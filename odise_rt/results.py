@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ class Segment:
     class_index: int
     """Position of the class in the vocabulary."""
     score: float
-    """Probability of the class in [0, 1]; of joined stuff masks, the best one's; if unknown, that of the best word."""
+    """Probability of the class in [0, 1]; of joined stuff masks, the best one's; if unknown, that of the best word. NaN
+    where there is none: a class of a semantic map, drawn as a segment, is the sum of many masks."""
     area: int
     """Pixels."""
     box: Box
@@ -287,8 +289,8 @@ class PanopticResult:
                 "iscrowd": 0,
                 "area": s.area,
                 "bbox": [s.box[0], s.box[1], s.box[2] - s.box[0], s.box[3] - s.box[1]],
-                "score": round(s.score, 6),
             }
+            | ({} if math.isnan(s.score) else {"score": round(s.score, 6)})
             for s in self.segments
         ]
         return {"image_id": image_id, "file_name": file_name, "segments_info": info}

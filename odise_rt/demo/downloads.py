@@ -80,9 +80,6 @@ def _coco(drawn: Drawn) -> bytes:
     name = PurePath(drawn.picture.name).stem
     result = drawn.shown
     coco = result.to_coco_panoptic(name, f"{name}.png")
-    for info in coco["annotation"]["segments_info"]:
-        if drawn.controls.mode == "semantic":  # what is the sum of many masks has no score
-            del info["score"]
     size = {"height": result.size[0], "width": result.size[1]}
     images = [{"id": name, "file_name": drawn.picture.name, **size}]
     data = {"images": images, "annotations": [coco["annotation"]], "categories": coco["categories"]}
@@ -94,11 +91,7 @@ def _coco(drawn: Drawn) -> bytes:
 
 
 def _labelme(drawn: Drawn) -> bytes:
-    data = drawn.shown.to_labelme(drawn.picture.name)
-    if drawn.controls.mode == "semantic":  # what is the sum of many masks has no score
-        for shape in data["shapes"]:
-            shape["description"] = ""
-    return _json(data)
+    return _json(drawn.shown.to_labelme(drawn.picture.name))
 
 
 def _cvat(drawn: Drawn) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -60,6 +62,15 @@ def test_missing_supervision_is_named(result: PanopticResult, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(MissingPackageError, match="odise_rt\\[supervision\\]"):
         result.to_supervision()
+
+
+def test_what_has_no_score_has_none_in_files(result: PanopticResult) -> None:
+    segments = tuple(dataclasses.replace(s, score=math.nan) for s in result.segments)
+    unscored = dataclasses.replace(result, segments=segments)
+    assert {shape["description"] for shape in unscored.to_labelme("a.png")["shapes"]} == {""}
+    for given, expected in ((unscored, False), (result, True)):
+        found = ["score" in info for info in given.to_coco_panoptic()["annotation"]["segments_info"]]
+        assert found == [expected] * len(segments)
 
 
 def test_labelme(result: PanopticResult) -> None:
