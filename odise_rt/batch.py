@@ -1,8 +1,8 @@
 """Many images and videos: what each becomes, what is done already, and the documents of the whole run.
 
 A record (a dict of plain JSON types, one line of :class:`odise_rt.run_log.RunLog`) says what became of an image, a
-frame or a video. Its key is a hash of all that the result depends on: the file (path, size, time of change), the
-bundle, the words and the options. Only what has no record with the right key is worked on.
+frame or a video. Its key says all that its files depend on: the file (path, size, time of change), the bundle, the
+words, the options and the formats. Only what has no record with the right key is worked on.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ class Job:
         return self.vocabulary.result_classes(self.options.unknown)
 
     def keys(self, inputs: Sequence[Input], bundle_digest: str) -> dict[str, str]:
-        """Name of each input to the key of its record."""
+        """Name of each input to the key of its record: two hashes, of what is found and of what is written of it."""
         options = dataclasses.asdict(self.options)
         del options["windows_per_batch"], options["max_pixels"]  # they do not change results
-        common: list[Any] = [__version__, bundle_digest, self.vocabulary.content_hash, options, self.formats]
-        common += [self.explain, self.tolerance, self.every]
-        return {item.name: _hash([common, *_identity(item.path)]) for item in inputs}
+        written = [options.pop("outputs"), options.pop("explain"), self.formats, self.explain, self.tolerance]
+        common: list[Any] = [__version__, bundle_digest, self.vocabulary.content_hash, options, self.every]
+        return {item.name: f"{_hash([common, *_identity(item.path)])}-{_hash(written)}" for item in inputs}
 
     def pending(self, inputs: Sequence[Input], keys: dict[str, str], log: RunLog) -> list[Input]:
         """The inputs that are not done: no record with their key, or a file of it is missing."""
@@ -101,7 +101,12 @@ def _identity(path: Path) -> tuple[str, int, int]:
 
 
 def _hash(content: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _same_results(key: str, other: str) -> bool:
+    """Whether two keys differ at most in what is written of the results."""
+    return key.partition("-")[0] == other.partition("-")[0]
 
 
 def segment_inputs(
@@ -283,13 +288,39 @@ def _frames_folder(video: str) -> str:
     return f"{video}.frames"
 
 
+def settle_earlier(log: RunLog, record: Record) -> Record:
+    """A new record, when the files that an earlier one of its name has left are settled.
+
+    Those in formats that this run does not write are removed where words, options, bundle or input are others now.
+    Where the results are the same they stay, as the record's ``kept``. What belongs to documents of whole runs
+    (``panoptic/``) stays as the run of the document left it.
+    """
+    name = record["name"]
+    if name not in log:
+        return record
+    earlier = log.read(name)
+    left = {file: size for file, size in _files(earlier).items() if file not in record.get("files", ())}
+    if _same_results(earlier["key"], record["key"]):
+        return record | ({"kept": left} if left else {})
+    for file in {n for n in result_names(name) if not n.startswith("panoptic/")} & left.keys():
+        with contextlib.suppress(FileNotFoundError):
+            if (log.folder / file).stat().st_size == left[file]:  # else it is somebody else's by now
+                (log.folder / file).unlink()
+    return record
+
+
+def _files(record: Record) -> dict[str, int]:
+    """Every file that lies there of a record's results, with its size."""
+    return {**record.get("kept", {}), **record.get("files", {})}
+
+
 def remove_stale_frames(log: RunLog, inputs: Iterable[Input], keys: Mapping[str, str]) -> None:
     """Remove files of frames of these videos that an earlier run had, with other options, and this one has not."""
     folders = {_frames_folder(item.name): keys[item.name] for item in inputs if item.is_video}
     for name in log.names() if folders else ():
         key = folders.get(name.rpartition("/")[0])
         if key is not None and log.find(name, key) is None:
-            for file in {*result_names(name), _picture_name(name)} & set(log.read(name).get("files", ())):
+            for file in {*result_names(name), _picture_name(name)} & _files(log.read(name)).keys():
                 (log.folder / file).unlink(missing_ok=True)
 
 

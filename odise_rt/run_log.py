@@ -78,6 +78,10 @@ class RunLog:
         """The latest record of a name if it has this key."""
         return self.read(name) if self._lines.get(name, (0, ""))[1] == key else None
 
+    def __contains__(self, name: object) -> bool:
+        """Whether a name has a record."""
+        return name in self._lines
+
     def names(self) -> list[str]:
         """Every name that has a record."""
         return list(self._lines)

@@ -200,6 +200,8 @@ def _work(
     """Segment what is pending and log it, with progress."""
     from tqdm import tqdm
 
+    from odise_rt.batch import settle_earlier
+
     total = len(pending) + done_before
     names = {item.name for item in pending}
     quiet = args.quiet or (total == 1 and not pending[0].is_video)
@@ -207,7 +209,7 @@ def _work(
     record = next(records)  # the bar begins when the bundle is loaded and the words are encoded
     with tqdm(total=total, initial=done_before, unit="file", disable=quiet) as bar:
         while record is not None:
-            log.append(record)
+            log.append(settle_earlier(log, record))
             if record["name"] in names:
                 bar.update()
             else:

@@ -104,6 +104,28 @@ def test_other_options_do_everything_again(label_bundle: Path, photos: Path, tmp
     assert all(after[name] != before[name] for name in before)
 
 
+def test_what_is_left_of_another_format_is_right_or_gone(label_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    """Else an overlay of other words would lie beside the results."""
+    out, photo = tmp_path / "o", photos / "p0.png"
+
+    def run(formats: str, *arguments: str) -> set[str]:
+        assert cli.main([*command(label_bundle, photo, "--out", out, "--format", formats), *arguments]) == 0
+        return {p.relative_to(out).as_posix() for p in out.rglob("*.*") if not p.name.startswith((".", "run."))}
+
+    assert run("overlay,rle,coco") == {"p0.overlay.png", "p0.rle.json", "panoptic.json", "panoptic/p0.png"}
+    overlay = (out / "p0.overlay.png").read_bytes()
+    found = run("json,semantic,labelme", "--explain")
+    assert found >= {"p0.overlay.png", "p0.rle.json", "p0.json", "p0.semantic.png"}, "the same words: all is right"
+    assert (out / "p0.overlay.png").read_bytes() == overlay
+    (out / "p0.rle.json").write_text("[]")
+    # Other words: also what an earlier run than the last one wrote goes, but neither what somebody else has written
+    # since, nor the document of a run with its pictures.
+    assert run("png", "--vocab", "car") == {"p0.panoptic.png", "p0.rle.json", "panoptic.json", "panoptic/p0.png"}
+    photo.write_bytes(photo.read_bytes()[:100])
+    assert cli.main(command(label_bundle, photo, "--out", out, "--format", "png")) == 2
+    assert not (out / "p0.panoptic.png").exists(), "of a picture that is no longer there"
+
+
 def test_two_runs_may_share_a_folder(label_bundle: Path, photos: Path, tmp_path: Path) -> None:
     """The documents are of the files that the command names, whatever else lies in the folder."""
     for name in ("p0", "p1"):
