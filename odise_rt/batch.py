@@ -41,7 +41,7 @@ IN_FLIGHT = 5
 Record = dict[str, Any]
 
 _SKIPPED = (ImageError, VideoError, OutOfMemoryError)
-"""Errors of one image, after which the others go on."""
+"""Errors that end one input; the others go on."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Job:
 
     Raises:
         VocabularyError: with the option ``unknown``, a class has that name.
-        OptionsError: a format does not hold as many classes.
+        OptionsError: a format cannot hold so many classes.
     """
 
     vocabulary: Vocabulary
@@ -59,11 +59,11 @@ class Job:
     folder: Path
     """Where the results go; it must exist."""
     explain: bool = False
-    """Whether JSON has the best names of each segment, as many as the options say."""
+    """Whether the JSON holds each segment's best names, as many as ``options.explain`` says."""
     tolerance: float = 1.0
     """How far in pixels polygons may leave the masks' outlines."""
     every: int = 1
-    """Of a video, each n-th frame."""
+    """Segment every n-th frame of a video."""
 
     def __post_init__(self) -> None:
         check_classes(self.formats, len(self.classes))  # better told before the first image
@@ -74,7 +74,7 @@ class Job:
         return self.vocabulary.result_classes(self.options.unknown)
 
     def keys(self, inputs: Sequence[Input], bundle_digest: str) -> dict[str, str]:
-        """Name of each input to the key of its record: two hashes, of what is found and of what is written of it."""
+        """The key of each input's record, by name: a hash of what its results depend on, and one of what is written."""
         options = dataclasses.asdict(self.options)
         del options["windows_per_batch"], options["max_pixels"]  # they do not change results
         written = [options.pop("outputs"), options.pop("explain"), self.formats, self.explain, self.tolerance]
@@ -86,7 +86,7 @@ class Job:
         return [item for item in inputs if not self._is_done(item, keys[item.name], log)]
 
     def _is_done(self, item: Input, key: str, log: RunLog) -> bool:
-        record = log.done(item.name, key)
+        record = log.finished_record(item.name, key)
         if record is None or not {"result", "frames"} & set(record):
             return False
         return all(log.is_done(name, key) for name in frame_names(record))
@@ -105,7 +105,7 @@ def _hash(content: list[Any]) -> str:
 
 
 def _same_results(key: str, other: str) -> bool:
-    """Whether two keys differ at most in what is written of the results."""
+    """Whether two keys stand for the same results, perhaps written in other formats."""
     return key.partition("-")[0] == other.partition("-")[0]
 
 
@@ -179,7 +179,7 @@ def segment_input(segmenter: Segmenter, job: Job, item: Input, key: str) -> Iter
 
 @contextlib.contextmanager
 def _names_that_fit(item: Input) -> Iterator[None]:
-    """A name that is too long for its results is one input's error; other errors of a disk meet the next one, too."""
+    """Make a name that is too long for its results an error of this input. Other errors of a disk end the run."""
     try:
         yield
     except OSError as exc:
@@ -289,11 +289,15 @@ def _frames_folder(video: str) -> str:
 
 
 def settle_earlier(log: RunLog, record: Record) -> Record:
-    """A new record, when the files that an earlier one of its name has left are settled.
+    """Deal with the files that an earlier run wrote for the same input, and give the record to log.
 
-    Those in formats that this run does not write are removed where words, options, bundle or input are others now.
-    Where the results are the same they stay, as the record's ``kept``. What belongs to documents of whole runs
-    (``panoptic/``) stays as the run of the document left it.
+    Files in formats that this run does not write are removed if words, options, bundle or input have changed. If the
+    results are the same, the files stay and are listed as the record's ``kept``. The pictures of ``panoptic.json``, a
+    document of a whole run, stay in any case.
+
+    Args:
+        log: has the earlier record, if there is one.
+        record: of what was done now.
     """
     name = record["name"]
     if name not in log:
@@ -310,12 +314,12 @@ def settle_earlier(log: RunLog, record: Record) -> Record:
 
 
 def _files(record: Record) -> dict[str, int]:
-    """Every file that lies there of a record's results, with its size."""
+    """Every file that a record lists, with its size in bytes."""
     return {**record.get("kept", {}), **record.get("files", {})}
 
 
 def remove_stale_frames(log: RunLog, inputs: Iterable[Input], keys: Mapping[str, str]) -> None:
-    """Remove files of frames of these videos that an earlier run had, with other options, and this one has not."""
+    """Remove the files of frames that an earlier run with other options wrote for these videos and this one did not."""
     folders = {_frames_folder(item.name): keys[item.name] for item in inputs if item.is_video}
     for name in log.names() if folders else ():
         key = folders.get(name.rpartition("/")[0])

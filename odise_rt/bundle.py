@@ -87,7 +87,7 @@ class StageEntry:
     """Other graphs with the same inputs and outputs, for one engine each, e.g. ``"ort-cpu"``."""
     parameters: int | None
     flops: Any
-    """As the exporter wrote it; for display only."""
+    """The exporter's count of operations; for display only."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class Bundle:
             path: the bundle's folder.
             verify: compare the SHA-256 of every listed file (about 1 GB/s for each core). Leave it on for bundles
                 from elsewhere; structure, version and paths are checked in any case.
-            graphs: whether the files of the stages must be there. Without them another server runs the stages (Triton),
-                and the bundle holds facts, constants and the tokenizer.
+            graphs: whether the files of the stages must be there. ``False``: another server (Triton) runs the stages,
+                and the bundle holds facts, constants and the tokenizer alone.
 
         Raises:
             BundleError: the folder is no bundle, is incomplete, altered, unsafe, or of another schema version.

@@ -16,7 +16,7 @@ def landscape(height: int, width: int, seed: int = 0) -> np.ndarray:
     Args:
         height: in pixels, at least 16.
         width: likewise.
-        seed: moves the things about.
+        seed: decides where things lie in the picture.
 
     Returns:
         uint8 ``(height, width, 3)`` RGB.

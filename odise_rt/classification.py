@@ -27,17 +27,17 @@ class MaskEmbeddings:
     """What the graphs say of the masks of one image, unnormalised float32."""
 
     mask: np.ndarray
-    """(Q, P): from diffusion features."""
+    """(Q, P): from diffusion features, for the mask classifier."""
     clip: np.ndarray
-    """(Q, D): from CLIP."""
+    """(Q, D): CLIP's own, for the classifier by CLIP."""
     object_logits: np.ndarray | None
-    """(Q, 2) object and no object, of the caption variant."""
+    """(Q, 2): object and no object. ``None`` for the label variant."""
 
     def check(self) -> None:
-        """Make sure that they are numbers.
+        """Check that all of them are finite.
 
         Raises:
-            BackendError: some are not.
+            BackendError: some are NaN or infinite.
         """
         broken = ~(np.isfinite(self.mask).all(axis=1) & np.isfinite(self.clip).all(axis=1))
         if self.object_logits is not None:
@@ -53,9 +53,9 @@ class Classifier:
     facts: ModelFacts
     """Scales and variant of the model."""
     no_object_embedding: np.ndarray | None
-    """(P,), of the label variant."""
+    """float32 (P,), unnormalised. ``None`` for the caption variant."""
     words: EmbeddedVocabulary
-    """Of the L words."""
+    """Text embeddings of the L words."""
     first_word: np.ndarray
     """int (K,): position of each class's first word among the L, see :attr:`Vocabulary.first_word`."""
     clip_weight: np.ndarray
@@ -80,16 +80,16 @@ class MaskNames:
 
     probabilities: np.ndarray
     """float32: (Q, K + 1), the last column "no object"; with ``unknown`` (Q, K + 2), "unknown" before it. (Q, 0) where
-    masks were named on a GPU and nothing is made of them."""
+    masks were named on a GPU and no output needs the probabilities."""
     classes: np.ndarray
     """int64 (Q, N), N <= K: the best classes of each mask, best first. Zeros where "no object" is likeliest and not all
     masks are ranked."""
     scores: np.ndarray
-    """float32 (Q, N): their probabilities by both classifiers together."""
+    """float32 (Q, N): probabilities of these classes by both classifiers together."""
     mask_scores: np.ndarray
-    """float32 (Q, N): their probabilities by the mask classifier alone, over the K classes."""
+    """float32 (Q, N): their probabilities by the mask classifier alone, among the K classes."""
     clip_scores: np.ndarray
-    """float32 (Q, N): their probabilities by CLIP alone, over the K classes."""
+    """float32 (Q, N): their probabilities by CLIP alone, among the K classes."""
 
 
 def not_numbers(broken: int, masks: int) -> BackendError:

@@ -91,7 +91,7 @@ class _UsageError(Exception):
 
 
 class _Parser(CommandParser):
-    """Leaves it to :func:`main` to tell of wrong usage, as JSON where that was asked for."""
+    """A parser that raises on wrong usage, so that :func:`main` can report it, as JSON where that was asked for."""
 
     def error(self, message: str) -> NoReturn:
         raise _UsageError(message, self)

@@ -17,7 +17,7 @@ MAX_SEED = 2**63 - 1
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Leaves descriptions as they are written, and ends what is said of an option with its default.
+    """A formatter that leaves descriptions as they are written, and ends the help of each option with its default.
 
     Where the default is worked out later, the option's own text says how, after "Default:".
     """
@@ -38,7 +38,7 @@ def _shown(default: object) -> str:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Refuses empty values, say of a shell's variable: a path would be the current folder, an address would be none.
+    """A parser that refuses empty values, as an unset variable of a shell gives: an empty path is the current folder.
 
     Its help names every default.
     """
@@ -53,7 +53,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def whole_number(lowest: int, highest: int | None = None) -> Callable[[str], int]:
-    """Type of an option: a whole number in a range, both ends included."""
+    """The ``type`` of an option that is a whole number in a range, both ends included."""
     expected = f"a whole number of at least {lowest}" if highest is None else f"a whole number, {lowest} to {highest}"
 
     def read(text: str) -> int:
@@ -69,7 +69,7 @@ def whole_number(lowest: int, highest: int | None = None) -> Callable[[str], int
 
 
 def real_number(lowest: float, highest: float = math.inf, above: bool = False) -> Callable[[str], float]:
-    """Type of an option: a finite number in a range, both ends included, or ``above`` its lower end."""
+    """The ``type`` of an option that is a finite number in a range: both ends included, or ``above`` its lower end."""
     upwards = f"above {lowest}" if above else f"of at least {lowest}"
     expected = f"a number {upwards}" + ("" if math.isinf(highest) else f" and at most {highest}")
 
@@ -86,10 +86,10 @@ def real_number(lowest: float, highest: float = math.inf, above: bool = False) -
 
 
 def command(stopped: str, failed: int = 1) -> Callable[[Callable[P, int]], Callable[P, int]]:
-    """Decorates a command's ``main``: what goes wrong is one line on standard error and the exit status.
+    """A decorator for a command's ``main`` that turns errors into one line on standard error and an exit status.
 
     Args:
-        stopped: what Ctrl-C leaves, and how to go on.
+        stopped: said after Ctrl-C: what was finished, and how to go on.
         failed: exit status of errors.
     """
 

@@ -14,7 +14,7 @@ _FILES_OR_FOLDERS = ("images", "vocab", "vocabulary")
 
 
 def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """The script for one of :data:`SHELLS`; it needs neither Python nor this package when a key is pressed.
+    """The script for one of :data:`SHELLS`. It runs neither Python nor this package when a key is pressed.
 
     Raises:
         MissingPackageError: shtab is not installed.

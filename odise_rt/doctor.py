@@ -82,7 +82,7 @@ def _gpu() -> str:
 
 
 def _kernels() -> str:
-    """Without them images pass through host memory between the stages of a GPU."""
+    """Where the CUDA kernels are, or why there are none: images then pass through host memory between stages."""
     from odise_rt.kernels.native import kernel_folder
 
     try:

@@ -31,7 +31,7 @@ CACHE_VARIABLE = "ODISE_RT_CACHE"
 DEFAULT_MAX_BYTES = 1 << 30
 """Room for a lexicon of 200,000 words at full size (4 KB a word) beside others."""
 MAX_FILES_SEARCHED = 512
-"""Lists of the same model in which single words are looked for: five lexicons of 100,000 words."""
+"""How many lists of a model are searched for single words: those of five lexicons of 100,000 words."""
 
 # RuntimeError covers what zipfile does not implement, and encryption.
 _READ_ERRORS = (
@@ -56,11 +56,11 @@ def default_cache_dir() -> Path | None:
 
 @dataclass(frozen=True)
 class _FileIndex:
-    """What a file holds, in eight bytes a prompt."""
+    """The arrays and prompts of one file, in eight bytes a prompt."""
 
     columns: frozenset[str]
     hashes: np.ndarray
-    """int64, sorted."""
+    """int64: :func:`_hashes` of its prompts."""
 
     def may_hold(self, wanted: np.ndarray) -> bool:
         """Whether any of these hashes is among those of the file."""
@@ -71,7 +71,7 @@ class _FileIndex:
 
 
 def _hashes(prompts: Collection[str]) -> np.ndarray:
-    """Of this process: sorted int64. Two prompts with one hash only cost a look into a file."""
+    """Sorted int64 hashes, valid in this process only. A collision costs one needless file read."""
     return np.sort(np.fromiter(map(hash, prompts), np.int64, count=len(prompts)))
 
 
@@ -87,7 +87,7 @@ class EmbeddingCache:
         self._lock = threading.Lock()
 
     def holds(self, size: int) -> bool:
-        """Whether so many bytes of embeddings fit; if not, storing them would only push themselves out."""
+        """Whether so many bytes of embeddings fit. Of more, the last files would push out the first ones."""
         if size <= self._max_bytes:
             return True
         logger.warning(
@@ -155,7 +155,7 @@ class EmbeddingCache:
         return self._folder / f"{key}.npz"
 
     def _indexed(self, paths: Sequence[str]) -> Iterator[tuple[str, _FileIndex]]:
-        """What the files hold. Each is read once: its name is a hash of its prompts, so it never holds others."""
+        """The index of each file. A file is read once: its name is a hash of its prompts, so it never holds others."""
         with self._lock:
             known, self._indices = self._indices, {}
             self._indices.update((path, known[path]) for path in paths if path in known)
@@ -206,7 +206,7 @@ class EmbeddingCache:
         return [path for _, path in sorted(entries, reverse=True)]
 
     def _shrink(self) -> None:
-        """Drop what was not used longest beyond the bound, and what a process left that was killed while writing."""
+        """Remove the least recently used files beyond the bound, and temporary files that killed processes left."""
         entries = []
         for folder in _folders(self._root):
             for path, stat in _files(folder):
@@ -231,7 +231,7 @@ def _files(folder: str | Path) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def _folders(root: Path) -> list[str]:
-    """Those of all models."""
+    """The cache folders of all models."""
     with contextlib.suppress(OSError), os.scandir(root) as entries:
         return [entry.path for entry in entries if entry.is_dir()]
     return []

@@ -24,14 +24,14 @@ class Bounds:
     """How far an output may be from the expected one, relative to the largest value of the expected one."""
 
     max: float
-    """Largest error over the scale."""
+    """Bound on the largest error, divided by that value."""
     mean: float
-    """Mean error over the scale."""
+    """Bound on the mean error, divided by that value."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs of a stage and what they must give."""
+    """Inputs of a stage and the outputs that are expected for them."""
 
     inputs: Arrays
     outputs: Arrays
@@ -49,17 +49,17 @@ class OutputCheck:
     """Largest error of finite values."""
     mean_error: float
     not_finite: int
-    """NaN and infinite values that were found."""
+    """Number of NaN and infinite values among what was found."""
     passed: bool
 
     @property
     def relative_max(self) -> float:
-        """Largest error over the scale."""
+        """Largest error, divided by the scale."""
         return self.max_error / max(self.scale, 1e-30)
 
     @property
     def relative_mean(self) -> float:
-        """Mean error over the scale."""
+        """Mean error, divided by the scale."""
         return self.mean_error / max(self.scale, 1e-30)
 
     def describe(self, bounds: Bounds) -> str:

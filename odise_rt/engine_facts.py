@@ -13,7 +13,7 @@ from odise_rt.specs import STAGES
 
 EngineKind = Literal["tensorrt", "tensorrt-rtx", "ort-cuda"]
 ENGINE_KINDS: tuple[EngineKind, ...] = get_args(EngineKind)
-"""In the order of preference."""
+"""Kinds of engines, in the order of preference."""
 TITLES: dict[EngineKind, str] = {
     "tensorrt": "TensorRT",
     "tensorrt-rtx": "TensorRT-RTX",
@@ -60,7 +60,7 @@ class EngineFacts:
     gpu: str | None
     """Name of the device; ``None`` if every device of ``targets`` will do."""
     compute_capability: str | None
-    """Of that device, e.g. ``"9.0"``."""
+    """Compute capability of that device, e.g. ``"9.0"``."""
     targets: tuple[str, ...]
     """Compute capabilities that the engine may run on, if it is not bound to one device; empty: see ``gpu``."""
     graph: str
@@ -69,7 +69,7 @@ class EngineFacts:
     """SHA-256 of the graph that the engine was built from, after passes."""
     precision: str
     profiles: tuple[Profile, ...]
-    """Empty for engines that take any shape."""
+    """Shapes that the engine takes; empty if it takes any."""
     flags: tuple[str, ...]
     """Other options of its build that decide what it is."""
 
@@ -128,7 +128,7 @@ def _shape(value: Any) -> Shape:
 
 @dataclass(frozen=True)
 class Machine:
-    """What an engine would find here."""
+    """What this machine offers to an engine."""
 
     platform: str
     gpu: str | None

@@ -43,9 +43,9 @@ REFERENCE_FILE = "reference.npz"
 SCHEMA_VERSION = 1
 MAX_ENGINE_FILE_BYTES = 4 << 20
 MAX_REFERENCE_BYTES = 4 << 30
-"""Of all arrays in a reference file."""
+"""Bound on all arrays of a reference file together."""
 MAX_ENGINES = 1000
-"""Folders that are looked at; more is no bundle of this project."""
+"""Most folders that are looked at; a bundle of this project never has more."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
@@ -74,17 +74,17 @@ class Engine:
 
     @property
     def title(self) -> str:
-        """For messages, e.g. ``"TensorRT-RTX engine of unet_tap"``."""
+        """A name for messages, e.g. ``"TensorRT-RTX engine of unet_tap"``."""
         return f"{TITLES[self.facts.engine]} engine of {self.facts.stage}"
 
     def is_verified_on(self, machine: Machine) -> bool:
-        """Whether it was compared on a device of this name, by this version of what runs it."""
+        """Whether it was compared on a device of this name, with the version of its runtime that is installed here."""
         here = self._place(machine)
         return machine.gpu is not None and any(here.items() <= entry.items() for entry in self.verified)
 
     def _place(self, machine: Machine) -> dict[str, str | None]:
-        """What a comparison holds for. TensorRT's version is a fact of its engines, but every ONNX Runtime takes a
-        graph, and may compute something else."""
+        """The device and the version of the runtime that a comparison is valid for. Any ONNX Runtime takes the graph of
+        an ``ort-cuda`` engine, and another version may compute something else."""
         return {"gpu": machine.gpu, "version": machine.versions.get(self.facts.engine)}
 
     def mismatches(self, bundle: Bundle, machine: Machine) -> list[Mismatch]:
@@ -196,7 +196,7 @@ def open_engine(folder: Path) -> Engine:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """A file of the folder itself; engines have no folders of their own."""
+    """The path of a file that lies directly in an engine's folder; engines have no folders in it."""
     path = folder / name
     if not _FILE_NAME.fullmatch(name) or path.is_symlink() or not path.is_file():
         raise BundleError(
@@ -219,7 +219,7 @@ class Engines:
         return [e for e in self.found if e.facts.stage == stage and e.facts.engine == kind]
 
     def knows(self, stage: str, kind: EngineKind) -> bool:
-        """Whether there is an engine of one kind for one stage, be it broken."""
+        """Whether there is an engine of one kind for one stage, sound or broken."""
         return bool(self.of(stage, kind) or self._problems(stage, kind))
 
     def _problems(self, stage: str, kind: EngineKind) -> list[str]:

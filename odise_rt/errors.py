@@ -31,7 +31,7 @@ _OUT_OF_MEMORY = (
     "allocate memory",
     "alloc_failed",
 )
-"""Words of CUDA, its libraries, cuda-core, TensorRT, ONNX Runtime, PyTorch and C++; they vary with versions, too."""
+"""What CUDA, its libraries, cuda-core, TensorRT, ONNX Runtime, PyTorch and C++ say, in one version or another."""
 
 
 class OdiseError(Exception):
@@ -95,7 +95,7 @@ class MissingPackageError(OdiseError, ImportError):
 
 
 def first_line(exc: BaseException) -> str:
-    """What another library's exception says first, at most 300 characters; its type's name if it says nothing."""
+    """First line of another library's exception, at most 300 characters; its type's name if it says nothing."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(exc).__name__
 

@@ -15,21 +15,21 @@ from typing import IO, Any
 from odise_rt.errors import OdiseError, OptionsError
 
 PARTIAL_SUFFIX = ".partial"
-"""Of folders that are being written or replaced."""
+"""Suffix of folders that are being written or replaced."""
 REPLACED = "replaced"
 """Name of a folder that is being replaced, inside a partial one."""
 
 
 def given_path(path: object, what: str, error: type[OdiseError]) -> Path:
-    """A path as a caller gave it, perhaps for nothing.
+    """A caller's argument as a Path; raises ``error`` if it is no path.
 
     Args:
-        path: text or a path object.
-        what: it should be; for the error.
-        error: its kind.
+        path: text or a path object; whether anything lies there is not looked at.
+        what: name of the argument, for the message.
+        error: type of the error.
 
     Raises:
-        OdiseError: of that kind: it is no path at all.
+        OdiseError: of that type: the argument is no path at all.
     """
     text = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str) or "\0" in text:
@@ -63,7 +63,7 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of a file that is written after hours of work, and see that it takes one of that name.
+    """Create the folder of a file that will be written after hours of work, and check that it can be written.
 
     Raises:
         OptionsError: it cannot be made or written to, or a folder has the file's name.
@@ -93,10 +93,10 @@ def replace_folder(finished: Path, place: Path, *, aside: str | None = None, old
     comes back where that fails. Readers see the old one, for a moment none, or the new one.
 
     Args:
-        finished: in the same file system.
-        place: a folder, or nothing yet.
-        aside: prefix of the hidden folder's name; by default made of the place's.
-        old_name: of the old one inside it.
+        finished: the new folder, in the same file system.
+        place: where it belongs; there may be a folder, or nothing yet.
+        aside: prefix of the hidden folder's name; ``None``: made of the place's name.
+        old_name: name of the old folder inside the hidden one.
 
     Raises:
         OSError: the file system refused.
@@ -119,15 +119,15 @@ def replace_folder(finished: Path, place: Path, *, aside: str | None = None, old
 
 
 def decode_json(text: str | bytes, source: str, error: type[OdiseError]) -> Any:
-    """JSON that somebody else wrote.
+    """Decode JSON that somebody else wrote.
 
     Args:
-        text: what came.
-        source: of it; for the error.
-        error: its kind.
+        text: the JSON.
+        source: where it comes from, for the message.
+        error: type of the error.
 
     Raises:
-        OdiseError: of that kind: it is no JSON, or an object in it has a key twice, of which only one would count.
+        OdiseError: of that type: it is no JSON, or an object in it has a key twice, of which only one would count.
     """
     try:
         return json.loads(text, object_pairs_hook=_object)

@@ -39,12 +39,12 @@ class ImageRun:
     windows_per_batch: int = 0
     """Windows that were run at a time."""
     notes: tuple[str, ...] = ()
-    """What went another way than planned, for people."""
+    """Deviations from the plan, as sentences for the user."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MaskProposals(ImageRun):
-    """What the network says of one image, before any word: masks and their embeddings."""
+    """Mask proposals of one image with their embeddings; they do not depend on words."""
 
     masks: Masks
     """Mask logits, a quarter of the padded canvas; on a GPU they may still lie there."""
@@ -58,7 +58,7 @@ class MaskProposals(ImageRun):
 
 @dataclass(frozen=True)
 class PlacedImage:
-    """An image that the GPU is about to take."""
+    """An image that is about to run on a GPU, where its pixels may lie already."""
 
     pixels: np.ndarray | DeviceArray
     original_size: tuple[int, int]
@@ -67,7 +67,7 @@ class PlacedImage:
     plan: BatchPlan
 
     def facts(self, watch: Stopwatch) -> dict[str, Any]:
-        """Fields of :class:`ImageRun`."""
+        """The fields of :class:`ImageRun`, once the image has run."""
         return {
             "original_size": self.original_size,
             "network_size": self.network_size,
@@ -80,12 +80,12 @@ class PlacedImage:
 
 
 FittingBatches = dict[tuple[int, int], int]
-"""Windows at a time that were left after memory ran out, by the windows' side and their number in an image."""
+"""Windows at a time that fitted after memory had run out, by (side of the windows, their number in an image)."""
 
 
 @dataclass(frozen=True, eq=False)
 class PipelineResult:
-    """What the networks say of one image."""
+    """Masks of one image and their embeddings, as the networks give them."""
 
     masks: Masks
     embeddings: MaskEmbeddings
@@ -114,7 +114,7 @@ class Pipeline(Protocol):
         windows_per_batch: int,
         request: NamingRequest,
     ) -> Named:
-        """From pixels to segments."""
+        """Find the masks of one image, name them and merge them into segments."""
         ...
 
     def close(self) -> None:
@@ -126,13 +126,13 @@ class BatchPlan:
     """How many windows run at a time: as many as the engine likes, and half of that when memory runs out."""
 
     def __init__(self, grid: WindowGrid, size: int, fixed: bool, fitting: FittingBatches) -> None:
-        """Set up.
+        """Plan the windows of one image.
 
         Args:
             grid: the windows.
-            size: at most so many at a time.
-            fixed: that is the caller's wish, and is kept.
-            fitting: what earlier images learned, which this one goes by and adds to: to run out of memory costs more
+            size: most windows at a time.
+            fixed: whether the caller asked for this size; it is then kept, and running out of memory is an error.
+            fitting: what earlier images learned. It is read and added to, as running out of memory costs more time
                 than an image does.
         """
         self._wanted, self._fixed = min(size, len(grid)), fixed
@@ -168,7 +168,7 @@ class BatchPlan:
         logger.warning("out of memory with %d windows at a time, trying %d: %s", count, self.size, exc)
 
     def notes(self) -> tuple[str, ...]:
-        """What went another way than planned."""
+        """Deviations from the plan, as sentences for the user."""
         if self.size == self._wanted:
             return ()
         return (f"out of memory with {self._wanted} windows at a time: ran {self.size} at a time",)

@@ -30,11 +30,11 @@ class Input:
     name: str
     """Stem of its results, unique in the run; with folders (``/`` between them) if these were searched."""
     file_name: str = ""
-    """What documents about several images call it; empty: its own name in the folder of ``name``."""
+    """Its name in documents about several images; empty: its own name in the folder of ``name``."""
 
     @property
     def is_video(self) -> bool:
-        """By the file's ending."""
+        """Whether its file's ending is that of a video."""
         return _is_video(self.path)
 
 
@@ -95,7 +95,7 @@ def find_inputs(arguments: Iterable[str], recursive: bool = False, results: Path
 
 
 def _each_once(paths: Sequence[Path], stems: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """A file that was named twice, say by itself and by its folder, counts once."""
+    """The paths and stems without files that were named before, say by their folder."""
     kept: dict[str, tuple[Path, str]] = {}
     for path, stem in zip(paths, stems, strict=True):
         kept.setdefault(os.path.realpath(path), (path, stem))

@@ -1,7 +1,7 @@
 """Signals that end a command, held back while a module is imported.
 
-What a handler raises inside an import may come out as another error, as compiled modules take it for a failure of their
-own: NumPy then says that it is badly installed, ONNX Runtime that it is missing.
+A handler that raises inside an import may be misunderstood: compiled modules take the exception for a failure of their
+own, and NumPy then says that it is badly installed, ONNX Runtime that it is missing.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ _OF_THEIR_OWN = frozenset(
         *("greens", "grounds", "news", "shorts", "slacks", "specs", "spectacles", "spirits", "tights", "trunks"),
     )
 )
-"""Plurals that mean something else than several of their singular."""
+"""Plurals that mean something else than several of the singular."""
 
 
 @functools.cache
@@ -157,6 +157,6 @@ def _merge_list(merged: list[list[Draft]], drafts: Sequence[Draft]) -> None:
 
 
 def _joint_kind(drafts: Iterable[Draft]) -> Kind | None:
-    """Thing if any says so: stuff would join what one list counts."""
+    """Thing if any of them says so: as stuff, what one list counts as objects would be joined."""
     kinds = {draft.kind for draft in drafts}
     return "thing" if "thing" in kinds else "stuff" if "stuff" in kinds else None

@@ -72,12 +72,12 @@ def is_loopback(listener: socket.socket) -> bool:
 
 
 def answered_hosts(listener: socket.socket, host: str, allowed: Iterable[str]) -> tuple[str, ...]:
-    """The names that a server answers to besides addresses, in lower case; none: to all.
+    """The names that a server answers to besides addresses, in lower case. If there are none, it answers to all.
 
     Args:
-        listener: its socket.
-        host: as it was told to listen on.
-        allowed: further names. Without any, only a server on a loopback address is choosy.
+        listener: the server's socket.
+        host: the address that it was told to listen on.
+        allowed: further names. Without any, a server on another address than a loopback one answers to all.
     """
     names = tuple(allowed)
     if not names and not is_loopback(listener):
@@ -100,6 +100,6 @@ def _is_address(name: str) -> bool:
 
 
 def is_no_cut(record: logging.LogRecord) -> bool:
-    """A filter for uvicorn's log: without the tracebacks of what was cut because the server was told to stop."""
+    """A filter for uvicorn's log that drops the tracebacks of requests that were cut because the server stops."""
     cut = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
     return not cut and not record.getMessage().rstrip().endswith("CancelledError")

@@ -33,11 +33,11 @@ def add_bundle_argument(parser: argparse.ArgumentParser, positional: bool = Fals
 
 
 def named_bundle(args: argparse.Namespace, how: str = "--bundle FOLDER") -> Path:
-    """The bundle of parsed arguments.
+    """The folder of the bundle that parsed arguments, or the environment, name.
 
     Args:
         args: parsed with the argument of :func:`add_bundle_argument`.
-        how: to name it; for the error.
+        how: how a bundle is named, for the message.
 
     Raises:
         OptionsError: none was named.
@@ -55,8 +55,8 @@ def add_engine_arguments(parser: argparse._ActionsContainer, threads: str = "all
     """Add ``--device``, ``--cpu-engine`` and ``--threads``, whose values are checked where a bundle is loaded.
 
     Args:
-        parser: or a group of one.
-        threads: what their default is.
+        parser: a parser, or a group of one.
+        threads: the default of ``--threads`` in words, for its help.
     """
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda. auto takes a GPU if one really works.")
     parser.add_argument(

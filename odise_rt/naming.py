@@ -17,24 +17,24 @@ from odise_rt.options import ResolvedOptions
 from odise_rt.postprocessing import MaskResizer, MergedSegment, merge_panoptic
 
 Lap = Callable[[str], None]
-"""Told the name of each step when it is done."""
+"""Called with the name of each step when it is done."""
 
 
 @dataclass(frozen=True, eq=False)
 class NamingRequest:
-    """By which words and rules the masks of an image are named."""
+    """The words and rules by which the masks of an image are named."""
 
     classifier: Classifier
-    """Of the K classes."""
+    """The K classes, and how masks are compared with them."""
     words_id: str
-    """Equal for equal words, so that what was uploaded of them is found again."""
+    """Equal for equal words: by it their embeddings are found that lie on a GPU already."""
     isthing: np.ndarray
     """bool (K,); with ``options.unknown`` (K + 1,), "unknown" at the end."""
     options: ResolvedOptions
 
     @property
     def ranked(self) -> int:
-        """Classes to rank for each mask."""
+        """Number of classes to rank for each mask."""
         return min(self.options.explain, len(self.classifier.first_word))
 
     @property
@@ -44,7 +44,7 @@ class NamingRequest:
 
     @property
     def wants_probabilities(self) -> bool:
-        """Whether something is to be made of the probabilities of all classes."""
+        """Whether an output is asked for that is made of the probabilities of all classes."""
         return self.options.outputs != ("panoptic",)
 
 
@@ -56,7 +56,7 @@ class Named:
     segment_map: np.ndarray
     """int32 (h, w), 0 where no segment is."""
     segments: list[MergedSegment]
-    """In order of their ids."""
+    """The segments in order of their ids."""
 
 
 class Masks(Protocol):
@@ -80,10 +80,10 @@ class Masks(Protocol):
         """Name the masks and merge them.
 
         Args:
-            embeddings: of the masks.
-            request: by what.
-            resizer: for these mask logits and the image's size.
-            lap: told when a step is done; not of the last one.
+            embeddings: those of these masks.
+            request: the words and rules.
+            resizer: one for the size of these logits and of the image.
+            lap: called when a step is done, except after the last one.
         """
         ...
 

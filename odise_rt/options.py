@@ -124,10 +124,10 @@ class SegmentOptions:
 
 
 def given_options(options: SegmentOptions | None) -> SegmentOptions:
-    """Options as a caller gave them; ``None``: the model's own.
+    """A caller's argument as SegmentOptions; ``None`` stands for the model's own.
 
     Raises:
-        OptionsError: they are something else.
+        OptionsError: the argument is something else.
     """
     if options is None:
         return SegmentOptions()

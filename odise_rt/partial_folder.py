@@ -1,5 +1,5 @@
-"""Folders that are written beside their place, under a lock that tells what somebody writes from what a killed process
-left.
+"""Folders that are written beside their place, and locked: so others know whether somebody writes one, or a killed
+process has left it.
 
 For the commands that make bundles, engines and checkpoints; the runtime writes no folders.
 """
@@ -19,18 +19,18 @@ from pathlib import Path
 from odise_rt.files import PARTIAL_SUFFIX, REPLACED
 
 _ABANDONED_SECONDS = 60.0
-"""A partial folder that nobody has locked for this long belongs to nobody."""
+"""Age at which a partial folder that nobody has locked counts as left by a killed process."""
 
 
 @contextlib.contextmanager
 def partial_folder(place: Path) -> Iterator[Path]:
-    """A new folder beside a place, under a lock that tells others that it is somebody's; removed in the end, unless it
-    was renamed.
+    """A new and locked folder beside a place, removed when the block ends unless it was renamed to that place.
 
-    What killed processes left of the same place is removed first; what one was about to replace returns.
+    Folders that killed processes left for the same place are removed first. If one of them was killed while it replaced
+    a finished folder, that folder returns to its place.
 
     Args:
-        place: of the finished folder; the folder above it must exist.
+        place: where the finished folder will be; the folder above it must exist.
     """
     _remove_abandoned(place)
     folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=PARTIAL_SUFFIX, dir=place.parent))

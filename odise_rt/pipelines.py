@@ -76,7 +76,7 @@ class SegmentationPipeline:
     task = TASKS[0]
 
     def __init__(self, segmenter: Segmenter, words: Vocabulary | str | None = None) -> None:
-        """Use a loaded segmenter; ``words`` are those of calls that name none."""
+        """Use a loaded segmenter; ``words`` are the classes for calls that name none."""
         self.segmenter = segmenter
         self._words = None if words is None else _vocabulary(words)
 

@@ -43,7 +43,7 @@ class CudaArray(Protocol):
 
 
 class DlpackArray(Protocol):
-    """An array on a GPU that DLPack hands over."""
+    """An array on a GPU that can be handed over by DLPack."""
 
     def __dlpack__(self) -> Any: ...
 
@@ -134,7 +134,7 @@ def load_image(image: ImageLike, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
 
 
 def _opened(path: Path) -> IO[bytes]:
-    """A file; of a pipe that nobody writes to, the end: waiting for a writer could not be interrupted."""
+    """Open a file. A pipe that nobody writes to reads as empty: waiting for a writer could not be interrupted."""
     if not path.is_fifo():
         return path.open("rb")
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -195,7 +195,7 @@ def _from_file(file: IO[bytes], name: str, max_pixels: int) -> np.ndarray:
 
 @functools.cache
 def _register_plugins() -> None:
-    """Pillow's own formats, and HEIF if its package is there and nobody has registered another one."""
+    """Register Pillow's own formats, and HEIF if its package is there and nobody has registered another one."""
     from PIL import Image
 
     Image.init()
@@ -232,7 +232,7 @@ def _decode(image: Image.Image, name: str, upright: bool) -> np.ndarray:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned by its EXIF orientation, of which nothing else is read: cameras write much that breaks its rules."""
+    """The image turned by its EXIF orientation. No more of EXIF is read: cameras write much that breaks its rules."""
     from PIL import ExifTags, Image
 
     turns = {
@@ -347,7 +347,7 @@ def padded_size(size: tuple[int, int], size_divisor: int) -> tuple[int, int]:
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A uint8 (h, w, 3) image at the test size by PIL's bilinear filter; itself where it has it."""
+    """A uint8 (h, w, 3) image at the test size by PIL's bilinear filter; the image itself if it has that size."""
     if pixels.shape[:2] == size:
         return pixels
     from PIL import Image

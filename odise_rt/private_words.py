@@ -6,6 +6,6 @@ import logging
 
 
 def keep_words_out_of_the_log() -> None:
-    """Silence, in this process, the messages that quote words: of prompts that are cut, and of classes that repeat."""
+    """Silence this process's log messages that quote words: about prompts that are cut and classes that repeat."""
     logging.getLogger("odise_rt.tokenizer").setLevel(logging.ERROR)
     logging.getLogger("odise_rt.vocabulary").setLevel(logging.WARNING)

@@ -17,7 +17,7 @@ THREADED_FROM = 1 << 18
 """Multiplications from which OpenBLAS uses its threads."""
 
 _limiting = threading.Lock()
-"""The limit is the process's: two that overlapped could restore each other's."""
+"""Held while the limit is on: it is one for the process, and two that overlap could restore each other's value."""
 
 
 def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ COCO_FILE, CVAT_FILE, FAILED_FILE = "panoptic.json", "cvat.xml", "failed.json"
 
 @dataclass
 class Written:
-    """What became of one image."""
+    """The files of one image, and its entries in documents of the whole run."""
 
     files: dict[str, int] = field(default_factory=dict)
     """Path inside the folder of results to size in bytes."""
@@ -49,10 +49,10 @@ def parse_formats(text: str) -> tuple[str, ...]:
 
 
 def check_classes(formats: Iterable[str], classes: int) -> None:
-    """Whether results with so many classes can be written.
+    """Check that results with so many classes can be written.
 
     Raises:
-        OptionsError: a format does not hold as many.
+        OptionsError: a format cannot hold so many.
     """
     if "semantic" in formats and classes > 65_536:
         raise OptionsError(
@@ -78,17 +78,17 @@ def write_result(
     """Write the files of one image, each atomically.
 
     Args:
-        result: of the image.
+        result: the image's result.
         pixels: the image, for the overlay.
         image: its file, which annotations name.
         folder: where to write.
         name: stem of the new files; may hold ``/``.
-        formats: of :data:`FORMATS`.
+        formats: some of :data:`FORMATS`.
         explain: add the best names of each segment to the JSON.
-        tolerance: of polygons, in pixels.
-        colours: of the segments in the overlay; ``None``: by their classes.
-        extra: more entries of the JSON.
-        file_name: of the image in documents about several; empty: its own in the folder of ``name``.
+        tolerance: how far in pixels polygons may leave the masks' outlines.
+        colours: one for each segment of the overlay; ``None``: by their classes.
+        extra: more entries for the JSON.
+        file_name: name of the image in documents about several; empty: its own name in the folder of ``name``.
     """
     written = Written()
     file_name = file_name or PurePosixPath(name).with_name(image.name).as_posix()
@@ -129,7 +129,7 @@ def write_coco(folder: Path, entries: Callable[[], Iterable[dict[str, Any]]], vo
     Args:
         folder: where to write.
         entries: gives the :attr:`Written.coco` of every image, anew on each call.
-        vocabulary: of the results.
+        vocabulary: the classes of the results.
     """
     from odise_rt.results import coco_categories
 

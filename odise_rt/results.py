@@ -61,7 +61,7 @@ class Segment:
     """Probability of the class in [0, 1]; of joined stuff masks, the best one's; if unknown, that of the best word. NaN
     where there is none: a class of a semantic map, drawn as a segment, is the sum of many masks."""
     area: int
-    """Pixels."""
+    """Number of pixels."""
     box: Box
     """Left, top, right, bottom in pixels; right and bottom are exclusive."""
     isthing: bool
@@ -161,7 +161,7 @@ class RunFacts:
     windows_per_batch: int = 0
     """Windows that were run at a time; fewer than the engine prefers if memory ran out."""
     notes: tuple[str, ...] = ()
-    """What went another way than planned, for people."""
+    """Deviations from the plan, as sentences for the user."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -179,14 +179,14 @@ class PanopticResult:
     segment_map: np.ndarray
     """int32 (h, w), at the size of the image as given: segment ids, 0 where there is no segment."""
     segments: tuple[Segment, ...]
-    """In order of their ids."""
+    """The segments in order of their ids."""
     vocabulary: Vocabulary
-    """As given; with the option ``unknown``, its :attr:`~odise_rt.Vocabulary.with_unknown`."""
+    """The vocabulary as given; with the option ``unknown``, its :attr:`~odise_rt.Vocabulary.with_unknown`."""
     facts: RunFacts
     semantic_map: np.ndarray | None = None
     """int32 (h, w) class indices, if asked for."""
     instances: tuple[Instance, ...] | None = None
-    """Best first, if asked for."""
+    """The instances, best first, if asked for."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -194,7 +194,11 @@ class PanopticResult:
         return self.segment_map.shape[0], self.segment_map.shape[1]
 
     def mask(self, segment: Segment | int) -> np.ndarray:
-        """bool (h, w) of one segment, given as such or by its id."""
+        """bool (h, w) of one segment, given as such or by its id.
+
+        Raises:
+            OptionsError: the result has no such segment.
+        """
         identifier = segment.id if isinstance(segment, Segment) else segment
         if identifier not in range(1, len(self.segments) + 1):
             raise OptionsError(f"there is no segment {identifier}: expected 1 to {len(self.segments)}")
@@ -314,7 +318,7 @@ class PanopticResult:
         """LabelMe's JSON with polygons.
 
         Args:
-            image_path: of the image, relative to the file that the JSON will be saved in.
+            image_path: path of the image, relative to the folder that the JSON will be saved in.
             tolerance: how far in pixels outlines may be simplified; 0 keeps the mask exactly.
         """
         from odise_rt import interchange

@@ -32,7 +32,7 @@ def encode_labels(labels: np.ndarray, values: Iterable[int]) -> Iterator[dict[st
 
     Args:
         labels: integers (h, w), at least one.
-        values: whose masks are wanted.
+        values: those whose masks are wanted.
 
     Yields:
         For each value what :func:`encode` gives for its pixels.

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 FILE_NAME = "run.jsonl"
 _LOCK_NAME = ".run.lock"
 _OTHERS = frozenset((_LOCK_NAME, MANIFEST_NAME))
-"""Files by which folders are told that others write into."""
+"""Files that mark a folder as one that somebody else writes into."""
 _TEMPORARY = re.compile(r"\..*-[0-9a-f]{12}\.tmp")
 _WORTH_COMPACTING = 1 << 20  # bytes of lines that later ones replaced
 
@@ -59,10 +59,10 @@ class RunLog:
             raise
 
     def is_done(self, name: str, key: str) -> bool:
-        """Whether the latest record of a name has this key, is no failure, and its files are there in their size."""
-        return self.done(name, key) is not None
+        """Whether the latest record of a name has this key and no error, and its files are there in the same size."""
+        return self.finished_record(name, key) is not None
 
-    def done(self, name: str, key: str) -> dict[str, Any] | None:
+    def finished_record(self, name: str, key: str) -> dict[str, Any] | None:
         """The latest record of a name if :meth:`is_done` holds for it."""
         record = self.find(name, key)
         if record is None or "error" in record:
@@ -87,7 +87,7 @@ class RunLog:
         return list(self._lines)
 
     def read(self, name: str) -> dict[str, Any]:
-        """The latest record of a name."""
+        """The latest record of a name that has one."""
         self._file.seek(self._lines[name][0])
         record: dict[str, Any] = json.loads(self._file.readline())
         return record
@@ -113,7 +113,7 @@ class RunLog:
         self.close()
 
     def _read(self) -> int:
-        """Find the latest line of each name; returns the bytes of lines that are not."""
+        """Find the latest line of each name; returns how many bytes the other lines take."""
         lengths: dict[str, int] = {}
         place = 0
         if not self.path.exists():
@@ -142,7 +142,7 @@ class RunLog:
         self._lines = places
 
     def _remove_leftovers(self) -> None:
-        """Files that a killed run was writing; nobody else writes here while the folder is locked.
+        """Remove files that a killed run was writing; nobody else writes here while the folder is locked.
 
         Folders that others write into are not entered: results of another run, bundles, and folders in the making.
         """
@@ -157,7 +157,7 @@ class RunLog:
 
 
 def _locked(path: Path) -> IO[bytes]:
-    """An open file whose lock ends with the process, however that ends."""
+    """Open and lock a file; the lock ends with the process, however that ends."""
     file = path.open("ab")
     try:
         import fcntl

@@ -262,7 +262,7 @@ def _prepare_words(segmenter: Segmenter, vocabulary: Vocabulary, quiet: bool) ->
 
 @contextlib.contextmanager
 def _own_limit_only() -> Iterator[None]:
-    """What is read is bounded by --max-pixels, which Pillow's own limit would only undercut."""
+    """Turn Pillow's own limit off: --max-pixels bounds what is read, and may be above it."""
     from PIL import Image
 
     before = Image.MAX_IMAGE_PIXELS
@@ -305,7 +305,7 @@ class _Run:
 
 
 def _print_json(run: _Run) -> None:
-    """One document, an image in memory at a time."""
+    """Print one document, with one image's result in memory at a time."""
     from odise_rt.batch import finished
 
     write = sys.stdout.write
@@ -320,7 +320,7 @@ def _print_json(run: _Run) -> None:
 
 
 def _videos(run: _Run) -> list[Record]:
-    """What belongs to whole videos, and not to one of their frames."""
+    """An entry for each video, with the files that belong to all of it and not to one of its frames."""
     records = (run.log.find(item.name, run.keys[item.name]) for item in run.inputs if item.is_video)
     return [
         {"video": r["image"], "frames": r["frames"], "files": [str(run.args.out / f) for f in r["files"]]}

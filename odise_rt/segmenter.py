@@ -110,13 +110,13 @@ class Segmenter:
             keep_text_encoder: keep the text encoder loaded as well, for new words in every call.
             window_batching: run windows of images that several threads segment at a time together; ``None``: each
                 call runs its own.
-            batch_observer: told of each such run: stage, windows, callers.
+            batch_observer: called for each such run with its stage, windows and callers.
             stay_on_gpu: where the CUDA kernels are built, keep an image on the GPU from pixels to segments. Not with
                 ``low_memory`` or ``window_batching``.
 
         Raises:
             BundleError: the bundle is missing, altered, newer or unsafe.
-            OptionsError: ``device``, ``threads``, ``cpu_engine`` or ``cache_dir`` has no value that is accepted.
+            OptionsError: ``device``, ``threads``, ``cpu_engine`` or ``cache_dir`` has a value that is not accepted.
             BackendError: the device does not work, or the engine refuses a graph.
             MissingPackageError: no engine, or no package for the tokenizer, is installed.
         """
@@ -301,7 +301,7 @@ class Segmenter:
         )
 
     def _find_masks_on_gpu(self, pipeline: Pipeline, image: ImageLike, settings: ResolvedOptions) -> MaskProposals:
-        """The same in one go on the GPU, from pixels on either side."""
+        """:meth:`find_masks` in one go on the GPU, for pixels in the host's memory or on the GPU."""
         watch = Stopwatch()
         on_gpu = self._place_on_gpu(pipeline, image, settings, watch)
         found = on_gpu.plan.run_whole(lambda count: pipeline.run(on_gpu.pixels, on_gpu.network_size, count))
@@ -311,7 +311,7 @@ class Segmenter:
     def _segment_on_gpu(
         self, pipeline: Pipeline, image: ImageLike, words: Vocabulary, settings: ResolvedOptions
     ) -> PanopticResult:
-        """Pixels to segments in one go on the GPU."""
+        """:meth:`segment` in one go on the GPU, for pixels in the host's memory or on the GPU."""
         watch = Stopwatch()
         seen = words.seen(self.bundle.training_vocabulary)
         request = self._request(words, seen, settings)
@@ -507,7 +507,7 @@ class Segmenter:
         )
 
     def _precision(self) -> str:
-        """The bundle's, or that of the engines that ran; several are joined."""
+        """Precision of the engines that ran, else the bundle's; several are joined by "+"."""
         used = {facts.precision or self.bundle.precision for facts in self._stages.facts().values()}
         return "+".join(sorted(used)) or self.bundle.precision
 

@@ -32,7 +32,7 @@ Dim = int | str
 STAGES: tuple[str, ...] = ("clip_image", "unet_tap", "mask_decoder", "clip_mask", "clip_text")
 """Names of the five graphs, in the order in which they run (``clip_text`` runs once for a vocabulary)."""
 IMAGE_STAGES = tuple(stage for stage in STAGES if stage != "clip_text")
-"""Those that run for every image."""
+"""The stages that run for every image."""
 
 LATENT_STRIDE = 8
 """Pixels to a latent of Stable Diffusion's first stage."""
@@ -76,7 +76,7 @@ class ModelFacts:
     null_text_length: _Size
     """Tokens of the diffusion model's embedding of "" (77 for Stable Diffusion 1.x)."""
     null_text_dim: _Size
-    """Channels of that embedding (768 for Stable Diffusion 1.x)."""
+    """Channels of the diffusion model's embedding of "" (768 for Stable Diffusion 1.x)."""
     queries: _Size
     """Mask proposals Q for an image."""
     pyramid_channels: _Size
@@ -88,15 +88,15 @@ class ModelFacts:
     test_short_edge: _Edge
     """Pixels of the shortest image edge after the test-time resize."""
     test_long_edge: _Edge
-    """Upper bound in pixels on the longest edge after it."""
+    """Upper bound in pixels on the longest edge after the test-time resize."""
     mask_logit_scale: _Scale
     """Factor on cosines of mask and word embeddings, already exponentiated and clamped at 100."""
     clip_logit_scale: _Scale
-    """The same for CLIP's mask embeddings."""
+    """Factor on cosines of CLIP's mask embeddings and word embeddings, likewise exponentiated and clamped."""
     clip_weight_seen: _Share
     """Weight w of CLIP in p^(1-w) * p_clip^w for classes of the training vocabulary."""
     clip_weight_unseen: _Share
-    """The same for other classes."""
+    """Weight w of CLIP for all other classes."""
     mask_prompt: str
     """Prompt template around a word for the mask classifier; "{}" is the word."""
     clip_prompt: str
@@ -109,6 +109,7 @@ class ModelFacts:
     """A patch is visible to a mask token when some mask probability inside reaches this. ``clip_mask`` has it built in,
     and this version knows 0.5 alone."""
     instances_per_image: _Size = 100
+    """Best pairs of mask and class that become instances."""
     level_strides: tuple[int, ...] = (4, 8, 16, 32)
     """Pixels to a cell of s2..s5; this version knows these alone."""
 

@@ -85,7 +85,10 @@ class TextEmbedder:
 
         Args:
             vocabulary: K classes with L words in all.
-            progress: told while words are encoded; not called when all are cached.
+            progress: called while words are encoded; not at all if all are cached.
+
+        Raises:
+            BackendError: the text encoder failed, or gave embeddings that are not numbers.
         """
         facts = self._bundle.facts
         # A text encoder that was loaded for one template stays for the other.
@@ -254,7 +257,7 @@ class _WordList:
     """Embeddings of one vocabulary under one prompt."""
 
     vocabulary: str
-    """Hash of its words."""
+    """Hash of the vocabulary's words."""
     index: Mapping[str, int]
     """Prompt to row."""
     arrays: Mapping[str, np.ndarray]

@@ -57,7 +57,7 @@ class SegmentTracker:
         self._size: tuple[int, int] | None = None
 
     def __len__(self) -> int:
-        """Tracks remembered."""
+        """Number of tracks that are remembered."""
         return len(self._tracks)
 
     def update(self, result: PanopticResult) -> PanopticResult:

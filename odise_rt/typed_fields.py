@@ -31,12 +31,12 @@ class Range:
 
 
 def read_fields(kind: type[T], data: Any, name: str = "") -> T:
-    """A dataclass from what ``dataclasses.asdict`` once gave and JSON stored.
+    """Rebuild a dataclass from JSON of what ``dataclasses.asdict`` gave for it.
 
     Args:
         kind: the dataclass. Every field must be there: none falls back to its default.
         data: parsed JSON.
-        name: of the field that holds it, for messages; empty at the top.
+        name: name of the field that holds it, for messages; empty at the top.
 
     Raises:
         FieldError: naming the first field that does not fit.

@@ -52,7 +52,7 @@ class FrameResult:
 
     frame: Frame
     result: PanopticResult
-    """Its segments have track ids."""
+    """The frame's result; its segments have track ids."""
     colours: list[Colour]
     """One for each segment, the same for a track in every frame."""
 
@@ -166,7 +166,7 @@ def segment_video(
     """Segment the frames of a video, one after the other, with track ids and colours that stay.
 
     Args:
-        segmenter: with a loaded bundle.
+        segmenter: a loaded one.
         reader: the opened video.
         vocabulary: the classes.
         options: thresholds, sizes and outputs.
@@ -247,13 +247,13 @@ class VideoWriter:
                     self._container.mux(packet)
 
     def _close(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Close the container; after an error that one is told, and not what follows from it."""
+        """Close the container. After an error, that error is raised, and not what follows from it."""
         with self._encoding() if kind is None else contextlib.suppress(self._av.FFmpegError):
             self._container.close()
 
     @contextlib.contextmanager
     def _encoding(self, what: str = "") -> Iterator[None]:
-        """Make errors of FFmpeg those of one video."""
+        """Turn errors of FFmpeg into errors of this video."""
         try:
             yield
         except self._av.FFmpegError as exc:
@@ -269,7 +269,7 @@ class VideoWriter:
 
 
 def _even(pixels: np.ndarray) -> np.ndarray:
-    """Sides of an even number of pixels, as the encoders need: the last row or column is repeated."""
+    """The frame with even sides, as encoders need them: the last row or column is repeated."""
     height, width = pixels.shape[:2]
     if height % 2 or width % 2:
         pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")

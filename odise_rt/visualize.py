@@ -28,7 +28,7 @@ Colour = tuple[int, int, int]
 
 OPACITY = 0.5
 MIN_LONG_EDGE = 640
-"""Smaller pictures are enlarged by a whole factor, so that labels can be read."""
+"""Pixels of the longer edge below which a picture is enlarged by a whole factor, so that labels can be read."""
 _GOLDEN_ANGLE = 0.381966
 _BAND_PIXELS = 1 << 16
 _PLACING_CELLS = 160
@@ -265,7 +265,7 @@ def _with_legend(picture: Image.Image, result: PanopticResult, colours: list[Col
 
 
 def _legend_name(segment: Segment) -> str:
-    """The label; of an unknown segment also the word that came nearest, to whose probability the score belongs."""
+    """The label; for an unknown segment also the nearest word, whose probability the score is."""
     if segment.unknown and segment.candidates:
         return f"{segment.label} ({segment.candidates[0].label}?)"
     return segment.label

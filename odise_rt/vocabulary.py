@@ -40,7 +40,7 @@ BUILTIN: dict[str, str] = {
     "lvis": "LVIS v1, 1203 classes",
     "auto": "the three lists as one lexicon, 1308 classes: what to ask for when no words are given",
 }
-"""Names for :meth:`Vocabulary.builtin`. Plain names; no prompt engineering."""
+"""The lists of :meth:`Vocabulary.builtin`, and what they hold: plain names, without prompt engineering."""
 
 REGION_NOUNS = frozenset(
     (
@@ -146,10 +146,10 @@ class Vocabulary:
 
     @classmethod
     def parse(cls, text: str) -> Vocabulary:
-        """Read the syntax of the module's first paragraph.
+        """Read words as text: ``;`` or a new line ends a class, ``,`` separates synonyms.
 
-        A line that starts with ``#`` is a comment. Repeated synonyms count once, and classes of the same name are
-        merged.
+        ``thing:`` or ``stuff:`` before a class sets its kind. A line that starts with ``#`` is a comment. Repeated
+        synonyms count once, and classes of the same name are merged.
 
         Raises:
             VocabularyError: there is no word in the text, or a class in it is written like a list that :meth:`load`
@@ -159,7 +159,7 @@ class Vocabulary:
             raise VocabularyError(f"expected words as text, got {type(text).__name__}: see Vocabulary.from_lists")
         drafts = _text_drafts(text)
         for draft in drafts:
-            if draft.kind is None and all(map(_names_list, draft.words)):
+            if draft.kind is None and all(map(_is_source, draft.words)):
                 raise VocabularyError(
                     f"among words {', '.join(draft.words)!r} would be a word, and it is the name of a built-in list or "
                     "a file: give lists by themselves (each its own --vocab; Vocabulary.load; vocabulary_name), or "
@@ -181,6 +181,9 @@ class Vocabulary:
             classes: things or stuff, decided by their words as :meth:`parse` does.
             things: classes that are things.
             stuff: classes that are stuff.
+
+        Raises:
+            VocabularyError: there is no class, or one is no word and no list of words.
         """
         entries = []
         groups: list[tuple[Iterable[str | Sequence[str]], Kind | None]]
@@ -198,12 +201,19 @@ class Vocabulary:
         Accepted are a list of classes, ``{"classes": [...]}`` or COCO's ``{"categories": [...]}``,
         ``{"things": [...], "stuff": [...]}``, and ``{name: [synonyms]}``. A class is a word, a list of synonyms, or
         ``{"name", "synonyms", "kind": "thing" | "stuff", "isthing", "id"}``.
+
+        Raises:
+            VocabularyError: the data has none of these forms.
         """
         return cls(_merge_names(_json_drafts(data)))
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Vocabulary:
-        """Read a JSON file in a form of :meth:`from_dict`."""
+        """Read a JSON file in a form of :meth:`from_dict`.
+
+        Raises:
+            VocabularyError: the file cannot be read, or is no vocabulary.
+        """
         return cls.from_dict(_read_json(path))
 
     @classmethod
@@ -219,12 +229,19 @@ class Vocabulary:
             path: the file.
             things: names of the classes that are things, or a function of id and name. ``None``: decided by their
                 words as :meth:`parse` does; the files do not say.
+
+        Raises:
+            VocabularyError: the file cannot be read, or a line has another form.
         """
         return cls(tuple(draft.finish() for draft in _openseg_drafts(path, _read_text(path), things)))
 
     @classmethod
     def builtin(cls, name: str) -> Vocabulary:
-        """One of the lists that come with the package; see :data:`BUILTIN`."""
+        """One of the lists that come with the package; see :data:`BUILTIN`.
+
+        Raises:
+            VocabularyError: there is no such list.
+        """
         if name == "auto":
             from odise_rt.lexicon import builtin_lexicon
 
@@ -235,14 +252,17 @@ class Vocabulary:
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> Vocabulary:
-        """What a command line takes: a built-in name, a .json or .txt file, or words.
+        """Read what a command line takes: a built-in name, a .json or .txt file, or words.
 
         A text file holds OpenSeg lines (``id:synonym,synonym``) or the syntax of :meth:`parse`.
+
+        Raises:
+            VocabularyError: the file cannot be read, or what was given is no vocabulary.
         """
         if isinstance(source, str):
             if source.strip().lower() in BUILTIN:
                 return cls.builtin(source.strip().lower())
-            if not _names_list(source):
+            if not _is_source(source):
                 if (os.sep in source or Path(source).suffix) and os.path.lexists(source):
                     raise VocabularyError(
                         f"{source} is a path: expected words, or a vocabulary file ending in .json or .txt"
@@ -252,7 +272,7 @@ class Vocabulary:
         return cls(tuple(draft.finish() for draft in drafts) if told_apart else _merge_names(drafts))
 
     def __add__(self, other: Vocabulary) -> Vocabulary:
-        """Both vocabularies; a class of the same name is merged into the earlier one."""
+        """The classes of both vocabularies; a class of the same name is merged into the earlier one."""
         if not isinstance(other, Vocabulary):
             return NotImplemented
         drafts = [Draft(c.words, "thing" if c.isthing else "stuff", c.id) for c in (*self.classes, *other.classes)]
@@ -310,7 +330,11 @@ class Vocabulary:
         return Vocabulary((*self.classes, VocabularyClass((UNKNOWN,), isthing=True, id=identifier)))
 
     def result_classes(self, unknown: float | None) -> Vocabulary:
-        """The classes that results have: with a value of the option ``unknown`` those of :attr:`with_unknown`."""
+        """The classes that results have: those of :attr:`with_unknown` if the option ``unknown`` has a value.
+
+        Raises:
+            VocabularyError: the option has a value, and a class has the name "unknown".
+        """
         return self if unknown is None else self.with_unknown
 
     @functools.cached_property
@@ -346,7 +370,7 @@ class Vocabulary:
         return {"classes": [c.to_dict() for c in self.classes]}
 
 
-def _names_list(text: str) -> bool:
+def _is_source(text: str) -> bool:
     """Whether :meth:`Vocabulary.load` takes a text for a built-in list or a file."""
     name = text.strip().lower()
     return name in BUILTIN or name.endswith((".json", ".txt"))
@@ -459,7 +483,7 @@ def _openseg_drafts(
 
 
 def _head_noun(key: str) -> str:
-    """Such as "wooden floor" to "floor", "bottle of water" to "bottle"."""
+    """The word that says what is meant: "floor" of "wooden floor", "bottle" of "bottle of water"."""
     return _PREPOSITION.split(key, maxsplit=1)[0].rpartition(" ")[2]
 
 

@@ -92,7 +92,7 @@ class BoundStage(Protocol):
 
     @property
     def scratch_bytes(self) -> int:
-        """Of memory that it needs for its work; 0 if it has its own."""
+        """Bytes of scratch memory that a run needs; 0 if it has its own."""
         ...
 
     @property

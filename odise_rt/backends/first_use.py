@@ -29,7 +29,7 @@ from odise_rt.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 VERSION = 1
-"""Of what is compared and how; another one compares again."""
+"""Version of this comparison; raise it, and every engine is compared again."""
 MAX_NOTE_BYTES = 1 << 20
 _WORDS = ("sky", "grass", "house", "a photo of a purple elephant balloon.")
 
