@@ -183,10 +183,10 @@ class NamingInputs:
             for embedding, text, scale in zip(wide, self.texts, SCALES, strict=True)
         )
         none = wide[0] @ self.texts[0][-1:].T * SCALES[0]
-        void = softmax(np.concatenate([mask, none], axis=1))[:, -1:]
+        no_object = softmax(np.concatenate([mask, none], axis=1))[:, -1:]
         weight = self.clip_weight.astype(np.float64)
         both = softmax((1 - weight) * log_softmax(mask) + weight * log_softmax(clip))
-        joined = np.concatenate([both * (1 - void), void], axis=1) + 1e-8
+        joined = np.concatenate([both * (1 - no_object), no_object], axis=1) + 1e-8
         return joined / joined.sum(axis=1, keepdims=True), (softmax(mask), softmax(clip))
 
     def _segment_problems(self, found: dict[str, np.ndarray]) -> list[str]:
@@ -252,10 +252,10 @@ def time_naming(gpu: Any, kernels: Kernels) -> Iterator[tuple[str, Callable[[], 
                 torch.nn.functional.normalize(e) @ t.T * s
                 for e, t, s in zip(placed["embeddings"], placed["texts"], SCALES, strict=True)
             )
-            void = mask.softmax(1)[:, -1:]
+            no_object = mask.softmax(1)[:, -1:]
             weight = placed["clip_weight"]
             both = (1 - weight) * mask[:, :classes].log_softmax(1) + weight * clip.log_softmax(1)
-            joined = torch.cat([both.softmax(1) * (1 - void), void], dim=1) + 1e-8
+            joined = torch.cat([both.softmax(1) * (1 - no_object), no_object], dim=1) + 1e-8
             joined = joined / joined.sum(1, keepdim=True)
             painted = ids[placed["owner"].long()]
             areas = torch.zeros_like(ids).scatter_add_(0, painted.flatten().long(), ones)

@@ -145,15 +145,15 @@ def classify(masks: MaskEmbeddings, classifier: Classifier) -> Classification:
     mask_embedding = normalise(masks.mask)
     mask_logits = class_logits(mask_embedding, words.mask_text, first_word, facts.mask_logit_scale)
     clip_logits = class_logits(normalise(masks.clip), words.clip_text, first_word, facts.clip_logit_scale)
-    void = _void_probability(mask_embedding, mask_logits, masks.object_logits, classifier)
+    no_object = _no_object_probability(mask_embedding, mask_logits, masks.object_logits, classifier)
 
     mask_log, clip_log = log_softmax(mask_logits), log_softmax(clip_logits)
     # log(p^(1-w) q^w) with w chosen by class; log_softmax keeps it finite where p or q underflows.
     ensemble = (1 - classifier.clip_weight) * mask_log + classifier.clip_weight * clip_log
 
     probabilities = np.empty((len(mask_logits), mask_logits.shape[1] + 1), np.float32)
-    np.multiply(softmax(ensemble), 1 - void, out=probabilities[:, :-1])
-    probabilities[:, -1:] = void
+    np.multiply(softmax(ensemble), 1 - no_object, out=probabilities[:, :-1])
+    probabilities[:, -1:] = no_object
     # The published model takes log(p + 1e-8) here and softmax again in each step below: this is their product.
     probabilities += EPSILON
     probabilities /= probabilities.sum(axis=1, keepdims=True)
@@ -215,7 +215,7 @@ def _best(values: np.ndarray, count: int) -> np.ndarray:
     return ranked
 
 
-def _void_probability(
+def _no_object_probability(
     mask_embedding: np.ndarray,
     mask_logits: np.ndarray,
     object_logits: np.ndarray | None,
@@ -225,8 +225,8 @@ def _void_probability(
     if classifier.facts.variant == "caption":
         assert object_logits is not None, "the caption variant's mask_decoder has object_logits by its spec"
         return softmax(object_logits)[:, 1:2]
-    no_object = classifier.no_object_embedding
-    assert no_object is not None, "a label bundle's constants hold no_object_embedding"
-    void: np.ndarray = mask_embedding @ normalise(no_object[None]).T
-    void *= np.float32(classifier.facts.mask_logit_scale)
-    return softmax(np.concatenate([mask_logits, void], axis=1))[:, -1:]
+    embedding = classifier.no_object_embedding
+    assert embedding is not None, "a label bundle's constants hold no_object_embedding"
+    logit: np.ndarray = mask_embedding @ normalise(embedding[None]).T
+    logit *= np.float32(classifier.facts.mask_logit_scale)
+    return softmax(np.concatenate([mask_logits, logit], axis=1))[:, -1:]

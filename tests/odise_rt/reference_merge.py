@@ -38,8 +38,8 @@ def panoptic(
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """From enlarged mask logits (Q, h, w): the segment map, and (id, class) of each segment."""
     labels, scores = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    void = probabilities.shape[1] - 1
-    kept = [q for q in range(len(labels)) if labels[q] != void and scores[q] > threshold]
+    no_object = probabilities.shape[1] - 1
+    kept = [q for q in range(len(labels)) if labels[q] != no_object and scores[q] > threshold]
     segment_map = np.zeros(masks.shape[1:], int)
     segments: list[tuple[int, int]] = []
     if not kept:

@@ -33,7 +33,7 @@ def by_the_book(
     no_object: np.ndarray | None,
     object_logits: np.ndarray | None,
 ) -> np.ndarray:
-    """softmax(log([softmax(log(p^(1-w) q^w)) (1 - void), void] + 1e-8)), one mask and class at a time."""
+    """softmax(log([softmax(log(p^(1-w) q^w)) (1 - n), n] + 1e-8)), one mask and class at a time."""
 
     def unit(v: np.ndarray) -> np.ndarray:
         return v.astype(np.float64) / np.linalg.norm(v.astype(np.float64))
@@ -51,14 +51,14 @@ def by_the_book(
             a[k] = max(unit(mask[q]) @ unit(mask_text[w]) for w in words) * scales[0]
             b[k] = max(unit(clip[q]) @ unit(clip_text[w]) for w in words) * scales[1]
         if object_logits is not None:
-            void = soft(object_logits[q].astype(np.float64))[1]
+            no_object_share = soft(object_logits[q].astype(np.float64))[1]
         else:
             assert no_object is not None
-            void = soft(np.append(a, unit(mask[q]) @ unit(no_object) * scales[0]))[-1]
+            no_object_share = soft(np.append(a, unit(mask[q]) @ unit(no_object) * scales[0]))[-1]
         p, r = soft(a), soft(b)
         w = np.where(seen, *weights)
         joint = soft(np.log(p) * (1 - w) + np.log(r) * w)
-        rows.append(soft(np.log(np.append(joint * (1 - void), void) + 1e-8)))
+        rows.append(soft(np.log(np.append(joint * (1 - no_object_share), no_object_share) + 1e-8)))
     return np.array(rows)
 
 
@@ -109,11 +109,11 @@ def test_seen_and_unseen_classes_are_weighted_apart() -> None:
     rng = np.random.default_rng(0)
     text = normalise(rng.standard_normal((4, 7), np.float32))
     masks = MaskEmbeddings(rng.standard_normal((3, 7), np.float32), rng.standard_normal((3, 7), np.float32), None)
-    words, facts, void = EmbeddedVocabulary(text, text), make_facts(), rng.standard_normal(7, np.float32)
+    words, facts, no_object = EmbeddedVocabulary(text, text), make_facts(), rng.standard_normal(7, np.float32)
 
     def run(seen: list[bool], a: float, b: float) -> np.ndarray:
         weights = clip_weights(np.array(seen), a, b)
-        return classify(masks, Classifier(facts, void, words, np.arange(4), weights)).probabilities
+        return classify(masks, Classifier(facts, no_object, words, np.arange(4), weights)).probabilities
 
     assert np.array_equal(run([True] * 4, 0.2, 0.9), run([False] * 4, 0.9, 0.2))
     assert np.array_equal(run([True] * 4, 0.2, 0.9), run([True] * 4, 0.2, 0.1))

@@ -37,9 +37,9 @@ def random_masks(seed: int, queries: int = 7) -> tuple[MaskEmbeddings, Classifie
         rng.standard_normal((queries, 5), np.float32), rng.standard_normal((queries, 8), np.float32), None
     )
     texts = [normalise(rng.standard_normal((9, c), np.float32)) for c in (5, 8)]
-    words, void = EmbeddedVocabulary(*texts), np.eye(5, dtype=np.float32)[-1]
+    words, no_object = EmbeddedVocabulary(*texts), np.eye(5, dtype=np.float32)[-1]
     weights = clip_weights(rng.random(6) < 0.5, 0.3, 0.7)
-    return masks, Classifier(make_facts(), void, words, np.array([0, 1, 2, 4, 7, 8]), weights)
+    return masks, Classifier(make_facts(), no_object, words, np.array([0, 1, 2, 4, 7, 8]), weights)
 
 
 def test_segments_carry_their_best_names(segmenter: Segmenter, colours: np.ndarray) -> None:
@@ -94,8 +94,8 @@ def test_memory_beside_the_probabilities_is_bounded(monkeypatch: pytest.MonkeyPa
     )
     words = EmbeddedVocabulary(*(normalise(rng.standard_normal((count, c), np.float32)) for c in (5, 8)))
     monkeypatch.setattr(classification, "BLOCK_BYTES", 1 << 20)
-    void, weights = np.eye(5, dtype=np.float32)[-1], np.full(count, 0.7, np.float32)
-    classifier = Classifier(make_facts(), void, words, np.arange(count), weights)
+    no_object, weights = np.eye(5, dtype=np.float32)[-1], np.full(count, 0.7, np.float32)
+    classifier = Classifier(make_facts(), no_object, words, np.arange(count), weights)
     tracemalloc.start()
     names = name_queries(masks, classifier, unknown=0.1)
     peak = tracemalloc.get_traced_memory()[1]

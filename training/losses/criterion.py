@@ -25,7 +25,8 @@ class LossWeights:
     dice: float = 5.0
     word: float = 1.0
     void: float = 0.1
-    """Weight of the void class inside the classification loss."""
+    """Weight of the class "no object" inside the classification loss. The published configs call it void, and so do the
+    states that runs have saved."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Prediction:
     mask_logits: Tensor
     """(B, Q, h, w)."""
     class_logits: Tensor
-    """(B, Q, K+1), void last; (B, Q, 2) [object, void] for the caption variant."""
+    """(B, Q, K+1), "no object" last; (B, Q, 2) [object, no object] for the caption variant."""
     mask_embedding: Tensor | None = None
     """(B, Q, P) for the grounding loss; None for the label variant."""
 
@@ -76,31 +77,31 @@ class Divisors:
     """Weights of all queries' classes, averaged over processes: each segment is matched while there are queries."""
 
     @classmethod
-    def of_batch(cls, counts: Sequence[int], queries: int, void_weight: float, device: torch.device) -> Divisors:
+    def of_batch(cls, counts: Sequence[int], queries: int, no_object_weight: float, device: torch.device) -> Divisors:
         """From the segments of each image of this process's batch, of which ``queries`` can be matched."""
         matched = sum(min(count, queries) for count in counts)
-        weight = matched + void_weight * (len(counts) * queries - matched)
+        weight = matched + no_object_weight * (len(counts) * queries - matched)
         both = mean_over_processes(torch.tensor([float(sum(counts)), weight], device=device))
         return cls(both[0].clamp(min=1.0), both[1].clamp(min=1e-6))
 
 
-def classification_loss(class_logits: Tensor, labels: Tensor, void_weight: float, class_weight: Tensor) -> Tensor:
-    """Cross-entropy over K+1 classes with a small weight on void.
+def classification_loss(class_logits: Tensor, labels: Tensor, no_object_weight: float, class_weight: Tensor) -> Tensor:
+    """Cross-entropy over K+1 classes with a small weight on "no object".
 
     Args:
         class_logits: (B, Q, K+1).
-        labels: (B, Q) int64, K for void.
-        void_weight: weight of class K.
+        labels: (B, Q) int64, K for "no object".
+        no_object_weight: weight of class K.
         class_weight: divisor, see :class:`Divisors`.
     """
-    void = class_logits.shape[-1] - 1
-    weights = torch.where(labels == void, void_weight, 1.0)
+    no_object = class_logits.shape[-1] - 1
+    weights = torch.where(labels == no_object, no_object_weight, 1.0)
     losses = F.cross_entropy(class_logits.float().flatten(0, 1), labels.flatten(), reduction="none")
     return (losses * weights.flatten()).sum() / class_weight
 
 
 def matched_labels(class_logits: Tensor, targets: MaskTargets, matches: Matches) -> Tensor:
-    """(B, Q) int64: the matched segment's class, or void (K)."""
+    """(B, Q) int64: the matched segment's class, or "no object" (K)."""
     labels = torch.full(class_logits.shape[:2], class_logits.shape[-1] - 1, device=class_logits.device)
     labels[matches.image, matches.query] = targets.labels[matches.image, matches.segment]
     return labels

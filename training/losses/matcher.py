@@ -67,7 +67,7 @@ class HungarianMatcher:
         """Assign.
 
         Args:
-            class_logits: (B, Q, K+1), void last.
+            class_logits: (B, Q, K+1), "no object" last.
             mask_logits: (B, Q, h, w).
             targets: segments of the B images.
             stream: number of the prediction (final, auxiliary ...) whose points are drawn.

@@ -121,15 +121,15 @@ def test_classes_are_those_of_the_host(
     found = case.emulated(implementation, best, unknown, rank_all)
     np.testing.assert_allclose(found["probabilities"], expected.probabilities, rtol=2e-4, atol=2e-7)
     labels = expected.probabilities.argmax(axis=1)
-    void = expected.probabilities.shape[1] - 1
-    assert np.array_equal(found["labels"], np.where(labels == void, -1, labels))
-    scores = np.where(labels == void, 0, expected.probabilities[np.arange(len(labels)), labels])
+    no_object = expected.probabilities.shape[1] - 1
+    assert np.array_equal(found["labels"], np.where(labels == no_object, -1, labels))
+    scores = np.where(labels == no_object, 0, expected.probabilities[np.arange(len(labels)), labels])
     np.testing.assert_allclose(found["scores"], scores, rtol=2e-4)
     assert np.array_equal(found["ranked"], expected.classes)
     for column, wanted in enumerate((expected.scores, expected.mask_scores, expected.clip_scores)):
         np.testing.assert_allclose(found["ranked_scores"][:, :, column], wanted, rtol=2e-4, atol=1e-9)
     if variant == "caption":
-        assert 0 < (labels == void).sum() < len(labels), "both kinds of masks are tested"
+        assert 0 < (labels == no_object).sum() < len(labels), "both kinds of masks are tested"
 
 
 def test_masks_below_the_threshold_take_no_part(implementation: Emulation | Compiled) -> None:

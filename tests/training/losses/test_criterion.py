@@ -39,7 +39,7 @@ def test_classification_is_weighted_cross_entropy() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 5, 4), torch.tensor([[0, 3, 3, 2, 3], [3, 3, 1, 3, 3]])
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight=torch.tensor([1.0, 1.0, 1.0, 0.1]))
-    weight = Divisors.of_batch([2, 1], queries=5, void_weight=0.1, device=logits.device).class_weight
+    weight = Divisors.of_batch([2, 1], queries=5, no_object_weight=0.1, device=logits.device).class_weight
     assert torch.allclose(classification_loss(logits, labels, 0.1, weight), expected)
 
 
