@@ -4,11 +4,16 @@ Importing this module needs nothing; :func:`register` needs ``tensorrt`` from 10
 ``make kernels``. It registers ``odise_rt::mask_pool_sums`` (logits (B, Q, H, W), features (B, C, H, W) to sums
 (B, splits, Q, C) and counts (B, splits, Q)) and ``odise_rt::mask_pool_finish`` (these and the features, which only lend
 their type, to pooled (B, Q, C) and areas (B, Q)), for float16 and bfloat16. An engine that holds them needs neither
-Python nor a plugin library. :func:`add_mask_pool` puts both into a network.
+Python nor a plugin library.
+
+``export.build_engines`` does not use them: its networks come from ONNX graphs of standard operators, and pool masks in
+float32 by a matrix product. They are for networks that are put together by TensorRT's own API: :func:`add_mask_pool`
+adds both between two tensors of such a network, before it is built.
 
 Written to the documentation of ``tensorrt.plugin`` (``register``, ``autotune``, ``aot_impl``) and never run: TensorRT
-cannot be installed where this was written. Tests hold the numbers of the launch to the kernels' own plan with a
-stand-in for the package. Compare an engine that holds it with PyTorch before you trust it.
+cannot be installed where this was written. Tests hold the numbers of the launch to the kernels' own plan, and the two
+layers to what they are given, with stand-ins for the package and for a network. Compare an engine that holds them with
+PyTorch before you trust it.
 """
 
 from __future__ import annotations
@@ -143,7 +148,7 @@ def register() -> None:
 
 
 def add_mask_pool(network: Any, logits: Any, features: Any) -> tuple[Any, Any]:
-    """Put mask pooling into a network.
+    """Put mask pooling into a network, registering the plugins first where that was not done.
 
     Args:
         network: a TensorRT ``INetworkDefinition``.
@@ -151,7 +156,11 @@ def add_mask_pool(network: Any, logits: Any, features: Any) -> tuple[Any, Any]:
         features: tensor (B, C, H, W) of the same type.
 
     Returns:
-        Tensors pooled (B, Q, C) and areas (B, Q).
+        Tensors pooled (B, Q, C) of that type and areas (B, Q) of int32.
+
+    Raises:
+        MissingPackageError: TensorRT is missing or too old.
+        BackendError: ``mask_pooling.ptx`` is not built.
     """
     _, plugin = import_plugin_api()
     register()

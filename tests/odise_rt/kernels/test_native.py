@@ -7,7 +7,7 @@ import subprocess
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -396,7 +396,7 @@ def test_kernels_of_other_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         (tmp_path / STAMP).write_text(stamp, encoding="latin-1")
     with pytest.raises(BackendError, match=r"not used: .*sources.*make kernels"):
         kernel_file("naming.fatbin")
-    assert not native.kernels_are_here()
+    assert "not used" in str(native.why_no_kernels())
 
 
 KERNELS_ERROR = """
@@ -493,8 +493,18 @@ class FakePlugin(types.ModuleType):
         for kind in ("register", "autotune", "aot_impl"):
             setattr(self, kind, lambda name, kind=kind: lambda f: self.parts.__setitem__((kind, name), f))
 
+    def __getattr__(self, name: str) -> Any:
+        """``op.NAMESPACE.NAME(...)`` of what is registered: the name and the inputs, as a network gets them."""
+        if name != "op":
+            raise AttributeError(name)
+        made = [full.split("::") for kind, full in self.parts if kind == "register"]
+        calls = {last: lambda *inputs, last=last: (last, inputs) for _, last in made}
+        return types.SimpleNamespace(**{space: types.SimpleNamespace(**calls) for space, _ in made})
 
-def test_plugin_launches_as_the_kernels_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakePlugin]:
+    """A TensorRT that was made for this, and kernels to register with it."""
     from odise_rt.kernels import tensorrt_plugin
 
     trt, plugin = types.ModuleType("tensorrt"), FakePlugin()
@@ -504,7 +514,15 @@ def test_plugin_launches_as_the_kernels_do(monkeypatch: pytest.MonkeyPatch, tmp_
     write_fatbins(tmp_path)
     (tmp_path / "mask_pooling.ptx").write_bytes(b"ptx")
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
-    tensorrt_plugin.register.__wrapped__()
+    tensorrt_plugin.register.cache_clear()
+    yield plugin
+    tensorrt_plugin.register.cache_clear()
+
+
+def test_plugin_launches_as_the_kernels_do(plugin: FakePlugin) -> None:
+    from odise_rt.kernels import tensorrt_plugin
+
+    tensorrt_plugin.register()
 
     for name in (tensorrt_plugin.SUMS, tensorrt_plugin.FINISH):
         # TensorRT counts outputs and checks kernels by these annotations (tensorrt/plugin/_validate.py).
@@ -527,6 +545,33 @@ def test_plugin_launches_as_the_kernels_do(monkeypatch: pytest.MonkeyPatch, tmp_
     assert (launch.grid_x, launch.grid_y, launch.grid_z) == plan.finish.grid
     assert (launch.shared_mem, numbers) == (plan.finish.shared_bytes, [150, 300, 132])
     assert name in (SOURCES / "mask_pooling.cu").read_text(encoding="utf-8")
+
+
+class FakeNetwork:
+    """Stands for a network of TensorRT: its tensors are (layer, number), and layers keep what they were made of."""
+
+    def __init__(self) -> None:
+        self.layers: list[tuple[str, tuple[Any, ...], bool]] = []
+
+    def add_plugin(self, call: tuple[str, tuple[Any, ...]], aot: bool) -> Any:
+        number = len(self.layers)
+        self.layers.append((*call, aot))
+        return types.SimpleNamespace(get_output=lambda output: (number, output))
+
+
+def test_the_plugin_stands_in_a_network_as_two_layers(plugin: FakePlugin) -> None:
+    from odise_rt.kernels.tensorrt_plugin import FINISH, SUMS, add_mask_pool
+
+    for _ in range(2):  # a second call finds the plugins registered
+        network = FakeNetwork()
+        pooled, areas = add_mask_pool(network, "logits", "features")
+        assert network.layers == [
+            (SUMS.split("::")[1], ("logits", "features"), True),
+            (FINISH.split("::")[1], ((0, 0), (0, 1), "features"), True),
+        ]
+        assert (pooled, areas) == ((1, 0), (1, 1))
+    for name, inputs in ((SUMS, 2), (FINISH, 3)):
+        assert len(inspect.signature(plugin.parts["register", name]).parameters) == inputs, "as many as it is given"
 
 
 def test_plugin_without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
