@@ -34,7 +34,7 @@ from benchmarks.gpu_rows import (
     run_part,
     without_result,
 )
-from benchmarks.harness import environment, write_json
+from benchmarks.harness import environment, write_results
 from benchmarks.machine import REPOSITORY
 from benchmarks.preparation import TINY_CHECKPOINT
 from odise_rt.command_line import CommandParser, real_number
@@ -290,7 +290,7 @@ def write_report(options: argparse.Namespace, rows: list[Row]) -> str:
         "environment": environment(threads=1),
     }
     base: Path = options.out
-    write_json(base.with_name(base.name + ".json"), {"benchmark": "gpu_check", **facts, "rows": rows})
+    write_results(base.with_name(base.name + ".json"), {"benchmark": "gpu_check", **facts, "rows": rows})
     gpu = next((str(row.values.get("name")) for row in rows if row.name == "GPU"), "unknown")
     commit = f"{facts['environment']['commit']}{' (changed)' if facts['environment']['dirty'] else ''}"
     page = markdown(rows, {"GPU": gpu, "commit": commit, "date": facts["date"], "quick": facts["quick"]})

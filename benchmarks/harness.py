@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import REPOSITORY, environment
+from odise_rt.files import write_json
 
 __all__ = [
     "REPOSITORY",
@@ -26,7 +27,7 @@ __all__ = [
     "paired_ratio",
     "time_calls",
     "time_cuda_calls",
-    "write_json",
+    "write_results",
 ]
 
 
@@ -185,14 +186,11 @@ def time_cuda_calls(
     return [float(start.elapsed_time(end)) / 1e3 for start, end in pairs]
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write beside, then rename; dataclasses become objects, NaN is refused."""
+def write_results(path: Path, data: Any) -> None:
+    """Write what was measured as JSON; its folder is made, dataclasses become objects, and NaN is refused."""
 
     def plain(value: Any) -> Any:
         return asdict(value)
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    text = json.dumps(data, indent=1, ensure_ascii=False, default=plain, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, json.loads(json.dumps(data, default=plain, allow_nan=False)))

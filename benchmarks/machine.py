@@ -98,7 +98,7 @@ def gpu_facts() -> list[dict[str, str]]:
 _CALIBRATION = """
 import json, sys, time
 import numpy as np
-threads, size, repeats = map(int, sys.argv[1:])
+threads, size, repeats = int(sys.argv[1]), 2048, 5
 
 def best(call):
     call()
@@ -140,9 +140,9 @@ print(json.dumps({"matmul_gflops": rates, "copy_gbps": 2 * source.nbytes / min(c
 """
 
 
-def measure_rates(threads: int, size: int = 2048, repeats: int = 5) -> Rates:
+def measure_rates(threads: int) -> Rates:
     """Matmul rate of each library that is installed, and copy bandwidth, in a process of their own right now."""
-    command = [sys.executable, "-c", _CALIBRATION, str(threads), str(size), str(repeats)]
+    command = [sys.executable, "-c", _CALIBRATION, str(threads)]
     variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | variables)
     return Rates(**json.loads(done.stdout))

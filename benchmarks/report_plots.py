@@ -78,14 +78,14 @@ def plots_of(run: Run) -> list[Plot]:
     return [plot for plot in (make(run) for make in makers) if plot is not None]
 
 
-def _figure(height: float, width: float = _WIDTH) -> tuple[Figure, Axes]:
+def _figure(height: float) -> tuple[Figure, Axes]:
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as exc:
         raise MissingPackageError("plots need matplotlib: pip install 'matplotlib>=3.8'") from exc
     with rc_context({"font.size": 11}):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from benchmarks.harness import Summary, paired_ratio, write_json
+from benchmarks.harness import Summary, paired_ratio, write_results
 from benchmarks.machine import Rates
 from odise_rt.errors import OdiseError
 
@@ -88,14 +88,10 @@ class Result:
         return self.summary.median
 
     @classmethod
-    def measured(
-        cls, key: str, label: str, samples: Sequence[float], *, ratio: Ratio | None = None, **parts: Any
-    ) -> Result:
+    def measured(cls, key: str, label: str, samples: Sequence[float], **parts: Any) -> Result:
         """A result that has samples; group and variant are the first and last part of its key."""
         group, variant = key.split("/", 1)[0], key.rsplit("/", 1)[-1]
-        return cls(
-            key, group, variant, label, samples=tuple(samples), summary=Summary.of(samples), ratio=ratio, **parts
-        )
+        return cls(key, group, variant, label, samples=tuple(samples), summary=Summary.of(samples), **parts)
 
     @classmethod
     def missing(cls, key: str, label: str, status: Status, reason: str, **parts: Any) -> Result:
@@ -203,7 +199,7 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Write beside and rename."""
-        write_json(path, self.to_dict())
+        write_results(path, self.to_dict())
 
     @classmethod
     def load(cls, path: Path) -> Run:

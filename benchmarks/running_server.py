@@ -60,8 +60,8 @@ class RunningServer:
     def _ended(self, what: str) -> BackendError:
         return BackendError(f"{what}: {self.log.read_text()[-3000:]}")
 
-    def connect(self, timeout: float = 60) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port or 0, timeout=timeout)
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port or 0, timeout=60)
 
     def post(
         self, image: bytes, fields: dict[str, str], connection: http.client.HTTPConnection | None = None
@@ -98,9 +98,9 @@ class RunningServer:
                 found[f"{process.name()}-{process.pid}"] = process.memory_full_info().uss
         return found
 
-    def terminate(self, seconds: float = 60) -> int:
+    def terminate(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(seconds)
+        return self.process.wait(60)
 
 
 def form(image: bytes, fields: dict[str, str]) -> tuple[bytes, dict[str, str]]:

@@ -63,11 +63,11 @@ class Tally:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def requests(count: int, seed: int = 0) -> list[tuple[bytes, dict[str, str]]]:
+def requests(count: int) -> list[tuple[bytes, dict[str, str]]]:
     """A fixed set of images with fields; one in a hundred, and at least one, is broken."""
     from PIL import Image
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     made = []
     for number in range(count):
         height, width = (int(v) for v in rng.integers(48, 320, 2))
@@ -132,13 +132,13 @@ def slope(times: np.ndarray, values: np.ndarray) -> float:
     return float(np.median((values[second] - values[first]) / (times[second] - times[first])))
 
 
-def envelope(times: np.ndarray, values: np.ndarray, size: int = ENVELOPE) -> tuple[np.ndarray, np.ndarray]:
-    """The least of every ``size`` values, with its time; what is left over at the end is left out."""
-    count = len(values) // size
-    grouped = values[: count * size].reshape(count, size)
+def envelope(times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The least of every :data:`ENVELOPE` values, with its time; what is left over at the end is left out."""
+    count = len(values) // ENVELOPE
+    grouped = values[: count * ENVELOPE].reshape(count, ENVELOPE)
     least = grouped.argmin(axis=1)
     rows = np.arange(count)
-    return times[: count * size].reshape(count, size)[rows, least], grouped[rows, least]
+    return times[: count * ENVELOPE].reshape(count, ENVELOPE)[rows, least], grouped[rows, least]
 
 
 def soak(

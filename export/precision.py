@@ -118,7 +118,7 @@ def _decisions(graph: ir.Graph) -> list[ir.Node]:
 
 
 def _masked_sums(graph: ir.Graph) -> list[ir.Node]:
-    """Products and sums over hard masks, e.g. MaskPooling: areas exceed 2048, where fp16 stops counting."""
+    """Products and sums over hard masks, e.g. mask pooling: areas exceed 2048, where fp16 stops counting."""
     booleans = {id(output) for node in graph if node.op_type in _COMPARISONS for output in node.outputs}
     claimed = []
     for node in graph:

@@ -15,6 +15,9 @@ from training.models.odise import Odise
 from training.picture_page import side_by_side
 from training.torch_stages import torch_segmenter
 
+PICTURES = 4
+"""Pictures of a sheet."""
+
 
 class ExamplePictures:
     """Writes one sheet of pictures, predictions and truths at a time."""
@@ -27,16 +30,15 @@ class ExamplePictures:
         data: CocoPanoptic,
         folder: Path,
         classes: Vocabulary | None = None,
-        count: int = 4,
     ) -> None:
-        """Choose the first ``count`` pictures of ``data``, named with all its classes, or other words for them."""
+        """Choose the first :data:`PICTURES` of ``data``, named with all its classes, or other words for them."""
         self.model = model
         self.tokenizer_json = tokenizer_json
         self.training_vocabulary = tuple(training_vocabulary)
         self.data = data
         self.vocabulary = data_vocabulary(data.categories, classes)
         self.folder = folder
-        self.count = min(count, len(data))
+        self.count = min(PICTURES, len(data))
 
     def __call__(self, step: int) -> Path:
         """Write ``FOLDER/STEP.jpg`` and leave the model in the mode it was in; returns the path.

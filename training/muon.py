@@ -10,15 +10,16 @@ from torch import Tensor
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients of the Newton-Schulz iteration (Jordan et al. 2024): fast, singular values end near 1."""
+_ITERATIONS = 5
 
 
-def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
+def orthogonalised(matrix: Tensor) -> Tensor:
     """The nearest semi-orthogonal matrix, roughly: (n, m) to (n, m) with singular values in about [0.7, 1.2]."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
     first, second, third = _QUINTIC
-    for _ in range(iterations):
+    for _ in range(_ITERATIONS):
         gram = x @ x.T
         x = first * x + (second * gram + third * gram @ gram) @ x
     return x.T if tall else x

@@ -12,22 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
-MASK_STRIDE = 4
-"""Canvas pixels to a cell of the mask logits."""
-
-
-def to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """float32 to the bits of bfloat16 as uint16, rounded to nearest, ties to even; numpy has no such type."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    narrow: np.ndarray = np.where(np.isnan(values), np.uint16(0x7FFF), rounded.astype(np.uint16))
-    return narrow
-
-
-def from_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """Bits of bfloat16 as uint16 to float32, exactly."""
-    values: np.ndarray = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return values
+from odise_rt.specs import MASK_STRIDE
 
 
 def mask_pool(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import harness
-from benchmarks.harness import Summary, interleave, paired_ratio, time_calls, time_cuda_calls, write_json
+from benchmarks.harness import Summary, interleave, paired_ratio, time_calls, time_cuda_calls, write_results
 
 
 def test_a_summary_gives_order_statistics() -> None:
@@ -92,10 +92,10 @@ def test_calls_are_timed_after_warming_up() -> None:
 
 def test_results_are_written_whole_and_never_with_nan(tmp_path: Path) -> None:
     path = tmp_path / "new" / "run.json"
-    write_json(path, {"summary": Summary.of([1.0])})
+    write_results(path, {"summary": Summary.of([1.0])})
     before = path.read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="JSON"):
-        write_json(path, {"value": float("nan")})
+        write_results(path, {"value": float("nan")})
     assert path.read_text(encoding="utf-8") == before
 
 

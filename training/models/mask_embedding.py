@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.models.mask_pooling import MaskPooling
+from training.models.mask_pooling import mask_pool
 
 MAX_LOGIT_SCALE = 100.0
 
@@ -37,7 +37,6 @@ class MaskEmbedding(nn.Module):
     def __init__(self, hidden_dim: int, classification_dim: int) -> None:
         super().__init__()
         assert hidden_dim == classification_dim, "the released model has one width for both"
-        self.pooling = MaskPooling()
         self.pool_norm = nn.LayerNorm(hidden_dim)
         self.pool_projection = nn.Linear(hidden_dim, hidden_dim)
         self.norm = nn.LayerNorm(hidden_dim)
@@ -60,5 +59,5 @@ class MaskEmbedding(nn.Module):
         Returns:
             The classification embedding ``(B, Q, C)``, not normalised, and z ``(B, Q, C)`` that it was made from.
         """
-        z = self.pool_projection(self.pool_norm(self.pooling(mask_logits, mask_features))) + states
+        z = self.pool_projection(self.pool_norm(mask_pool(mask_logits, mask_features))) + states
         return self.mlp(self.norm(z)), z

@@ -26,11 +26,3 @@ def mask_pool(mask_logits: Tensor, features: Tensor) -> Tensor:
     pooled = mask @ features.flatten(2).transpose(1, 2)
     area = mask.sum(dim=2, keepdim=True)
     return pooled / (area + 1e-8)
-
-
-class MaskPooling(torch.nn.Module):
-    """:func:`mask_pool` as a module, so that a graph pass can find it and put a kernel in its place."""
-
-    def forward(self, mask_logits: Tensor, features: Tensor) -> Tensor:
-        """See :func:`mask_pool`."""
-        return mask_pool(mask_logits, features)

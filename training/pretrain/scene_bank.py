@@ -12,12 +12,11 @@ from training.data.picture_files import read_rgb
 
 
 class SceneBank:
-    """All pictures of a split, decoded once.
+    """All pictures of the training split, decoded once.
 
     Args:
         root: Data set folder.
         least: Pixels of the smallest side that pictures may have.
-        split: Its split, "train" as a rule.
         limit: Use only so many pictures.
 
     Attributes:
@@ -28,13 +27,13 @@ class SceneBank:
         DatasetError: No captions, a missing picture, or pictures that are not square, too small, or of different sizes.
     """
 
-    def __init__(self, root: Path, least: int = 1, split: str = "train", limit: int | None = None) -> None:
-        path = root / "annotations" / f"captions_{split}.json"
+    def __init__(self, root: Path, least: int = 1, limit: int | None = None) -> None:
+        path = root / "annotations" / "captions_train.json"
         captions = read_captions(path)
         pictures = []
         self.captions: list[tuple[str, ...]] = []
         for image_id, name in read_images(path)[:limit]:
-            file = root / split / name
+            file = root / "train" / name
             pictures.append(read_rgb(file, image_id))
             height, width, _ = pictures[-1].shape
             if height != width or width < least or pictures[-1].shape != pictures[0].shape:

@@ -25,6 +25,8 @@ from training.run_log import LOG_NAME, cut_log
 from training.run_state import UNREADABLE
 
 STATE_FILE = "state.pt"
+_CLIP_NORM = 1.0
+"""Gradient norm above which gradients are scaled down."""
 CONFIGS = [name for name, config in PRESETS.items() if config.window <= LARGEST_SIDE]
 """Models of which these trainings can draw a window."""
 
@@ -75,7 +77,6 @@ class Session:
         steps: Length of the whole training.
         warmup: Steps of linear warm-up.
         weight_decay: AdamW's, for matrices and kernels only.
-        clip_norm: Gradient norm above which gradients are scaled down.
         average: Decay of an exponential moving average of the weights; 0 keeps none.
         orthogonal: Muon moves matrices and kernels whose name contains one of these; AdamW moves the rest.
     """
@@ -88,12 +89,11 @@ class Session:
         steps: int,
         warmup: int = 100,
         weight_decay: float = 0.05,
-        clip_norm: float = 1.0,
         average: float = 0.0,
         orthogonal: tuple[str, ...] = (),
     ) -> None:
         self.folder, self.steps, self.peak_rate, self.warmup = folder, steps, peak_rate, warmup
-        self.clip_norm, self.average, self.step = clip_norm, average, 0
+        self.average, self.step = average, 0
         self.modules = nn.ModuleDict(modules)
         named = [(name, value) for name, value in self.modules.named_parameters() if value.requires_grad]
         matrices = [value for name, value in named if value.ndim >= 2 and any(part in name for part in orthogonal)]
@@ -182,7 +182,7 @@ class Session:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.modules.parameters(), self.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.modules.parameters(), _CLIP_NORM)
         self._check_finite("the gradient", norm)
         for optimizer in self.optimizers:
             optimizer.step()

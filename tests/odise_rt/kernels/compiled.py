@@ -19,8 +19,8 @@ from odise_rt.backends.device_arrays import DeviceArray
 from odise_rt.kernels.launch_plans import FLOAT32, GpuFacts, Launch, plan_panoptic_merge
 from odise_rt.kernels.naming import ClassArrays, NamingKernels, SegmentArrays
 from odise_rt.kernels.native import MODULES, Kernels
-from odise_rt.kernels.reference import MASK_STRIDE
 from odise_rt.kernels.resize_tables import resize_table
+from odise_rt.specs import MASK_STRIDE
 from tests.odise_rt.kernels.builds import HERE, KERNELS, cached, library
 from tests.odise_rt.kernels.emulated import Emulation, aligned_empty
 from tests.odise_rt.kernels.naming_calls import ClassesCall, NamingCalls

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from odise_rt.kernels.reference import deformable_attention, from_bfloat16, to_bfloat16
+from odise_rt.kernels.reference import deformable_attention
+from tests.odise_rt.kernels.bfloat16 import from_bfloat16, to_bfloat16
 from tests.odise_rt.kernels.compiled import Compiled
 from tests.odise_rt.kernels.emulated import Emulation
 

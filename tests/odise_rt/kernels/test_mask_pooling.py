@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from odise_rt.kernels.launch_plans import FLOAT16, GpuFacts, plan_mask_pool
-from odise_rt.kernels.reference import from_bfloat16, mask_pool, to_bfloat16
+from odise_rt.kernels.reference import mask_pool
+from tests.odise_rt.kernels.bfloat16 import from_bfloat16, to_bfloat16
 from tests.odise_rt.kernels.compiled import NEWER, Compiled, chosen
 from tests.odise_rt.kernels.emulated import Emulation
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from odise_rt.kernels.reference import MergedPixels, from_bfloat16, merge_errors, panoptic_merge, to_bfloat16
+from odise_rt.kernels.reference import MergedPixels, merge_errors, panoptic_merge
 from odise_rt.postprocessing import MaskResizer, _assign_pixels
+from tests.odise_rt.kernels.bfloat16 import from_bfloat16, to_bfloat16
 from tests.odise_rt.kernels.compiled import NEWER, Compiled, chosen
 from tests.odise_rt.kernels.emulated import Emulation
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from odise_rt.kernels.reference import MergedPixels, from_bfloat16, merge_errors, to_bfloat16
+from odise_rt.kernels.reference import MergedPixels, merge_errors
 from tests.odise_rt.kernels import test_deformable_attention, test_mask_pooling
+from tests.odise_rt.kernels.bfloat16 import from_bfloat16, to_bfloat16
 from tests.odise_rt.kernels.compiled import Compiled
 from tests.odise_rt.kernels.test_panoptic_merge import blobs
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from training.data.sticker_world.nouns import Noun, plural, with_article
 
+CAPTIONS = 5
+"""Captions of a picture."""
 _NUMBERS = {2: "two", 3: "three", 4: "four"}
 _OPENINGS = (
     "",
@@ -85,27 +87,26 @@ def _relation(things: list[Placed], stuff: list[Noun], rng: np.random.Generator)
     return f"{text} {stuff_phrase(stuff[int(rng.integers(len(stuff)))], rng)}"
 
 
-def describe(things: list[Placed], stuff: list[Noun], rng: np.random.Generator, count: int = 5) -> list[str]:
+def describe(things: list[Placed], stuff: list[Noun], rng: np.random.Generator) -> list[str]:
     """Write captions.
 
     Args:
         things: Visible things, any order.
         stuff: Kinds of stuff in the picture, at least one.
         rng: Source of every choice.
-        count: How many captions.
 
     Returns:
-        ``count`` lower-case sentences without a final full stop. The first names every thing and every stuff; the
-        others pick a few of them or say how two stand to each other.
+        :data:`CAPTIONS` lower-case sentences without a final full stop. The first names every thing and every stuff,
+        the others pick a few of them or say how two stand to each other.
     """
     if not things:
-        return [f"a photo of the {_name(noun, rng)}" for noun in (stuff * count)[:count]]
+        return [f"a photo of the {_name(noun, rng)}" for noun in (stuff * CAPTIONS)[:CAPTIONS]]
     counts = Counter(thing.noun.name for thing in things)
     nouns = {thing.noun.name: thing.noun for thing in things}
     full = join_phrases([_counted(noun, counts[name], rng) for name, noun in nouns.items()])
     captions = [full + " with " + join_phrases([f"{_name(noun, rng)}" for noun in stuff])]
     largest = sorted(things, key=lambda thing: -thing.visible_area)
-    while len(captions) < count:
+    while len(captions) < CAPTIONS:
         if len(things) > 1 and len(captions) % 3 == 2:
             captions.append(_relation(largest[:4], stuff, rng))
         else:
