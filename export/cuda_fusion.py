@@ -29,24 +29,25 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from export.fused_operators import MS, TO_NCHW, TO_NHWC
+from export.fused_operators import TO_NCHW, TO_NHWC
 from export.fusion import fuse_attention
 from export.graph_editing import (
+    MS,
     NodeEmitter,
     add_constant,
+    constant_of,
     only_reader,
     producer_of,
     remove_unread,
     replace_node,
     unused_name,
 )
+from export.group_norm import match_group_norm
 
 MAX_HEAD_WIDTH = 256
 """Flash attention takes no wider heads; plain products are what is left then, and need no fusion."""
 SPLIT_GELU_WIDTHS = frozenset({2560, 5120, 10240, 6144, 12288})
 """Widths before the split for which BiasSplitGelu has a kernel; the first three are Stable Diffusion's."""
-
-
 CHANNELS_OF_TENSOR_CORES = 8
 """Convolutions whose channels this does not divide stay as they are."""
 
@@ -111,41 +112,28 @@ def _at_each(graph: ir.Graph, op_type: str, fuse: Callable[[ir.Graph, ir.Node], 
 
 
 def _fuse_group_norm(graph: ir.Graph, norm: ir.Node) -> bool | None:
-    """``Reshape, InstanceNormalization, Reshape, Mul, Add`` and perhaps SiLU; returns whether SiLU was among them, or
-    None if this is something else."""
-    grouped = producer_of(norm.inputs[0], "Reshape")
-    restored = only_reader(norm.outputs[0], "Reshape")
-    scaled = only_reader(restored.outputs[0], "Mul") if restored is not None else None
-    shifted = only_reader(scaled.outputs[0], "Add") if scaled is not None else None
-    if grouped is None or scaled is None or shifted is None:
-        return None
-    source, groups = grouped.inputs[0], _constant(norm.inputs[1])
-    weight, bias = _constant(scaled.inputs[1]), _constant(shifted.inputs[1])
-    if source is None or source.shape is None or len(source.shape) != 4 or groups is None:
-        return None
-    shift = _constant(norm.inputs[2])
-    channels = source.shape[1]
-    plain = (groups == 1).all() and shift is not None and (shift == 0).all()
-    per_channel = (channels, 1, 1)
-    if not plain or weight is None or bias is None or weight.shape != per_channel or bias.shape != per_channel:
-        return None
-    if not isinstance(channels, int) or channels % groups.size or channels // groups.size % 2:
+    """A GroupNorm and perhaps SiLU; returns whether SiLU was among them, or None if this is something else."""
+    found = match_group_norm(norm)
+    if found is None or found.channels // found.groups % 2:
         return None  # the kernel works on pairs of channels of one group
-    last, silu = _silu_behind(shifted)
+    weight, bias = constant_of(found.weight), constant_of(found.bias)
+    assert weight is not None
+    assert bias is not None
+    last, silu = _silu_behind(found.result)
     emit = NodeEmitter(graph, f"{norm.name}/fused")
-    turned = _channels_last(emit, source)
+    turned = _channels_last(emit, found.source)
     normed = emit(
         "GroupNorm",
         turned,
         emit.constant(weight.reshape(-1).astype(np.float32)),
         emit.constant(bias.reshape(-1).astype(np.float32)),
         domain=MS,
-        groups=int(groups.size),
-        epsilon=norm.attributes.get_float("epsilon", 1e-5),
+        groups=found.groups,
+        epsilon=found.epsilon,
         activation=int(silu),
         channels_last=1,
     )
-    normed.shape, normed.type = turned.shape, source.type
+    normed.shape, normed.type = turned.shape, found.source.type
     replace_node(graph, last, emit.nodes, emit("Transpose", normed, perm=list(TO_NCHW)))
     return silu
 
@@ -167,7 +155,7 @@ def _last_shape(value: ir.Value) -> ir.Shape:
 def _turn_convolution(graph: ir.Graph, convolution: ir.Node) -> bool:
     """A convolution of two axes whose weights are constant."""
     source, kernel, *others = convolution.inputs
-    output, weight = convolution.outputs[0], _constant(kernel)
+    output, weight = convolution.outputs[0], constant_of(kernel)
     if source is None or kernel is None or weight is None or weight.ndim != 4 or source.shape is None:
         return False
     if convolution.attributes.get_int("group", 1) != 1 or output.shape is None:
@@ -218,7 +206,7 @@ def _fuse_skip_layer_norm(graph: ir.Graph, norm: ir.Node) -> bool:
     if total is None or len(norm.inputs) < 3 or norm.attributes.get_int("axis", -1) not in (-1, 2):
         return False
     first, second = total.inputs
-    weight, shift = _constant(norm.inputs[1]), _constant(norm.inputs[2])
+    weight, shift = constant_of(norm.inputs[1]), constant_of(norm.inputs[2])
     if first is None or second is None or weight is None or shift is None:
         return False
     shape, value = _tokens_shape(first), total.outputs[0]
@@ -306,7 +294,7 @@ def _fuse_quick_gelu(graph: ir.Graph, sigmoid: ir.Node) -> bool:
     if product is None or inner is None:
         return False
     scaled = producer_of(inner, "Mul")
-    factor = _constant(scaled.inputs[1]) if scaled is not None else None
+    factor = constant_of(scaled.inputs[1]) if scaled is not None else None
     source, alpha = inner, 1.0
     unscaled = scaled.inputs[0] if scaled is not None else None
     if unscaled is not None and factor is not None and factor.size == 1:
@@ -325,7 +313,7 @@ def _divisor_on_gpu(graph: ir.Graph, count: ir.Node) -> bool:
     numbers = count.outputs[0]
     if limit is None or limit.const_value is not None or limit.dtype != ir.DataType.FLOAT:
         return False
-    if [None if (value := _constant(bound)) is None else float(value) for bound in (start, step)] != [0.0, 1.0]:
+    if [None if (value := constant_of(bound)) is None else float(value) for bound in (start, step)] != [0.0, 1.0]:
         return False
     divisions = [
         use.node
@@ -344,7 +332,3 @@ def _divisor_on_gpu(graph: ir.Graph, count: ir.Node) -> bool:
         division.replace_input_with(1, size)
     graph.sort()
     return True
-
-
-def _constant(value: ir.Value | None) -> np.ndarray | None:
-    return value.const_value.numpy() if value is not None and value.const_value is not None else None

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from export.cpu_check import CpuCheck
 from export.engine_folder import EngineFolder, existing_engine
 from export.engine_from_onnx import BuildJob, build_flags
 from export.engine_graphs import PreparedGraph, graph_blocks, precision_advice, prepare_graph
@@ -167,16 +168,14 @@ class _StageBuild:
 
     def _graph(self, folder: Path, keep: Collection[str] = (), quiet: bool = False) -> PreparedGraph:
         entry = self.bundle.stages[self.stage]
+        bounds = stage_bounds(self.stage, self.precision)
         graph = prepare_graph(
             entry.file,
-            entry.spec,
             self.kind,
-            self.bundle.precision,
-            self.precision,
-            self._cases,
-            folder,
-            self.options.threads,
-            keep,
+            CpuCheck(entry.spec, self._cases, bounds, folder, self.options.threads),
+            from_precision=self.bundle.precision,
+            precision=self.precision,
+            keep=keep,
         )
         for line in () if quiet else graph_notes(graph.notes):
             self.progress.note(line)

@@ -19,21 +19,17 @@ from typing import Any
 
 import onnx_ir as ir
 
-from export.cpu_check import check_graph_file
+from export.cpu_check import CpuCheck
 from export.cuda_fusion import fuse_for_ort_cuda
-from export.fused_operators import write_out_fusions
 from export.gather_sampling import replace_grid_sample
-from export.group_norm import apply_precise_group_norm, restore_group_norm
+from export.group_norm import restore_group_norm
 from export.precision import EnginePrecision, check_bundle_precision, node_blocks, to_mixed_precision
 from export.precision_search import search_precision
-from export.rounding import make_rounding_explicit, to_single_precision
-from export.tolerances import stage_bounds
+from export.rounding import to_single_precision
 from export.weight_store import WeightStore, save_graph
 from odise_rt.bundle import StageFile, file_sha256
-from odise_rt.engine_check import Bounds, Case, OutputCheck
 from odise_rt.engine_facts import EngineKind
 from odise_rt.errors import ExportError
-from odise_rt.specs import StageSpec
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 
@@ -64,13 +60,11 @@ def precision_advice(from_precision: str) -> str:
 
 def prepare_graph(
     file: StageFile,
-    spec: StageSpec,
     kind: EngineKind,
+    check: CpuCheck,
+    *,
     from_precision: str,
     precision: EnginePrecision,
-    cases: Sequence[Case],
-    folder: Path,
-    threads: int | None = None,
     keep: Collection[str] = (),
 ) -> PreparedGraph:
     """Make the graph for an engine, and compare it with the expected outputs in ONNX Runtime on CPU.
@@ -79,20 +73,17 @@ def prepare_graph(
 
     Args:
         file: the bundle's portable graph.
-        spec: of the stage.
         kind: the engine.
+        check: what the graph must compute; it is written to the folder of this check.
         from_precision: of the bundle.
         precision: inside the new graph.
-        cases: what it must compute.
-        folder: where the files are written.
-        threads: inside an operator; ``None``: all usable cores.
         keep: blocks that stay in float32 in any case.
 
     Raises:
         ExportError: the bundle's precision is too low, an operator is not standard, or the graph does not agree.
     """
     check_bundle_precision(from_precision, precision)
-    bounds = stage_bounds(spec.name, precision)
+    stage = check.spec.name
     notes: dict[str, Any] = {}
 
     def make(kept: Collection[str]) -> ir.Model:
@@ -101,55 +92,37 @@ def prepare_graph(
         return model
 
     if precision != "fp32":
-        advice = precision_advice(from_precision)
-        found_bad = blocks_to_keep(make, graph_blocks(file.path), spec, cases, bounds, folder, advice, threads)
+        found_bad = blocks_to_keep(make, graph_blocks(file.path), check, precision_advice(from_precision))
         model = make(found_bad)
         keep = (*keep, *found_bad)
     else:
         model = make(())
-        checks = check_on_cpu(model, spec, cases, bounds, folder, threads)
-        wrong = [check.describe(bounds) for check in checks if not check.passed]
+        wrong = check.problems(model)
         if wrong:
-            raise ExportError(f"stage {spec.name} for {kind}: the graph does not agree: {'; '.join(wrong)}")
+            raise ExportError(f"stage {stage} for {kind}: the graph does not agree: {'; '.join(wrong)}")
     if keep:
         notes["blocks_kept_fp32"] = list(keep)
-    return _write(model, spec.name, folder, precision, notes)
+    return _write(model, stage, check.folder, precision, notes)
 
 
 def blocks_to_keep(
-    make: Callable[[Collection[str]], ir.Model],
-    blocks: Sequence[str],
-    spec: StageSpec,
-    cases: Sequence[Case],
-    bounds: Bounds,
-    folder: Path,
-    advice: str,
-    threads: int | None = None,
+    make: Callable[[Collection[str]], ir.Model], blocks: Sequence[str], check: CpuCheck, advice: str
 ) -> tuple[str, ...]:
     """The blocks that must stay in float32 for a mixed graph to agree on the CPU; none if all of it does.
 
     Args:
-        make: the graph in half precision but for the given blocks; called anew for every trial.
+        make: gives the graph in half precision but for the given blocks; called anew for every trial.
         blocks: of the graph, in topological order.
-        spec: of the stage.
-        cases: what it must compute.
-        bounds: how well.
-        folder: for files of trials.
+        check: what the graph must compute.
         advice: what to do when too many blocks are bad, for messages.
-        threads: inside an operator; ``None``: all usable cores.
 
     Raises:
         ExportError: the graph does not agree in float32 either, or too many blocks are bad.
     """
-
-    def problems(keep: Collection[str]) -> list[str]:
-        checks = check_on_cpu(make(keep), spec, cases, bounds, folder, threads)
-        return [check.describe(bounds) for check in checks if not check.passed]
-
-    found = problems(())
+    found = check.problems(make(()))
     if not found:
         return ()
-    return search_precision(blocks, lambda keep: not problems(keep), spec.name, advice, found[0]).kept
+    return search_precision(blocks, lambda keep: not check.problems(make(keep)), check.spec.name, advice, found[0]).kept
 
 
 def graph_blocks(path: Path) -> list[str]:
@@ -192,31 +165,3 @@ def _write(
         save_graph(model, path, store)
     digest = hashlib.sha256(f"{file_sha256(path)}\n{file_sha256(weights)}".encode()).hexdigest()
     return PreparedGraph(path, weights, digest, precision, notes)
-
-
-def check_on_cpu(
-    model: ir.Model,
-    spec: StageSpec,
-    cases: Sequence[Case],
-    bounds: Bounds,
-    folder: Path,
-    threads: int | None = None,
-) -> list[OutputCheck]:
-    """Compare a graph with expected outputs in ONNX Runtime on CPU.
-
-    Operators that only the CUDA provider has are written out in standard ones: what is compared is everything but those
-    kernels. GroupNorms of float32 graphs are summed precisely (:mod:`export.group_norm`), and values in half precision
-    are really rounded (:func:`export.rounding.make_rounding_explicit`).
-    """
-    candidate = model.clone()
-    write_out_fusions(candidate)
-    if not make_rounding_explicit(candidate):
-        apply_precise_group_norm(candidate)
-    path, weights = folder / f".candidate-{spec.name}.onnx", folder / f".candidate-{spec.name}.data"
-    try:
-        with WeightStore(weights) as store:
-            save_graph(candidate, path, store)
-        return check_graph_file(path, spec, cases, bounds, f"stage {spec.name}", threads)
-    finally:
-        path.unlink(missing_ok=True)
-        weights.unlink(missing_ok=True)

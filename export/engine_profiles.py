@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from odise_rt.engine_facts import Profile, ShapeRange
 from odise_rt.errors import OptionsError
-from odise_rt.specs import ModelFacts, StageSpec
+from odise_rt.specs import MASK_STRIDE, ModelFacts, StageSpec
 from odise_rt.text_embeddings import BATCH as PROMPT_BATCH
 from odise_rt.windows import window_grid
 
@@ -120,8 +120,8 @@ def _image_profiles(spec: StageSpec, facts: ModelFacts, shapes: EngineShapes, fe
             "W": width,
             "h": unpadded[0],
             "w": unpadded[1],
-            "mh": height // 4,
-            "mw": width // 4,
+            "mh": height // MASK_STRIDE,
+            "mw": width // MASK_STRIDE,
             "Q": facts.queries,
         }
 
@@ -144,4 +144,5 @@ def _padded(height: int, width: int, divisor: int) -> tuple[int, int]:
 
 
 def _profile(spec: StageSpec, low: dict[str, int], opt: dict[str, int], high: dict[str, int]) -> Profile:
-    return {t.name: ShapeRange(t.resolve(low), t.resolve(opt), t.resolve(high)) for t in spec.inputs}
+    least, usual, most = (spec.input_shapes(**dims) for dims in (low, opt, high))
+    return {name: ShapeRange(least[name], usual[name], most[name]) for name in usual}

@@ -6,7 +6,6 @@ with PyTorch; that needs no checkpoint. Random inputs would exercise neither the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +15,7 @@ from odise_rt.backends.ort import OrtBackend, import_onnxruntime
 from odise_rt.backends.pool import StagePool
 from odise_rt.bundle import Bundle
 from odise_rt.check_picture import landscape
-from odise_rt.engine_check import Case
+from odise_rt.engine_check import Arrays, Case
 from odise_rt.errors import ExportError
 from odise_rt.options import SegmentOptions
 from odise_rt.segmenter import Segmenter
@@ -24,13 +23,11 @@ from odise_rt.specs import STAGES, ModelFacts
 from odise_rt.text_embeddings import TextEmbedder
 from odise_rt.vocabulary import Vocabulary
 
-Arrays = Mapping[str, np.ndarray]
-
-ENGINE_WORDS = (
+CHECK_WORDS = (
     "sky; grass, meadow; house, building; window; sun; road, path; tree, trees; person; purple elephant balloon",
     "sky; ground; tree",
 )
-"""Words for the two pictures, of different numbers."""
+"""Words for the two pictures of a comparison, of different numbers."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,8 @@ def check_sound(source: str, arrays: Arrays) -> None:
 class RecordedStage:
     """A stage that keeps its first inputs and outputs."""
 
-    def __init__(self, stage: Stage, name: str, inputs: dict[str, Arrays], outputs: dict[str, Arrays]) -> None:
-        self._stage, self._name, self._inputs, self._outputs = stage, name, inputs, outputs
+    def __init__(self, stage: Stage, name: str, cases: dict[str, Case]) -> None:
+        self._stage, self._name, self._cases = stage, name, cases
 
     @property
     def facts(self) -> StageFacts:
@@ -73,10 +70,10 @@ class RecordedStage:
             ExportError: nothing can be compared with what it gives.
         """
         outputs = self._stage.run(inputs)
-        if self._name not in self._inputs:
+        if self._name not in self._cases:
             check_sound(f"stage {self._name} in {self.facts.engine}", outputs)
-            self._inputs[self._name] = {name: array.copy() for name, array in inputs.items()}
-            self._outputs[self._name] = {name: array.copy() for name, array in outputs.items()}
+            kept = ({name: array.copy() for name, array in arrays.items()} for arrays in (inputs, outputs))
+            self._cases[self._name] = Case(*kept)
         return outputs
 
     def close(self) -> None:
@@ -89,10 +86,8 @@ class RecordingBackend:
     """Another backend, with every stage recorded."""
 
     inner: Backend
-    inputs: dict[str, Arrays] = field(default_factory=dict)
-    """Stage to the inputs of its first call."""
-    outputs: dict[str, Arrays] = field(default_factory=dict)
-    """Stage to what it made of them."""
+    cases: dict[str, Case] = field(default_factory=dict)
+    """Stage to the inputs of its first call, and what it made of them."""
 
     @property
     def device(self) -> Device:
@@ -114,11 +109,7 @@ class RecordingBackend:
 
     def load(self, bundle: Bundle, stage: str) -> RecordedStage:
         """Load a stage and record it."""
-        return RecordedStage(self.inner.load(bundle, stage), stage, self.inputs, self.outputs)
-
-    def cases(self) -> dict[str, Case]:
-        """What was recorded, by stage."""
-        return {name: Case(self.inputs[name], self.outputs[name]) for name in self.inputs}
+        return RecordedStage(self.inner.load(bundle, stage), stage, self.cases)
 
 
 def engine_pictures(facts: ModelFacts) -> tuple[np.ndarray, np.ndarray]:
@@ -150,12 +141,12 @@ def references_from_bundle(bundle: Bundle, largest_batch: int, threads: int | No
         threads: inside an operator; ``None``: all cores.
     """
     cases: dict[str, list[Case]] = {name: [] for name in STAGES}
-    for pixels, words in zip(engine_pictures(bundle.facts), ENGINE_WORDS, strict=True):
+    for pixels, words in zip(engine_pictures(bundle.facts), CHECK_WORDS, strict=True):
         backend = RecordingBackend(OrtBackend("cpu", threads))
         stages = StagePool(backend, bundle, keep=frozenset())
         with Segmenter(bundle, backend, stages, TextEmbedder(bundle, stages, cache=None)) as segmenter:
             segmenter.segment(pixels, Vocabulary.parse(words), reference_options(pixels, largest_batch))
-        for name, case in backend.cases().items():
+        for name, case in backend.cases.items():
             cases[name].append(case)
     version = import_onnxruntime().__version__
     return References(f"the bundle's {bundle.precision} graphs in ONNX Runtime {version} on CPU", cases)

@@ -25,7 +25,9 @@ import torch
 from rich.console import Console
 
 from export.bundle_writer import BundleWriter, StageFiles
+from export.cpu_check import CpuCheck
 from export.engine_graphs import blocks_to_keep
+from export.engine_reference import CHECK_WORDS
 from export.flops import StageFlops, count_flops
 from export.fusion import VARIANT, fuse_for_ort_cpu
 from export.graph_editing import remove_unread
@@ -38,7 +40,6 @@ from export.sources import Source
 from export.stages import StageGraph, stage_graphs
 from export.tolerances import stage_bounds
 from export.verify import (
-    VOCABULARIES,
     Comparison,
     Example,
     ResultComparison,
@@ -103,7 +104,7 @@ class Exporter:
         with self.progress.step("run PyTorch on two pictures"):
             pictures = example_pictures(self.facts, self.options.photo)
             loaded = self.source.loaded
-            examples = [run_example(loaded, p, words) for p, words in zip(pictures, VOCABULARIES, strict=True)]
+            examples = [run_example(loaded, p, words) for p, words in zip(pictures, CHECK_WORDS, strict=True)]
         graphs = stage_graphs(self.model, self.facts)
         rows = [self._stage(graphs[name], flops[name], examples) for name in STAGES if name in self.options.stages]
         result = None
@@ -178,11 +179,11 @@ class Exporter:
             to_mixed_precision(trial, keep)
             return trial
 
-        cases = [example.case(stage.name) for example in examples]
-        blocks = list(dict.fromkeys(node_blocks(model.graph).values()))
+        cases = [example.cases[stage.name] for example in examples]
         bounds = stage_bounds(stage.name, self.options.precision)
-        advice = "build this bundle with --precision fp32"
-        return blocks_to_keep(make, blocks, stage.spec, cases, bounds, self.writer.graphs, advice, self.options.threads)
+        check = CpuCheck(stage.spec, cases, bounds, self.writer.graphs, self.options.threads)
+        blocks = list(dict.fromkeys(node_blocks(model.graph).values()))
+        return blocks_to_keep(make, blocks, check, "build this bundle with --precision fp32")
 
     def _compare(self, stage: StageGraph, form: str, path: Path, examples: list[Example]) -> list[Comparison]:
         """Run one graph on all examples."""

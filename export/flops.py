@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from export.stages import ClipImage, ClipMask, ClipText, MaskDecoder, UnetTap
-from odise_rt.specs import STAGES, ModelFacts, stage_specs
+from odise_rt.specs import MASK_STRIDE, STAGES, ModelFacts, stage_specs
 from odise_rt.windows import window_grid
 from training.models import frozen
 from training.models.odise import Odise
@@ -101,7 +101,8 @@ def _runs(model: Odise, facts: ModelFacts, height: int, width: int) -> Iterator[
     """Structure, stage name, stage and its fake inputs, while operations act on fake tensors."""
     grid = window_grid(height, width, facts.window)
     dims = {"N": len(grid), "s": grid.side, "Q": facts.queries, "L": 1}
-    dims |= {"H": height, "W": width, "h": height, "w": width, "mh": height // 4, "mw": width // 4}
+    dims |= {"H": height, "W": width, "h": height, "w": width}
+    dims |= {"mh": height // MASK_STRIDE, "mw": width // MASK_STRIDE}
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), _frozen(model), _with_sd_text(model):
         structures = {"official": _official_stages(model), "pruned": _pruned_stages(model)}
         for name, spec in stage_specs(facts).items():

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from export.graph_editing import NodeEmitter, remove_unread
+from export.graph_editing import MS, NodeEmitter, remove_unread
 
-MS = "com.microsoft"
-"""Domain of ONNX Runtime's own operators."""
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 FUSED_OPERATORS = (
     "NhwcConv",

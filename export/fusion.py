@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from export.graph_editing import only_reader, producer_of, remove_unread, replace_node
+from export.graph_editing import MS, only_reader, producer_of, remove_unread, replace_node
 
 VARIANT = "ort-cpu"
 """Key of the variant in the bundle; :mod:`odise_rt.backends.ort` looks for it."""
@@ -75,12 +75,12 @@ def fuse_attention(model: ir.Model, max_head_width: int = MAX_HEAD_WIDTH) -> int
         found = _match(softmax, max_head_width)
         if found is None:
             continue
-        model.opset_imports["com.microsoft"] = 1
+        model.opset_imports[MS] = 1
         node = ir.node(
             "MultiHeadAttention",
             [found.query, found.key, found.value],
             {"num_heads": found.heads, "scale": found.scale},
-            domain="com.microsoft",
+            domain=MS,
             name=f"{softmax.name}/MultiHeadAttention",
         )
         node.outputs[0].name = str(node.name)

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+MS = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+
 
 def fixed_shape(tensor: ir.TensorProtocol) -> tuple[int, ...]:
     """The shape of a constant."""
@@ -75,6 +78,11 @@ def remove_unread(graph: ir.Graph) -> None:
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             graph.initializers.pop(name)
+
+
+def constant_of(value: ir.Value | None) -> np.ndarray | None:
+    """The numbers of a value that is a constant."""
+    return value.const_value.numpy() if value is not None and value.const_value is not None else None
 
 
 def producer_of(value: ir.Value | None, op_type: str) -> ir.Node | None:

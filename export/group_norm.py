@@ -14,7 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from export.graph_editing import NodeEmitter, add_constant, only_reader, remove_unread, replace_node, unused_name
+from export.graph_editing import (
+    NodeEmitter,
+    add_constant,
+    constant_of,
+    only_reader,
+    producer_of,
+    remove_unread,
+    replace_node,
+    unused_name,
+)
 
 MIN_GROUP_VALUES = 1 << 17
 """With fewer values in a group the accumulator is good to 1e-5, and fewer nodes are faster."""
@@ -24,7 +33,7 @@ _PRECISE = "/precise"
 
 
 @dataclass(frozen=True)
-class _GroupNorm:
+class GroupNorm:
     """A matched subgraph on ``(N, C, H, W)``."""
 
     source: ir.Value
@@ -46,7 +55,8 @@ def apply_precise_group_norm(model: ir.Model) -> int:
         How many were rewritten.
     """
     graph = model.graph
-    found = [match for node in graph if node.op_type == "InstanceNormalization" and (match := _match(node))]
+    matches = [match_group_norm(node) for node in graph if node.op_type == "InstanceNormalization"]
+    found = [match for match in matches if match is not None and _is_large(match)]
     for match in found:
         _rewrite(graph, match)
     return len(found)
@@ -96,35 +106,40 @@ def _restore(graph: ir.Graph, prefix: str, nodes: list[ir.Node]) -> None:
     replace_node(graph, result, emit.nodes, shifted)
 
 
-def _match(norm: ir.Node) -> _GroupNorm | None:
-    """``Add(Mul(Reshape(InstanceNormalization(Reshape(x, [0, G, -1]))), weight), bias)``, or None."""
-    grouped = norm.inputs[0].producer() if norm.inputs[0] is not None else None
-    if grouped is None or grouped.op_type != "Reshape" or grouped.inputs[0] is None:
-        return None
-    source = grouped.inputs[0]
-    shape, grouped_shape = source.shape, grouped.outputs[0].shape
-    if shape is None or grouped_shape is None or len(shape) != 4 or len(grouped_shape) != 3:
-        return None
-    channels, groups = shape[1], grouped_shape[1]
-    plain = all(_is_constant(value, number) for value, number in zip(norm.inputs[1:], (1.0, 0.0), strict=True))
-    if not plain or not isinstance(channels, int) or not isinstance(groups, int):
-        return None
-    height, width = shape[2], shape[3]
-    if isinstance(height, int) and isinstance(width, int) and channels // groups * height * width < MIN_GROUP_VALUES:
-        return None
+def match_group_norm(norm: ir.Node) -> GroupNorm | None:
+    """The GroupNorm that an InstanceNormalization is part of, or None:
+    ``Add(Mul(Reshape(InstanceNormalization(Reshape(x, [0, G, -1]))), weight), bias)``.
+    """
+    grouped = producer_of(norm.inputs[0], "Reshape")
     restored = only_reader(norm.outputs[0], "Reshape")
     scaled = only_reader(restored.outputs[0], "Mul") if restored is not None else None
     shifted = only_reader(scaled.outputs[0], "Add") if scaled is not None else None
-    if scaled is None or shifted is None:
+    if grouped is None or scaled is None or shifted is None:
         return None
-    weight, bias = scaled.inputs[1], shifted.inputs[1]
-    if weight is None or bias is None or weight.const_value is None or bias.const_value is None:
+    source, weight, bias = grouped.inputs[0], scaled.inputs[1], shifted.inputs[1]
+    if source is None or source.shape is None or len(source.shape) != 4 or weight is None or bias is None:
+        return None
+    factors, scale, shift = (constant_of(value) for value in (weight, *norm.inputs[1:]))
+    channels, offsets = source.shape[1], constant_of(bias)
+    if factors is None or offsets is None or scale is None or shift is None or not isinstance(channels, int):
+        return None
+    plain = (scale == 1).all() and (shift == 0).all()
+    if not plain or channels % scale.size or factors.shape != (channels, 1, 1) or offsets.shape != (channels, 1, 1):
         return None
     epsilon = norm.attributes.get_float("epsilon", 1e-5)
-    return _GroupNorm(source, groups, channels, epsilon, weight, bias, shifted)
+    return GroupNorm(source, scale.size, channels, epsilon, weight, bias, shifted)
 
 
-def _rewrite(graph: ir.Graph, norm: _GroupNorm) -> None:
+def _is_large(norm: GroupNorm) -> bool:
+    """Whether a group may have :data:`MIN_GROUP_VALUES`, as far as the size of the map is known."""
+    assert norm.source.shape is not None
+    height, width = norm.source.shape[2:]
+    if not isinstance(height, int) or not isinstance(width, int):
+        return True
+    return norm.channels // norm.groups * height * width >= MIN_GROUP_VALUES
+
+
+def _rewrite(graph: ir.Graph, norm: GroupNorm) -> None:
     prefix = f"{norm.result.name}{_PRECISE}"
     emit = NodeEmitter(graph, prefix)
     per_group = norm.channels // norm.groups
@@ -149,13 +164,9 @@ def _rewrite(graph: ir.Graph, norm: _GroupNorm) -> None:
     squares = emit("Div", emit("ReduceSumSquare", centred, rows, keepdims=1), width)
     variance = emit("Add", group_mean(squares), constant("epsilon", np.array(norm.epsilon, np.float32)))
     deviation = emit("Sqrt", variance)
-    weight = norm.weight.const_value
+    weight = constant_of(norm.weight)
     assert weight is not None
-    factors = constant("weight", weight.numpy().reshape(norm.groups, per_group).astype(np.float32))
+    factors = constant("weight", weight.reshape(norm.groups, per_group).astype(np.float32))
     scale = emit("Reshape", emit("Div", factors, deviation), by_channel)
     result = emit("Add", emit("Mul", centred, scale), norm.bias)
     replace_node(graph, norm.result, emit.nodes, result)
-
-
-def _is_constant(value: ir.Value | None, number: float) -> bool:
-    return value is not None and value.const_value is not None and bool((value.const_value.numpy() == number).all())

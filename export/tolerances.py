@@ -8,17 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from export.precision import EnginePrecision, Precision
-from odise_rt.engine_check import Bounds
+from odise_rt.engine_check import FP32_BOUNDS, Bounds
 
 
 @dataclass(frozen=True)
 class Tolerance:
     """Bounds for the outputs of one stage."""
 
-    max: float
-    """Largest error over the scale."""
-    mean: float
-    """Mean error over the scale."""
+    bounds: Bounds
     reason: str
 
 
@@ -42,21 +39,23 @@ _HALF = "products of fp16 numbers (11 bits), accumulated over the depth of the n
 _BRAIN = "products of bf16 numbers (8 bits): eight times the rounding of fp16, less where that is not what decides"
 
 STAGE_TOLERANCES: dict[tuple[str, EnginePrecision], Tolerance] = {
-    ("clip_image", "fp32"): Tolerance(1e-4, 1e-5, _ROUNDING),
-    ("unet_tap", "fp32"): Tolerance(2e-4, 2e-5, _ROUNDING),
-    ("mask_decoder", "fp32"): Tolerance(3e-2, 1e-4, _MASKS),
-    ("clip_mask", "fp32"): Tolerance(1e-2, 1e-4, "a patch on the edge of a mask may become visible; see mask_decoder"),
-    ("clip_text", "fp32"): Tolerance(1e-4, 1e-5, _ROUNDING),
-    ("clip_image", "fp16"): Tolerance(1e-2, 2e-3, _HALF),
-    ("unet_tap", "fp16"): Tolerance(5e-2, 5e-3, _HALF),
-    ("mask_decoder", "fp16"): Tolerance(3e-1, 1e-2, _MASKS),
-    ("clip_mask", "fp16"): Tolerance(5e-2, 2e-3, _HALF),
-    ("clip_text", "fp16"): Tolerance(1e-2, 2e-3, _HALF),
-    ("clip_image", "bf16"): Tolerance(5e-2, 1e-2, _BRAIN),
-    ("unet_tap", "bf16"): Tolerance(1e-1, 1e-2, _BRAIN),
-    ("mask_decoder", "bf16"): Tolerance(3e-1, 1e-2, _MASKS),
-    ("clip_mask", "bf16"): Tolerance(1e-1, 1e-2, _BRAIN),
-    ("clip_text", "bf16"): Tolerance(5e-2, 1e-2, _BRAIN),
+    ("clip_image", "fp32"): Tolerance(FP32_BOUNDS["clip_image"], _ROUNDING),
+    ("unet_tap", "fp32"): Tolerance(FP32_BOUNDS["unet_tap"], _ROUNDING),
+    ("mask_decoder", "fp32"): Tolerance(FP32_BOUNDS["mask_decoder"], _MASKS),
+    ("clip_mask", "fp32"): Tolerance(
+        FP32_BOUNDS["clip_mask"], "a patch on the edge of a mask may become visible; see mask_decoder"
+    ),
+    ("clip_text", "fp32"): Tolerance(FP32_BOUNDS["clip_text"], _ROUNDING),
+    ("clip_image", "fp16"): Tolerance(Bounds(1e-2, 2e-3), _HALF),
+    ("unet_tap", "fp16"): Tolerance(Bounds(5e-2, 5e-3), _HALF),
+    ("mask_decoder", "fp16"): Tolerance(Bounds(3e-1, 1e-2), _MASKS),
+    ("clip_mask", "fp16"): Tolerance(Bounds(5e-2, 2e-3), _HALF),
+    ("clip_text", "fp16"): Tolerance(Bounds(1e-2, 2e-3), _HALF),
+    ("clip_image", "bf16"): Tolerance(Bounds(5e-2, 1e-2), _BRAIN),
+    ("unet_tap", "bf16"): Tolerance(Bounds(1e-1, 1e-2), _BRAIN),
+    ("mask_decoder", "bf16"): Tolerance(Bounds(3e-1, 1e-2), _MASKS),
+    ("clip_mask", "bf16"): Tolerance(Bounds(1e-1, 1e-2), _BRAIN),
+    ("clip_text", "bf16"): Tolerance(Bounds(5e-2, 1e-2), _BRAIN),
 }
 """Stage and precision inside the graph to bounds."""
 
@@ -68,6 +67,5 @@ RESULT_AGREEMENT: dict[Precision, Agreement] = {
 
 
 def stage_bounds(stage: str, precision: EnginePrecision) -> Bounds:
-    """The bounds of a stage in the form that engines carry."""
-    tolerance = STAGE_TOLERANCES[stage, precision]
-    return Bounds(tolerance.max, tolerance.mean)
+    """The bounds of a stage, which an engine of it carries along."""
+    return STAGE_TOLERANCES[stage, precision].bounds

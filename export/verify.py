@@ -6,16 +6,16 @@ of activations nor the thresholds. Two pictures of different sizes tell a symbol
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from export.cpu_check import check_graph_file
+from export.cpu_check import CpuCheck
 from export.engine_reference import (
-    ENGINE_WORDS,
+    CHECK_WORDS,
     RecordingBackend,
     References,
     check_sound,
@@ -34,11 +34,6 @@ from odise_rt.vocabulary import Vocabulary
 from training.checkpoints import LoadedCheckpoint
 from training.torch_stages import TorchBackend, model_constants, model_facts, torch_segmenter
 
-Arrays = Mapping[str, np.ndarray]
-
-VOCABULARIES = ENGINE_WORDS
-"""Words for the two pictures, of different numbers."""
-
 
 @dataclass(frozen=True)
 class Example:
@@ -48,14 +43,8 @@ class Example:
     vocabulary: Vocabulary
     options: SegmentOptions
     result: PanopticResult
-    inputs: dict[str, Arrays]
-    """Stage to the inputs of its first call."""
-    outputs: dict[str, Arrays]
-    """Stage to what PyTorch made of them."""
-
-    def case(self, stage: str) -> Case:
-        """What a graph of a stage must compute."""
-        return Case(self.inputs[stage], self.outputs[stage])
+    cases: dict[str, Case]
+    """Stage to the inputs of its first call, and what PyTorch made of them."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +114,7 @@ def run_example(loaded: LoadedCheckpoint, pixels: np.ndarray, words: str) -> Exa
     backend = RecordingBackend(TorchBackend(loaded.model))
     with torch_segmenter(loaded.model, loaded.tokenizer_json, loaded.training_vocabulary, backend) as segmenter:
         result = segmenter.segment(pixels, vocabulary, options)
-    return Example(pixels, vocabulary, options, result, backend.inputs, backend.outputs)
+    return Example(pixels, vocabulary, options, result, backend.cases)
 
 
 def with_segments(examples: Sequence[Example]) -> Example:
@@ -143,11 +132,11 @@ def engine_references(loaded: LoadedCheckpoint, largest_batch: int) -> Reference
         largest_batch: of windows that the engines take.
     """
     cases: dict[str, list[Case]] = {name: [] for name in STAGES}
-    for pixels, words in zip(engine_pictures(model_facts(loaded.model)), ENGINE_WORDS, strict=True):
+    for pixels, words in zip(engine_pictures(model_facts(loaded.model)), CHECK_WORDS, strict=True):
         backend = RecordingBackend(TorchBackend(loaded.model))
         with torch_segmenter(loaded.model, loaded.tokenizer_json, loaded.training_vocabulary, backend) as segmenter:
             segmenter.segment(pixels, Vocabulary.parse(words), reference_options(pixels, largest_batch))
-        for name, case in backend.cases().items():
+        for name, case in backend.cases.items():
             cases[name].append(case)
     return References(f"PyTorch {torch.__version__}", cases)
 
@@ -168,9 +157,9 @@ def compare_stage(
     Raises:
         ExportError: ONNX Runtime refuses the graph or fails to run it, or an output has another shape.
     """
-    cases = [example.case(spec.name) for example in examples]
-    bounds = stage_bounds(spec.name, precision)
-    checks = check_graph_file(graph, spec, cases, bounds, f"stage {spec.name} ({form})", threads)
+    cases = [example.cases[spec.name] for example in examples]
+    check = CpuCheck(spec, cases, stage_bounds(spec.name, precision), graph.parent, threads)
+    checks = check.file(graph, f"stage {spec.name} ({form})")
     shapes = [", ".join(f"{k} {'x'.join(map(str, v.shape))}" for k, v in case.inputs.items()) for case in cases]
     return [Comparison(spec.name, form, shapes[check.case], check) for check in checks]
 

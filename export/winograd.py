@@ -24,7 +24,7 @@ from fractions import Fraction
 import numpy as np
 import onnx_ir as ir
 
-from export.graph_editing import NodeEmitter, add_constant, fixed_shape, replace_node
+from export.graph_editing import MS, NodeEmitter, add_constant, fixed_shape, replace_node
 
 TILE = 4
 """Output tile side. Two would save 2.25 instead of 4 times the multiplications and move 1.8 times the data."""
@@ -98,7 +98,7 @@ def apply_winograd(model: ir.Model) -> int:
     graph = model.graph
     convolutions = [node for node in graph if _gains(node)]
     if convolutions:
-        model.opset_imports["com.microsoft"] = 1
+        model.opset_imports[MS] = 1
         shared = _SharedConstants(graph, before=next(iter(graph)))
         for number, node in enumerate(convolutions):
             _rewrite(graph, node, shared, number)
@@ -190,7 +190,7 @@ def _rewrite(graph: ir.Graph, conv: ir.Node, shared: _SharedConstants, number: i
         single = emit("Reshape", turned, shared.ints(-1, 1, height, width))
         cut = emit("Conv", single, shared.tiles, strides=[TILE, TILE], pads=[edges[0], 1, edges[1], 1])
         tiles = emit("Reshape", cut, shared.ints(in_channels, -1, values, rows * columns))  # (C, N, 36, T)
-        products = emit("FusedMatMul", kernels, tiles, domain="com.microsoft", transBatchB=1)  # (N, 36, C', T)
+        products = emit("FusedMatMul", kernels, tiles, domain=MS, transBatchB=1)  # (N, 36, C', T)
         joined = emit("Reshape", products, shared.ints(0, values, -1))
         pixels = emit("MatMul", shared.out, joined)  # (N, 16, C' T)
         blocks = emit("Reshape", pixels, shared.ints(-1, TILE**2 * out_channels, rows, columns))

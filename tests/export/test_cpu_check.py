@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 
 from export import cpu_check
-from export.cpu_check import check_graph_file
+from export.cpu_check import CpuCheck
 from odise_rt.engine_check import Bounds
 from odise_rt.errors import ExportError
 from odise_rt.specs import StageSpec
@@ -22,7 +22,8 @@ def test_threads_are_those_asked_for_or_all_that_may_be_used(
     def refuse(path: str, options: Any, providers: list[str]) -> None:
         raise RuntimeError(f"{options.intra_op_num_threads} threads\non {providers}")
 
+    check = CpuCheck(StageSpec("clip_text", (), ()), [], Bounds(0, 0), tmp_path, threads)
     monkeypatch.setattr(cpu_check, "usable_cores", lambda: 3)
     monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
     with pytest.raises(ExportError, match=rf"^the title: ONNX Runtime .* does not run g\.onnx: {expected} threads$"):
-        check_graph_file(tmp_path / "g.onnx", StageSpec("clip_text", (), ()), [], Bounds(0, 0), "the title", threads)
+        check.file(tmp_path / "g.onnx", "the title")

@@ -10,8 +10,9 @@ import onnx_ir as ir
 import pytest
 
 from export import precision_search
-from export.engine_graphs import check_on_cpu, graph_blocks, prepare_graph
-from export.precision import node_blocks, to_mixed_precision
+from export.cpu_check import CpuCheck
+from export.engine_graphs import PreparedGraph, graph_blocks, prepare_graph
+from export.precision import EnginePrecision, node_blocks, to_mixed_precision
 from export.precision_search import MAX_KEPT, search_precision
 from export.rounding import to_single_precision
 from export.tolerances import stage_bounds
@@ -61,6 +62,18 @@ def cases(model: ir.Model) -> list[Case]:
     return [Case({"x": x}, {"y": run(model.clone(), x=x)[0]})]
 
 
+def prepared(
+    file: StageFile,
+    expected: list[Case],
+    folder: Path,
+    bundle: str = "fp32",
+    precision: EnginePrecision = "fp16",
+    keep: Collection[str] = (),
+) -> PreparedGraph:
+    check = CpuCheck(SPEC, expected, stage_bounds("clip_text", precision), folder, threads=1)
+    return prepare_graph(file, "tensorrt", check, from_precision=bundle, precision=precision, keep=keep)
+
+
 # Values grow to 20,000 times a rotation's and come back: block 3 gives more than fp16 holds, block 4 reads it.
 OVERFLOW = [1.0, 20.0, 30.0, 400.0, 1e-2, 1e-1, 1.0, 1.0]
 
@@ -75,17 +88,17 @@ def test_overflow_is_found_named_and_kept_in_float32(tmp_path: Path) -> None:
     model = chain(OVERFLOW)
     expected = cases(model)
     file = stored(model, tmp_path)
-    bounds = stage_bounds("clip_text", "fp16")
+    compare = CpuCheck(SPEC, expected, stage_bounds("clip_text", "fp16"), tmp_path, threads=1)
 
     plain = ir.load(file.path)
     to_mixed_precision(plain)
-    (check,) = check_on_cpu(plain, SPEC, expected, bounds, tmp_path, 1)
+    (check,) = compare.model(plain)
     assert check.not_finite, "the graph of this test must overflow in fp16"
 
-    graph = prepare_graph(file, SPEC, "tensorrt", "fp32", "fp16", expected, tmp_path, 1)
+    graph = prepared(file, expected, tmp_path)
     assert graph.notes["blocks_kept_fp32"] == ["net.blocks.3", "net.blocks.4"]
     kept = ir.load(graph.path)
-    (check,) = check_on_cpu(kept, SPEC, expected, bounds, tmp_path, 1)
+    (check,) = compare.model(kept)
     assert check.passed
     half = [node for node in kept.graph if node.op_type == "MatMul" and node.outputs[0].dtype == ir.DataType.FLOAT16]
     assert len(half) == len(OVERFLOW) - 3, "two blocks and the product that makes the output are in float32, no more"
@@ -108,13 +121,13 @@ def test_engines_that_bear_fp16_nowhere_get_an_advice_that_can_be_followed(
     model = chain(OVERFLOW)
     expected = cases(model)
     with pytest.raises(ExportError, match=rf"stage clip_text: 1 blocks do not bear .*: {advice}"):
-        prepare_graph(stored(model, tmp_path), SPEC, "tensorrt", bundle, "fp16", expected, tmp_path, 1)
+        prepared(stored(model, tmp_path), expected, tmp_path, bundle)
 
 
 def test_a_graph_that_bears_fp16_is_left_alone(tmp_path: Path) -> None:
     model = chain([1.0] * 4)
     expected = cases(model)
-    graph = prepare_graph(stored(model, tmp_path), SPEC, "tensorrt", "fp32", "fp16", expected, tmp_path, 1)
+    graph = prepared(stored(model, tmp_path), expected, tmp_path)
     assert "blocks_kept_fp32" not in graph.notes
     assert graph.precision == "fp16"
 
@@ -124,8 +137,8 @@ def test_blocks_that_are_given_stay_in_float32(tmp_path: Path) -> None:
     expected = cases(model)
     file = stored(model, tmp_path)
     assert graph_blocks(file.path) == [f"net.blocks.{k}" for k in range(4)]
-    plain = prepare_graph(file, SPEC, "tensorrt", "fp32", "fp16", expected, tmp_path, 1)
-    graph = prepare_graph(file, SPEC, "tensorrt", "fp32", "fp16", expected, tmp_path, 1, keep=("net.blocks.1",))
+    plain = prepared(file, expected, tmp_path)
+    graph = prepared(file, expected, tmp_path, keep=("net.blocks.1",))
     assert graph.notes["blocks_kept_fp32"] == ["net.blocks.1"]
     assert graph.digest != plain.digest
 
@@ -134,9 +147,9 @@ def test_a_graph_that_is_wrong_in_float32_is_no_matter_of_precision(tmp_path: Pa
     model = chain([1.0] * 3)
     wrong = [Case(case.inputs, {"y": case.outputs["y"] + 1}) for case in cases(model)]
     with pytest.raises(ExportError, match="does not agree in float32 either"):
-        prepare_graph(stored(model, tmp_path), SPEC, "tensorrt", "fp32", "fp16", wrong, tmp_path, 1)
+        prepared(stored(model, tmp_path), wrong, tmp_path)
     with pytest.raises(ExportError, match="stage clip_text for tensorrt: the graph does not agree: y of case 0"):
-        prepare_graph(stored_again(model, tmp_path), SPEC, "tensorrt", "fp32", "fp32", wrong, tmp_path, 1)
+        prepared(stored_again(model, tmp_path), wrong, tmp_path, precision="fp32")
 
 
 def stored_again(model: ir.Model, folder: Path) -> StageFile:

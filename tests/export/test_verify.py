@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from export.engine_profiles import WINDOW_COUNTS, engine_shapes, stage_profiles
+from export.engine_reference import CHECK_WORDS
 from export.report import ExportReport
 from export.tolerances import RESULT_AGREEMENT, STAGE_TOLERANCES
 from export.verify import (
-    VOCABULARIES,
     ResultComparison,
     compare_stage,
     engine_references,
@@ -23,6 +23,7 @@ from export.verify import (
 )
 from export.weight_store import WeightStore, save_graph
 from odise_rt.check_picture import landscape
+from odise_rt.engine_check import Case
 from odise_rt.errors import ExportError
 from odise_rt.results import PanopticResult, Segment
 from odise_rt.specs import STAGES, StageSpec, TensorSpec, stage_specs
@@ -33,15 +34,13 @@ from training.torch_stages import model_facts
 
 @pytest.fixture(scope="module")
 def example(small: LoadedCheckpoint):  # type: ignore[no-untyped-def]
-    return run_example(small, example_pictures(model_facts(small.model))[1], VOCABULARIES[1])
+    return run_example(small, example_pictures(model_facts(small.model))[1], CHECK_WORDS[1])
 
 
 def test_an_example_records_what_every_stage_got_and_gave(example, small: LoadedCheckpoint) -> None:  # type: ignore[no-untyped-def]
-    assert set(example.inputs) == set(example.outputs) == set(STAGES)
+    assert set(example.cases) == set(STAGES)
     # Two windows in one batch, smaller than the model's: both are what a constant would hide.
-    assert example.inputs["unet_tap"]["windows"].shape == (2, 3, 64, 64) or (
-        example.inputs["unet_tap"]["windows"].shape[0] == 2
-    )
+    assert example.cases["unet_tap"].inputs["windows"].shape[0] == 2
     assert example.result.semantic_map is not None
 
 
@@ -107,7 +106,7 @@ def test_a_model_that_computes_nothing_sound_is_refused(damage: str, message: st
     value = 0.0 if "proj" in damage else float("nan")
     loaded.model.get_parameter(damage).data.fill_(value)
     with pytest.raises(ExportError, match=message):
-        run_example(loaded, example_pictures(model_facts(loaded.model))[1], VOCABULARIES[1])
+        run_example(loaded, example_pictures(model_facts(loaded.model))[1], CHECK_WORDS[1])
 
 
 def test_end_to_end_compares_a_picture_with_segments(example) -> None:  # type: ignore[no-untyped-def]
@@ -131,7 +130,7 @@ SPEC = StageSpec("clip_text", (TensorSpec("x", "float32", ("L", 2)),), (TensorSp
 
 def _compare(tmp_path: Path, example, body: str, expected: np.ndarray):  # type: ignore[no-untyped-def]
     x = np.array([[1.0, -2.0]], np.float32)
-    recorded = replace(example, inputs={"clip_text": {"x": x}}, outputs={"clip_text": {"y": expected}})
+    recorded = replace(example, cases={"clip_text": Case({"x": x}, {"y": expected})})
     with WeightStore(tmp_path / "w.data") as store:
         save_graph(graph_from_text(f"g (float[L, 2] x) => (float[L, 2] y) {{ {body} }}"), tmp_path / "g.onnx", store)
     return compare_stage(tmp_path / "g.onnx", SPEC, "portable", "fp32", [recorded], threads=1)
@@ -163,7 +162,7 @@ def test_another_shape_is_an_error(tmp_path: Path, example) -> None:  # type: ig
 
 def test_a_graph_that_does_not_run_is_an_error(tmp_path: Path, example) -> None:  # type: ignore[no-untyped-def]
     zeros = np.zeros((1, 2), np.float32)
-    recorded = replace(example, inputs={"clip_text": {"x": zeros}}, outputs={"clip_text": {"y": zeros}})
+    recorded = replace(example, cases={"clip_text": Case({"x": zeros}, {"y": zeros})})
     with WeightStore(tmp_path / "w.data") as store:
         save_graph(graph_from_text("g (float[L, 2] z) => (float[L, 2] y) { y = Neg(z) }"), tmp_path / "g.onnx", store)
     with pytest.raises(ExportError, match=r"stage clip_text \(portable\): ONNX Runtime .* does not run g\.onnx"):
@@ -176,5 +175,5 @@ def test_every_stage_has_bounds_for_every_precision() -> None:
         assert 0.9 < agreement.semantic <= agreement.panoptic + 0.1 <= 1.1
         for stage in STAGES:
             tolerance = STAGE_TOLERANCES[stage, precision]
-            assert 0 < tolerance.mean <= tolerance.max < 1
+            assert 0 < tolerance.bounds.mean <= tolerance.bounds.max < 1
             assert tolerance.reason
