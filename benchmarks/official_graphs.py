@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from benchmarks.variants import load_model
 from odise_rt.command_line import MAX_SEED, CommandParser, command, whole_number
 from odise_rt.partial_folder import partial_folder
-from odise_rt.specs import StageSpec, stage_specs
+from odise_rt.specs import MASK_STRIDE, StageSpec, stage_specs
 from odise_rt.windows import window_grid
 from training.models.odise import Odise
 from training.models.official_structure import official_clip_image, official_clip_mask, official_unet_tap
@@ -116,7 +116,7 @@ def export_official(model: Odise, height: int, width: int, out: Path) -> None:
     canvas_h, canvas_w = (-(-side // facts.size_divisor) * facts.size_divisor for side in (height, width))
     side = window_grid(canvas_h, canvas_w, facts.window).side
     dims = {"N": 1, "s": side, "Q": facts.queries, "H": canvas_h, "W": canvas_w, "h": height, "w": width}
-    dims |= {"mh": canvas_h // 4, "mw": canvas_w // 4}
+    dims |= {"mh": canvas_h // MASK_STRIDE, "mw": canvas_w // MASK_STRIDE}
     out.parent.mkdir(parents=True, exist_ok=True)
     with partial_folder(out) as partial:
         for name, stage in STAGES.items():

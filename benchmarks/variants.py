@@ -270,8 +270,9 @@ class DefaultOrtBackend:
 
     def windows_per_batch(self, side: int) -> int:
         """As odise_rt does it, or one."""
-        pixels = 512 * 512 * (1 if self.device == "cpu" else 8)
-        return max(1, pixels // (side * side)) if self._variant.batched else 1
+        from odise_rt.backends.base import windows_that_fill
+
+        return windows_that_fill(self.device, side) if self._variant.batched else 1
 
     def keeps_loaded(self, _bundle: Bundle, _stage: str) -> bool:
         """Always: nobody asked to spare memory."""

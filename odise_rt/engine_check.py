@@ -29,6 +29,17 @@ class Bounds:
     """Bound on the mean error, divided by that value."""
 
 
+FP32_BOUNDS: dict[str, Bounds] = {
+    "clip_image": Bounds(1e-4, 1e-5),
+    "unet_tap": Bounds(2e-4, 2e-5),
+    # A pixel or patch whose logit is within rounding of the threshold may move one query.
+    "mask_decoder": Bounds(3e-2, 1e-4),
+    "clip_mask": Bounds(1e-2, 1e-4),
+    "clip_text": Bounds(1e-4, 1e-5),
+}
+"""Stage to how far two float32 implementations of it may be apart."""
+
+
 @dataclass(frozen=True)
 class Case:
     """Inputs of a stage and the outputs that are expected for them."""

@@ -96,8 +96,16 @@ class MissingPackageError(OdiseError, ImportError):
 
 def first_line(exc: BaseException) -> str:
     """First line of another library's exception, at most 300 characters; its type's name if it says nothing."""
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(exc).__name__
+    return _lines(exc)[0][:300]
+
+
+def last_line(exc: BaseException) -> str:
+    """Last line of such an exception, likewise: some messages are a traceback that ends in what went wrong."""
+    return _lines(exc)[-1][:300]
+
+
+def _lines(exc: BaseException) -> list[str]:
+    return [line.strip() for line in str(exc).splitlines() if line.strip()] or [type(exc).__name__]
 
 
 def is_out_of_memory(exc: BaseException | str) -> bool:

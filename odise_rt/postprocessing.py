@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MASK_STRIDE = 4
-"""Canvas pixels to a cell of the mask logits."""
+from odise_rt.specs import MASK_STRIDE
+
 BAND_PIXELS = 1 << 18
 """Pixels of a mask at a time: 1 MB of float32 stays in a core's cache."""
 BLOCK = 8

@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, Union, cast
 
 import numpy as np
 
-from odise_rt.errors import ImageError, ImageTooLargeError, OdiseError, OutOfMemoryError
+from odise_rt.errors import ImageError, ImageTooLargeError, OdiseError, OutOfMemoryError, first_line
 from odise_rt.options import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -185,7 +185,9 @@ def _from_file(file: IO[bytes], name: str, max_pixels: int) -> np.ndarray:
             ) from exc
         raise ImageError(f"{name} is not an image, or of an unknown format: expected {_format_list()}") from exc
     except Exception as exc:  # Pillow's format plugins raise many kinds for files that are not what they seem
-        raise ImageError(f"{name} is not an image that can be read ({_short(exc)}): expected {_format_list()}") from exc
+        raise ImageError(
+            f"{name} is not an image that can be read ({first_line(exc)}): expected {_format_list()}"
+        ) from exc
     with opened:
         _check_size(opened.width, opened.height, max_pixels, name)
         if opened.format == "TIFF":
@@ -228,7 +230,7 @@ def _decode(image: Image.Image, name: str, upright: bool) -> np.ndarray:
             f"memory ran out while {name} ({image.width} x {image.height}) was decoded: scale it down, or free memory"
         ) from exc
     except Exception as exc:  # as above: truncated or corrupt data surfaces as many kinds of exception
-        raise ImageError(f"{name} is truncated or broken ({_short(exc)}): save or download it again") from exc
+        raise ImageError(f"{name} is truncated or broken ({first_line(exc)}): save or download it again") from exc
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -247,7 +249,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = turns.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception as exc:  # of many kinds, like those of image data
-        logger.info("the EXIF data cannot be read (%s): the image is taken as upright", _short(exc))
+        logger.info("the EXIF data cannot be read (%s): the image is taken as upright", first_line(exc))
         return image
     return image if turn is None else image.transpose(turn)
 
@@ -316,11 +318,6 @@ def _tiff_tags(image: TiffImageFile) -> list[int]:
             break
         tags.append(int.from_bytes(entry[:2], order))
     return tags
-
-
-def _short(exc: Exception) -> str:
-    text = " ".join(str(exc).split())
-    return text[:120] or type(exc).__name__
 
 
 def _format_list() -> str:

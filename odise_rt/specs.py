@@ -41,6 +41,10 @@ MAX_EDGE = 16_384
 """Most pixels of an image's edge inside the network."""
 LEVELS: tuple[str, ...] = ("s2", "s3", "s4", "s5")
 """Feature pyramid levels; the digit is the log2 of the stride."""
+LEVEL_STRIDES = (4, 8, 16, 32)
+"""Pixels of the padded canvas to a cell of each level."""
+MASK_STRIDE = LEVEL_STRIDES[0]
+"""The same for mask logits, which have the size of the finest level."""
 
 _Size = Annotated[int, Range(1, 2**31 - 1)]
 _Edge = Annotated[int, Range(1, MAX_EDGE)]
@@ -110,7 +114,7 @@ class ModelFacts:
     and this version knows 0.5 alone."""
     instances_per_image: _Size = 100
     """Best pairs of mask and class that become instances."""
-    level_strides: tuple[int, ...] = (4, 8, 16, 32)
+    level_strides: tuple[int, ...] = LEVEL_STRIDES
     """Pixels to a cell of s2..s5; this version knows these alone."""
 
     def __post_init__(self) -> None:
@@ -120,8 +124,8 @@ class ModelFacts:
             raise BundleError(f"model facts: {exc}; export the bundle again") from exc
         checks = [
             (
-                self.level_strides == (4, 8, 16, 32),
-                f"level_strides is {self.level_strides}, this version knows (4, 8, 16, 32)",
+                self.level_strides == LEVEL_STRIDES,
+                f"level_strides is {self.level_strides}, this version knows {LEVEL_STRIDES}",
             ),
             (
                 self.clip_visible_threshold == 0.5,
@@ -311,7 +315,7 @@ def stage_specs(facts: ModelFacts) -> dict[str, StageSpec]:
     windows = TensorSpec("windows", "float32", ("N", 3, "s", "s"))
     image_embedding = TensorSpec("image_embedding", "float32", ("N", d))
     decoded = [
-        TensorSpec("mask_logits", "float32", (1, q, "H/4", "W/4")),
+        TensorSpec("mask_logits", "float32", (1, q, f"H/{MASK_STRIDE}", f"W/{MASK_STRIDE}")),
         TensorSpec("mask_embedding", "float32", (1, q, p)),
     ]
     if facts.variant == "caption":

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from odise_rt.errors import MissingPackageError, OptionsError, VideoError
+from odise_rt.errors import MissingPackageError, OptionsError, VideoError, first_line
 from odise_rt.files import atomic_writer
 from odise_rt.options import DEFAULT_MAX_PIXELS, SegmentOptions
 from odise_rt.results import PanopticResult
@@ -101,7 +101,7 @@ class VideoReader:
             self.close()
             if isinstance(exc, VideoError):
                 raise
-            raise VideoError(f"{self.path} is not a video that can be read ({_short(exc)}): {_EXPECTED}") from exc
+            raise VideoError(f"{self.path} is not a video that can be read ({first_line(exc)}): {_EXPECTED}") from exc
         except BaseException:
             self.close()
             raise
@@ -131,7 +131,7 @@ class VideoReader:
             raise
         except self._broken as exc:
             raise VideoError(
-                f"{self.path} is broken after frame {index} ({_short(exc)}): repair or download it again"
+                f"{self.path} is broken after frame {index} ({first_line(exc)}): repair or download it again"
             ) from exc
         if index < 0:
             raise VideoError(f"{self.path} holds no frame that can be decoded: repair or download it again")
@@ -291,7 +291,3 @@ def _import_av() -> Any:
 
 
 _EXPECTED = "expected MP4, MOV, MKV, WebM, AVI, MPEG, WMV or OGV"
-
-
-def _short(exc: Exception) -> str:
-    return " ".join(str(exc).split())[:120] or type(exc).__name__

@@ -19,9 +19,9 @@ from odise_rt.errors import ImageError
 from odise_rt.image_run import PipelineResult
 from odise_rt.kernels.reference import choose_segments
 from odise_rt.naming import Lap, Named, NamingRequest, names_of
-from odise_rt.postprocessing import MASK_STRIDE, MaskResizer, MergedSegment, boxes_and_areas
+from odise_rt.postprocessing import MaskResizer, MergedSegment, boxes_and_areas
 from odise_rt.preprocessing import resize
-from odise_rt.specs import LEVELS
+from odise_rt.specs import LEVELS, MASK_STRIDE
 from odise_rt.windows import window_grid
 from training.models.odise import Odise
 from training.models.windows import cut_windows, pad_to_multiple, stitch_levels

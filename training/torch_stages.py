@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odise_rt.backends.base import Backend, Device, StageFacts
+from odise_rt.backends.base import Backend, Device, StageFacts, windows_that_fill
 from odise_rt.backends.pool import StagePool
 from odise_rt.bundle import CONSTANTS_NAME, TOKENIZER_NAME, Bundle, StageEntry, StageFile
 from odise_rt.errors import ConfigError
 from odise_rt.image_run import Pipeline
+from odise_rt.prompts import PHOTO
 from odise_rt.segmenter import Segmenter
 from odise_rt.specs import STAGES, ModelFacts, StageSpec, stage_specs
 from odise_rt.text_embeddings import TextEmbedder
@@ -33,9 +34,8 @@ from training.models.official_structure import (
     official_unet_tap,
 )
 
-MASK_PROMPTS = {"label": "{}", "caption": "a photo of a {}."}
+MASK_PROMPTS = {"label": "{}", "caption": PHOTO}
 """Prompt around a word for the mask classifier, by variant (odise.md section 5.1)."""
-CLIP_PROMPT = "a photo of a {}."
 
 
 def model_facts(model: Odise) -> ModelFacts:
@@ -64,7 +64,7 @@ def model_facts(model: Odise) -> ModelFacts:
         clip_weight_seen=config.clip_weight_seen,
         clip_weight_unseen=config.clip_weight_unseen,
         mask_prompt=MASK_PROMPTS[config.variant],
-        clip_prompt=CLIP_PROMPT,
+        clip_prompt=PHOTO,
     )
 
 
@@ -157,7 +157,7 @@ class TorchBackend:
 
     def windows_per_batch(self, side: int) -> int:
         """A 512 x 512 window fills a CPU; smaller ones run together, all of them on a GPU."""
-        return max(1, (512 * 512 * (1 if self.device == "cpu" else 64)) // (side * side))
+        return windows_that_fill(self.device, side, on_gpu=64)
 
     def load(self, bundle: Bundle, stage: str) -> TorchStage:
         """The stage of that name; nothing is read from the bundle."""

@@ -169,11 +169,13 @@ class Backend(Protocol):
         ...
 
 
-def windows_that_fill(device: Device, side: int) -> int:
+def windows_that_fill(device: Device, side: int, on_gpu: int = 8) -> int:
     """How many windows of ``side`` pixels keep a device busy.
 
-    One of 512 x 512 fills the cores of a CPU, where a batch only needs memory; a GPU runs eight of them in little more
-    than the time of one.
+    Args:
+        device: one window of 512 x 512 fills the cores of a CPU, where a batch only needs memory.
+        side: of a window in pixels.
+        on_gpu: how many of 512 x 512 run together on a GPU, which takes little more time for eight than for one.
     """
-    pixels = 512 * 512 * (1 if device == "cpu" else 8)
+    pixels = 512 * 512 * (1 if device == "cpu" else on_gpu)
     return max(1, pixels // (side * side))

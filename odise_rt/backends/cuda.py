@@ -10,7 +10,6 @@ import logging
 import threading
 
 from odise_rt.backends.base import Device, Stage, windows_that_fill
-from odise_rt.backends.cuda_core import import_cuda_core
 from odise_rt.backends.device import CudaSession
 from odise_rt.backends.engine_stage import open_engine_stage, verify_engine
 from odise_rt.backends.machine import this_machine
@@ -19,7 +18,7 @@ from odise_rt.bundle import Bundle
 from odise_rt.engine_facts import ENGINE_KINDS, TITLES, Machine
 from odise_rt.engines import Engine, Engines, find_engines
 from odise_rt.errors import BackendError, MissingPackageError
-from odise_rt.kernels.native import kernel_folder
+from odise_rt.kernels.native import why_no_kernels
 from odise_rt.specs import STAGES
 
 logger = logging.getLogger(__name__)
@@ -118,7 +117,7 @@ class CudaBackend:
         ONNX Runtime can do without, on a stream of its own.
         """
         needed = engine is not None and engine.facts.engine != "ort-cuda"
-        if not needed and why_no_stream() is not None:
+        if not needed and why_no_kernels() is not None:
             return None
         with self._opening:
             if self._session is None or not self._session.retain():
@@ -139,16 +138,6 @@ class CudaBackend:
         if self._no_ort is None:
             return None
         raise BackendError(why_no_cuda(bundle, self._machine, self._engines, self._no_ort, stage))
-
-
-def why_no_stream() -> str | None:
-    """What keeps stages in ONNX Runtime from sharing a stream with our kernels, or ``None``."""
-    try:
-        import_cuda_core()
-        kernel_folder()
-    except (BackendError, MissingPackageError) as exc:
-        return str(exc)
-    return None
 
 
 def why_no_cuda(bundle: Bundle, machine: Machine, engines: Engines, no_ort: str, stage: str) -> str:

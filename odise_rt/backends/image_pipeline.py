@@ -35,7 +35,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from odise_rt.backends.base import Backend, StageOnStream
-from odise_rt.backends.cuda import CudaBackend, why_no_stream
+from odise_rt.backends.cuda import CudaBackend
 from odise_rt.backends.cuda_core import cuda_errors
 from odise_rt.backends.device import CudaSession
 from odise_rt.backends.device_arrays import DeviceArray, as_device_array
@@ -50,7 +50,7 @@ from odise_rt.classification import MaskEmbeddings
 from odise_rt.errors import BackendError, ImageError, MissingPackageError, OutOfMemoryError
 from odise_rt.image_run import PipelineResult, Size
 from odise_rt.kernels.launch_plans import MERGE_QUERIES
-from odise_rt.kernels.native import Kernels
+from odise_rt.kernels.native import Kernels, why_no_kernels
 from odise_rt.naming import Lap, Named, NamingRequest
 from odise_rt.postprocessing import MaskResizer
 from odise_rt.preprocessing import padded_size
@@ -106,7 +106,7 @@ def open_pipeline(bundle: Bundle, backend: Backend, pool: StagePool) -> ImagePip
     for name in IMAGE_STAGES:
         with pool.use(name) as stage:
             if not isinstance(stage, TrtStage | OrtStage) or stage.session is None:
-                logger.warning("images pass through host memory between stages: %s", why_no_stream())
+                logger.warning("images pass through host memory between stages: %s", why_no_kernels())
                 return None
             stages[name] = stage
     if bundle.facts.queries > MERGE_QUERIES:

@@ -37,8 +37,8 @@ from odise_rt.kernels.launch_plans import (
     plan_resize,
     plan_stitch_windows,
 )
-from odise_rt.kernels.reference import MASK_STRIDE
 from odise_rt.kernels.sources import HERE, why_stale
+from odise_rt.specs import MASK_STRIDE
 
 MODULES = {
     "mask_pooling": "odise_pool_finish_f32",
@@ -94,14 +94,14 @@ def kernel_folder() -> Path:
     return files[0].parent
 
 
-def kernels_are_here() -> bool:
-    """Whether the kernels are built and cuda-core is installed; no GPU is looked for."""
+def why_no_kernels() -> str | None:
+    """What is missing for the kernels, which must be built, and for cuda-core, or ``None``; no GPU is looked for."""
     try:
         import_cuda_core()
         kernel_folder()
-    except (BackendError, MissingPackageError):
-        return False
-    return True
+    except (BackendError, MissingPackageError) as exc:
+        return str(exc)
+    return None
 
 
 def gpu_array(value: object, name: str) -> DeviceArray:

@@ -26,7 +26,7 @@ from typing import Any
 
 from odise_rt.bundle import Bundle
 from odise_rt.cores import usable_cores
-from odise_rt.errors import BackendError, MissingPackageError, OptionsError
+from odise_rt.errors import BackendError, MissingPackageError, OptionsError, last_line
 from odise_rt.serve.dispatch import State
 from odise_rt.serve.limits import MAX_CONNECTIONS
 from odise_rt.serve.problems import RequestRefused
@@ -213,7 +213,7 @@ class RayDispatcher:
         try:
             ray.init(log_to_driver=True, configure_logging=False, logging_level=logging.WARNING, **options)
         except Exception as exc:  # Ray raises many kinds
-            raise BackendError(f"Ray did not start: {_last_line(exc)}; see its logs, or use --in-process") from exc
+            raise BackendError(f"Ray did not start: {last_line(exc)}; see its logs, or use --in-process") from exc
         self._started = True
         if local:  # a cluster may get more machines
             resources: Any = ray.cluster_resources  # Ray gives it no types
@@ -222,7 +222,7 @@ class RayDispatcher:
             serve.start(proxy_location="Disabled")
             self._handle = serve.run(build(self._worker, self._replicas), name=APPLICATION, route_prefix=None)
         except Exception as exc:
-            raise BackendError(f"the replicas did not start: {_last_line(exc)}; Ray's logs have the details") from exc
+            raise BackendError(f"the replicas did not start: {last_line(exc)}; Ray's logs have the details") from exc
 
     def _environment(self) -> None:
         """What Ray's processes read. Only for a Ray that is started here; a cluster has settings of its own."""
@@ -284,7 +284,7 @@ class RayDispatcher:
             try:
                 self._running = await asyncio.to_thread(_running_replicas)
             except Exception as exc:
-                logger.warning("Ray Serve does not answer: %s", _last_line(exc))
+                logger.warning("Ray Serve does not answer: %s", last_line(exc))
                 self._running = 0
 
 
@@ -295,8 +295,3 @@ def _running_replicas() -> int:
     if application is None:
         return 0
     return sum(d.replica_states.get("RUNNING", 0) for d in application.deployments.values())
-
-
-def _last_line(exc: BaseException) -> str:
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(exc).__name__

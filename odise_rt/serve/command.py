@@ -12,7 +12,7 @@ from typing import Any
 
 from odise_rt.cores import usable_cores
 from odise_rt.errors import OptionsError
-from odise_rt.kernels.native import kernels_are_here
+from odise_rt.kernels.native import why_no_kernels
 from odise_rt.listening import add_listening_arguments
 from odise_rt.model_arguments import add_bundle_argument, add_engine_arguments, named_bundle
 from odise_rt.serve.limits import MAX_CONNECTIONS, Limits
@@ -171,7 +171,7 @@ def settings_from(args: argparse.Namespace) -> Any:
         raise OptionsError("--batch-windows is off: leave out --max-batch-windows and --batch-wait-ms")
     wanted = WindowBatching(args.max_batch_windows, args.batch_wait_ms / 1000)  # checked whether it is used or not
     on_gpu = args.batch_windows == "auto" and _runs_on_gpu(args.device, bundle)
-    batching = wanted if args.batch_windows == "on" or (on_gpu and not kernels_are_here()) else None
+    batching = wanted if args.batch_windows == "on" or (on_gpu and why_no_kernels() is not None) else None
     # With one image on the GPU the next ones are decoded.
     concurrency = args.concurrency if args.concurrency is not None else 4 if batching or on_gpu else 1
     if not 1 <= concurrency <= MAX_CONNECTIONS:

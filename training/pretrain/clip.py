@@ -28,12 +28,13 @@ from torch.nn import functional as F
 
 from odise_rt.command_line import CommandParser, command, real_number, whole_number
 from odise_rt.errors import CheckpointError
+from odise_rt.prompts import PHOTO
 from training.checkpoints.own_format import load_checkpoint, read_tokenizer
 from training.config import ClipConfig, preset
 from training.data.sticker_world.nouns import all_nouns
 from training.models.frozen import build_clip
 from training.pretrain.clip_forward import encode_images, encode_tokens
-from training.pretrain.closeups import PHOTO_TEMPLATE, CloseUpSampler, caption
+from training.pretrain.closeups import CloseUpSampler, caption
 from training.pretrain.regions import draw_collages, draw_mosaics
 from training.pretrain.scene_bank import SceneBank
 from training.pretrain.session import Session, add_world_arguments, parse_options, write_atomically
@@ -141,7 +142,7 @@ class ClipTrainer:
         """Zero-shot top-1 over all nouns: close-ups by the class token, mosaic tiles by region tokens."""
         self.model.eval()
         nouns = all_nouns()
-        texts = encode_tokens(self.model, self._tokens([PHOTO_TEMPLATE.format(noun.name) for noun in nouns]))
+        texts = encode_tokens(self.model, self._tokens([PHOTO.format(noun.name) for noun in nouns]))
         texts = F.normalize(texts, dim=-1)
         unseen = torch.tensor([noun.unseen for noun in nouns])
         hits: dict[str, list[Tensor]] = {}

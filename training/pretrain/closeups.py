@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from odise_rt.prompts import PHOTO
 from training.data.sticker_world.captions import stuff_phrase
 from training.data.sticker_world.nouns import Noun, all_nouns, plural, with_article
 from training.data.sticker_world.sprites import find_font, load_sprites
@@ -27,8 +28,6 @@ LARGEST_SIDE = MIP_SIDES[0]
 TEXTURE_SIDE = 256
 COLLAGE_LOG_SCALES = (math.log(36 / 256), math.log(130 / 256))
 """Range of the longer side of a thing in a collage, as in the scenes, of which it is drawn log-uniformly."""
-PHOTO_TEMPLATE = "a photo of a {}."
-"""The prompt that mask classification uses; most captions of close-ups have its form."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def caption(noun: Noun, ground: Noun, rng: np.random.Generator) -> str:
     name = noun.name if len(names) == 1 or rng.random() < 0.55 else names[int(rng.integers(1, len(names)))]
     draw = rng.random()
     if draw < 0.5:
-        return PHOTO_TEMPLATE.format(name)
+        return PHOTO.format(name)  # as mask classification asks
     if draw < 0.7:
         return name
     if draw < 0.75:

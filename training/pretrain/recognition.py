@@ -25,10 +25,11 @@ from transformers import CLIPTextModel
 
 from odise_rt.command_line import CommandParser, command, real_number, whole_number
 from odise_rt.errors import CheckpointError, first_line
+from odise_rt.prompts import PHOTO
 from training.checkpoints.own_format import LoadedCheckpoint, load_checkpoint
 from training.config import OdiseConfig
 from training.data.sticker_world.nouns import all_nouns
-from training.pretrain.closeups import PHOTO_TEMPLATE, CloseUpSampler
+from training.pretrain.closeups import CloseUpSampler
 from training.pretrain.diffusion import CLOSE_UPS, MAX_SAMPLER_STEPS, DiffusionTrainer, sd_tokens, to_latents
 from training.pretrain.session import parse_options, write_atomically
 from training.pretrain.tokenizer import encode_texts, with_markers
@@ -65,7 +66,7 @@ class Judge:
 
     def __init__(self, checkpoint: LoadedCheckpoint, device: str) -> None:
         self.model, config = checkpoint.model, checkpoint.config
-        prompts = [PHOTO_TEMPLATE.format(noun.name) for noun in all_nouns()]
+        prompts = [PHOTO.format(noun.name) for noun in all_nouns()]
         tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json)
         tokens = encode_texts(tokenizer, prompts, config.clip.context_length)
         with torch.no_grad():
@@ -112,7 +113,7 @@ def measure(
     for start in tqdm(range(0, len(nouns), batch), desc="recognition"):
         which = np.arange(start, min(start + batch, len(nouns)))
         index = torch.from_numpy(which)
-        tokens = sd_tokens(tokenizer, [PHOTO_TEMPLATE.format(nouns[i].name) for i in which], checkpoint.config)
+        tokens = sd_tokens(tokenizer, [PHOTO.format(nouns[i].name) for i in which], checkpoint.config)
         drawn = trainer.sample(vae, tokens, steps, guidance, seed + start)
         true = sampler.sample(which, checkpoint.config.window, rng, **CLOSE_UPS["calm"]).images
         with torch.no_grad():

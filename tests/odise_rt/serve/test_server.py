@@ -257,7 +257,7 @@ def test_a_gpu_is_looked_for_only_where_it_matters(
 
     monkeypatch.setattr("odise_rt.backends.select.gpu_if_it_works", gpu_if_it_works)
     monkeypatch.setattr("odise_rt.backends.ort.working_provider", working_provider)
-    monkeypatch.setattr("odise_rt.serve.command.kernels_are_here", lambda: kernels)
+    monkeypatch.setattr("odise_rt.serve.command.why_no_kernels", lambda: None if kernels else "none")
     args = cli.make_parser().parse_args(["serve", str(label_bundle), *arguments])
     worker = settings_from(args).worker
     assert (worker.batching is not None) == batching
