@@ -36,6 +36,21 @@ def add_device_argument(parser: argparse.ArgumentParser, default: str = "auto") 
     parser.add_argument("--device", type=_torch_device, default=default, help="auto, cpu, cuda or cuda:N.")
 
 
+def add_classes_argument(parser: argparse.ArgumentParser, which: str) -> None:
+    """Add ``--classes``, a file for :meth:`odise_rt.vocabulary.Vocabulary.load`.
+
+    Args:
+        parser: of a command that reads a data set.
+        which: what words are meant, for the help.
+    """
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        help=f"Other words for the data set's classes, in its order, {which}: a file of OpenSeg's lines "
+        "(id:synonym,synonym) or JSON. Default: its own.",
+    )
+
+
 def parse_arguments(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None, device: str = "auto"
 ) -> argparse.Namespace:

@@ -18,7 +18,8 @@ from pathlib import Path
 from odise_rt.command_line import CommandParser, command, whole_number
 from odise_rt.files import check_writable
 from odise_rt.options import SegmentOptions
-from training.command_line import parse_model_arguments
+from odise_rt.vocabulary import Vocabulary
+from training.command_line import add_classes_argument, parse_model_arguments
 from training.data.coco_panoptic import CocoPanoptic
 from training.diagnosis import as_json, as_table, diagnose
 from training.evaluate import open_segmenter, save_text
@@ -31,6 +32,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="Folder of a COCO-format panoptic data set.")
     parser.add_argument("--split", default="val", help="The part of the data set to look at.")
     parser.add_argument("--out", type=Path, help="JSON file with the averages and every segment. Default: none.")
+    add_classes_argument(parser, "such as the prompt-engineered lists of the published figures")
     parser.add_argument("--limit", type=whole_number(1), help="Look at the first N pictures only. Default: all.")
     parser.add_argument(
         "--clip-weight-seen", type=float, help="CLIP's weight for classes seen in training. Default: the model's."
@@ -50,11 +52,12 @@ def main(argv: Sequence[str]) -> int:
         clip_weight_seen=arguments.clip_weight_seen, clip_weight_unseen=arguments.clip_weight_unseen
     )
     data = CocoPanoptic.from_root(arguments.data, arguments.split, with_captions=False)
+    words = None if arguments.classes is None else Vocabulary.load(arguments.classes)
     indices = range(len(data))[: arguments.limit]
     if arguments.out is not None:
         check_writable(arguments.out)
     with open_segmenter(arguments.model, arguments.device, arguments.threads, arguments.cpu_engine) as segmenter:
-        findings = diagnose(segmenter, data, indices, options, progress_bar("diagnose"))
+        findings = diagnose(segmenter, data, indices, options, progress_bar("diagnose"), words)
     if arguments.out is not None:
         save_text(arguments.out, json.dumps(as_json(findings), indent=1))
     print(as_table(findings))

@@ -18,6 +18,7 @@ from odise_rt.image_run import MaskProposals
 from odise_rt.options import SegmentOptions
 from odise_rt.postprocessing import MaskResizer
 from odise_rt.segmenter import Segmenter
+from odise_rt.vocabulary import Vocabulary
 from training.data.coco_panoptic import CocoPanoptic, PanopticExample
 from training.evaluation import data_vocabulary
 from training.evaluation_loop import Progress
@@ -77,17 +78,22 @@ def diagnose(
     indices: Sequence[int],
     options: SegmentOptions | None = None,
     progress: Progress = iter,
+    words: Vocabulary | None = None,
 ) -> list[SegmentFinding]:
     """Look at every annotated segment of some pictures; crowds are left out.
 
     Args:
         segmenter: a checkpoint's or a bundle's.
-        data: pictures and truth; its classes are the vocabulary.
+        data: pictures and truth; its classes are looked for.
         indices: which pictures.
         options: of these, ensemble weights and sizes matter.
         progress: wraps the indices, e.g. in a progress bar.
+        words: other words for the data set's classes, in its order.
+
+    Raises:
+        OptionsError: ``words`` has another number of classes than the data set.
     """
-    vocabulary = data_vocabulary(data.categories)
+    vocabulary = data_vocabulary(data.categories, words)
     seen = vocabulary.seen(segmenter.bundle.training_vocabulary)
     findings: list[SegmentFinding] = []
     for index in progress(indices):

@@ -28,7 +28,7 @@ from odise_rt.options import SegmentOptions
 from odise_rt.segmenter import Segmenter
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints.own_format import load_checkpoint
-from training.command_line import is_bundle, parse_model_arguments
+from training.command_line import add_classes_argument, is_bundle, parse_model_arguments
 from training.data.coco_instances import CocoInstances
 from training.data.coco_panoptic import CocoPanoptic
 from training.data.semantic_formats import SEMANTIC_FORMATS
@@ -67,12 +67,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="COCO JSON of instances to measure AP against, which may overlap, as published AP is: "
         "instances_val2017.json, ade20k_instance_val.json. Default: the things of the panoptic set.",
     )
-    parser.add_argument(
-        "--classes",
-        type=Path,
-        help="Other words for the data set's classes, in its order: a file of OpenSeg's lines (id:synonym,synonym) or "
-        "JSON, such as the prompt-engineered lists of the published figures. Default: its own.",
-    )
+    add_classes_argument(parser, "such as the prompt-engineered lists of the published figures")
     parser.add_argument("--out", type=Path, required=True, help="Folder for metrics.json and pictures.html.")
     parser.add_argument("--limit", type=whole_number(1), help="Measure on the first N pictures only. Default: all.")
     parser.add_argument(

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from odise_rt.options import SegmentOptions
+from odise_rt.segmenter import Segmenter
 from odise_rt.vocabulary import Vocabulary
 from training.data.coco_panoptic import CocoPanoptic, PanopticExample
 from training.diagnose import main
@@ -91,6 +92,28 @@ def test_the_command_looks_at_a_checkpoint(
     assert main([*flags, "--out", str(output)]) == 0
     assert "| unseen things | 2 |" in capsys.readouterr().out
     assert len(json.loads(output.read_text())["segments"]) == 6
+
+
+def test_the_command_looks_with_other_words(
+    mini_data: Path, mini_frozen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.set_num_threads(1)
+    asked: list[Vocabulary] = []
+    words = tmp_path / "words.txt"
+    words.write_text("0:heaven,sky\n1:turf\n2:sphere\n3:horse\n")
+    flags = [str(mini_frozen), "--data", str(mini_data), "--device", "cpu", "--limit", "1", "--classes", str(words)]
+    with pytest.MonkeyPatch.context() as patch:
+        classify = Segmenter.classify_masks
+        patch.setattr(
+            Segmenter,
+            "classify_masks",
+            lambda self, found, v, options: asked.append(v) or classify(self, found, v, options),
+        )
+        assert main(flags) == 0
+    assert {v.words for v in asked} == {("heaven", "sky", "turf", "sphere", "horse")}
+    words.write_text("0:heaven,sky\n")
+    assert main(flags) == 1
+    assert "1 classes were given for a data set of 4" in capsys.readouterr().err
 
 
 def test_a_picture_without_segments_is_passed_over(mini_data: Path, tmp_path: Path) -> None:
