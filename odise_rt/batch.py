@@ -15,7 +15,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,7 @@ class Job:
     formats: tuple[str, ...]
     folder: Path
     """Where the results go; it must exist."""
+    _: KW_ONLY
     explain: bool = False
     """Whether the JSON holds each segment's best names, as many as ``options.explain`` says."""
     tolerance: float = 1.0

@@ -176,7 +176,15 @@ def _job(args: argparse.Namespace) -> Job:
         raise OptionsError(f"--actors is {args.actors}: expected at least 1, together with --ray")
     given = {name: getattr(args, name) for name in MODEL_OPTIONS if getattr(args, name) is not None}
     options = SegmentOptions(outputs=("semantic",) if "semantic" in formats else ("panoptic",), **given)
-    return Job(_words(args), options, formats, args.out, args.explain, args.polygon_tolerance, args.every)
+    return Job(
+        _words(args),
+        options,
+        formats,
+        args.out,
+        explain=args.explain,
+        tolerance=args.polygon_tolerance,
+        every=args.every,
+    )
 
 
 def _words(args: argparse.Namespace) -> Vocabulary:

@@ -46,10 +46,16 @@ class RunParts:
     step: TrainingStep
     sources: tuple[Callable[[], BatchSource], ...]
     """One for each phase; features are computed when a phase's source is made."""
-    training_vocabulary: tuple[str, ...]
+    classes: tuple[tuple[str, ...], ...]
+    """The words of each class to learn."""
     tokenizer_json: str
     annotation_files: Mapping[str, Path]
     """What the run reads of the data set besides pictures, by what it is."""
+
+    @property
+    def training_vocabulary(self) -> tuple[str, ...]:
+        """The words of all classes, class by class."""
+        return tuple(word for words in self.classes for word in words)
 
 
 def starting_model(experiment: Experiment, frozen: Path, heads: Path | None = None) -> tuple[Odise, str]:
@@ -122,6 +128,7 @@ def training_categories(data: CocoPanoptic) -> tuple[Category, ...]:
 def prepare_run(
     experiment: Experiment,
     data_root: Path,
+    *,
     split: str,
     frozen: Path,
     cache: Path,
@@ -149,14 +156,13 @@ def prepare_run(
     categories = training_categories(data)
     class_of = {category.id: index for index, category in enumerate(categories)}
     vocabulary = data_vocabulary(data.categories, classes)
-    words_of = [vocabulary[data.index_of[category.id]].words for category in categories]
-    words = [word for names in words_of for word in names]
+    words_of = tuple(vocabulary[data.index_of[category.id]].words for category in categories)
     model, tokenizer_json = starting_model(experiment, frozen, heads)
     model.to(device)
     embedder = WordEmbedder(model, tokenizer_json)
     class_text = None
     if experiment.model.variant == "label":
-        class_text = ClassText(embedder(words), tuple(map(len, words_of)))
+        class_text = ClassText(embedder([word for words in words_of for word in words]), tuple(map(len, words_of)))
     step = TrainingStep(
         model, Criterion(experiment.criterion), class_text, experiment.precision, experiment.gradient_checkpointing
     )
@@ -197,7 +203,7 @@ def prepare_run(
     files = {"annotation file": data.annotations_path}
     if captioned and data.captions_path is not None:
         files["caption file"] = data.captions_path
-    return RunParts(step, sources, tuple(words), tokenizer_json, files)
+    return RunParts(step, sources, words_of, tokenizer_json, files)
 
 
 @contextlib.contextmanager

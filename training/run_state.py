@@ -51,21 +51,28 @@ def saved_states(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name))
 
 
-def run_origin(
-    model: Odise, training_vocabulary: Sequence[str], split: str, files: Mapping[str, Path]
-) -> dict[str, str]:
+def run_origin(model: Odise, classes: Sequence[Sequence[str]], split: str, files: Mapping[str, Path]) -> dict[str, str]:
     """What a run is made of beside its experiment.
 
     Args:
         model: before it is trained or sharded.
-        training_vocabulary: the names of its classes, in their order.
+        classes: the words of each class, in their order.
         split: of the data set.
         files: of its annotations, by what they are; of pictures there are too many.
     """
     frozen = weights_fingerprint(model, without=model.trained_parameters())
-    words = hashlib.sha256(json.dumps(list(training_vocabulary)).encode()).hexdigest()
-    hashes = {what: file_sha256(path) for what, path in files.items()}
-    return {"frozen networks": frozen, "training vocabulary": words, "split": split, **hashes}
+    return {
+        "frozen networks": frozen,
+        "training vocabulary": _hash([word for words in classes for word in words]),
+        # Apart from the words, which older states have alone.
+        "division of words into classes": _hash([len(words) for words in classes]),
+        "split": split,
+        **{what: file_sha256(path) for what, path in files.items()},
+    }
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from odise_rt.command_line import CommandParser, command, whole_number
 from odise_rt.errors import CheckpointError, OptionsError, first_line
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints.own_format import save_checkpoint
-from training.command_line import parse_arguments
+from training.command_line import add_classes_argument, parse_arguments
 from training.data.coco_panoptic import CocoPanoptic
 from training.distributed import leave
 from training.example_pictures import ExamplePictures
@@ -43,12 +43,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("config", help="Name of an experiment in training/configs, e.g. sticker_tiny_label.")
     parser.add_argument("--data", type=Path, required=True, help="Folder of a COCO-format panoptic data set.")
     parser.add_argument("--split", default="train", help="The part of the data set to train on.")
-    parser.add_argument(
-        "--classes",
-        type=Path,
-        help="Other words for the data set's classes, in its order, to train with and to keep as the training "
-        "vocabulary: a file of OpenSeg's lines (id:synonym,synonym) or JSON. Default: its own.",
-    )
+    add_classes_argument(parser, "to train with and to keep as the training vocabulary")
     parser.add_argument(
         "--frozen", type=Path, required=True, help="Checkpoint folder whose frozen networks and tokenizer are used."
     )
@@ -185,16 +180,16 @@ def main(argv: Sequence[str]) -> int:
         parts = prepare_run(
             config,
             arguments.data,
-            arguments.split,
-            arguments.frozen,
-            cache,
-            device,
-            arguments.workers,
-            arguments.heads,
-            classes,
+            split=arguments.split,
+            frozen=arguments.frozen,
+            cache=cache,
+            device=device,
+            workers=arguments.workers,
+            heads=arguments.heads,
+            classes=classes,
         )
         files = {} if arguments.finish else parts.annotation_files  # which do not matter any more to what is trained
-        origin = run_origin(parts.step.model, parts.training_vocabulary, arguments.split, files)
+        origin = run_origin(parts.step.model, parts.classes, arguments.split, files)
         if arguments.finish:
             if not states:
                 raise CheckpointError(f"{arguments.run} holds no saved state to finish: train first")
@@ -214,19 +209,19 @@ def main(argv: Sequence[str]) -> int:
         trainer = Trainer(
             config,
             parts.step,
-            parts.sources,
-            arguments.run,
-            pictures,
-            arguments.tensorboard,
-            arguments.parallel,
-            origin,
-            arguments.micro_batches,
+            sources=parts.sources,
+            run=arguments.run,
+            pictures=pictures,
+            tensorboard=arguments.tensorboard,
+            parallel=arguments.parallel,
+            origin=origin,
+            micro_batches=arguments.micro_batches,
         )
         if arguments.resume:
             trainer.resume()
         trainer.train(arguments.until)
-        if trainer.start == config.iterations:
-            report_checkpoint(write_checkpoint(parts, config, arguments.run, trainer.start))
+        if trainer.iteration == config.iterations:
+            report_checkpoint(write_checkpoint(parts, config, arguments.run, trainer.iteration))
     finally:
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()

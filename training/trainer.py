@@ -29,6 +29,9 @@ from training.training_step import StepInput, TrainingStep
 logger = logging.getLogger(__name__)
 
 PictureWriter = Callable[[int], object]
+LEAST_LOSS_SCALE = 1.0
+"""In fp16 the loss is scaled up, and by half as much after each gradient that overflows. Below this it would be scaled
+down, and small gradients would vanish."""
 
 
 class Trainer:
@@ -38,6 +41,7 @@ class Trainer:
         self,
         experiment: Experiment,
         step: TrainingStep,
+        *,
         sources: Sequence[Callable[[], BatchSource]],
         run: Path,
         pictures: PictureWriter | None = None,
@@ -59,43 +63,27 @@ class Trainer:
             origin: what else a run is made of, see :func:`training.run_state.run_origin`; checked when it is resumed.
             micro_batches: parts that a process's share of a batch goes through the networks in, one after the other,
                 for gradients as of the whole; less memory, not another result.
+
+        Raises:
+            ConfigError: the batches cannot be divided, or the experiment cannot be trained in this way.
+            MissingPackageError: TensorBoard is asked for and not installed.
         """
+        self.sharded = world_size() > 1 and parallel == "fsdp"
+        _check_division(experiment, step, self.sharded, micro_batches)
         self.origin = dict(origin or {})
+        self.iteration = 0
+        """The next one, counted from 0: as many are done."""
         self.stop = experiment.iterations
         self.experiment = experiment
         self.step = step
         self.sources: Sequence[Callable[[], BatchSource]] = sources
         self.run_folder = run
         self.pictures = pictures
+        self.micro_batches = micro_batches
         self.log = RunLog(run, tensorboard and rank() == 0)
         self.device = step.model.noise.device
         self.wrapped: nn.Module = step
         self.shapes = {name: parameter.shape for name, parameter in step.model.trained_parameters().items()}
-        uneven = [phase.batch for phase in experiment.phases if phase.batch % world_size()]
-        if uneven:
-            raise ConfigError(
-                f"experiment {experiment.name!r} has batches of {uneven[0]}, which {world_size()} processes cannot "
-                "share evenly: start another number of them"
-            )
-        shares = [phase.batch // world_size() for phase in experiment.phases]
-        undivided = [share for share in shares if share % micro_batches]
-        if undivided:
-            raise ConfigError(
-                f"experiment {experiment.name!r} gives each process {undivided[0]} pictures a step, which cannot be "
-                f"divided into {micro_batches} equal micro-batches: choose a divisor of {math.gcd(*shares)}"
-            )
-        if micro_batches > 1 and step.class_text is None:
-            raise ConfigError(
-                f"experiment {experiment.name!r} learns from captions, each of which is compared with all pictures of "
-                "the batch: no micro-batches; start more processes, or train with fewer pictures"
-            )
-        self.micro_batches = micro_batches
-        self.sharded = world_size() > 1 and parallel == "fsdp"
-        if self.sharded and experiment.optimizer.matrix_rate is not None:
-            raise ConfigError(
-                f"experiment {experiment.name!r} has a matrix_rate: Muon needs whole matrices, which fsdp divides; use "
-                "--parallel ddp"
-            )
         if self.sharded:
             # Features are cached by one process alone, which needs whole networks.
             made = [source() for source in sources]
@@ -107,33 +95,33 @@ class Trainer:
             devices = [self.device] if self.device.type == "cuda" else None
             # Buffers are constants, and logging is done on averages: neither needs to travel every step.
             self.wrapped = DistributedDataParallel(step, device_ids=devices, broadcast_buffers=False)
-        self.start = 0
 
     def resume(self) -> int:
         """Go on from the latest saved state, or from the start where there is none; returns the iteration."""
         states = saved_states(self.run_folder)
         if states:
-            self.start = load_state(
+            self.iteration = load_state(
                 states[-1], self.step.model, self.optimizer, self.scaler, self.experiment, self.origin
             )
             logger.info("resumed %s", states[-1])
-        return self.start
+        return self.iteration
 
     def train(self, until: int | None = None) -> None:
         """Run from the current iteration to ``until`` (default: the end).
 
         Raises:
-            NonFiniteLossError: a loss or gradient is NaN or infinite; names the images.
+            NonFiniteLossError: a loss or gradient is NaN or infinite, in fp16 with a loss that is no longer scaled up;
+                names the images.
         """
         self.stop = self.experiment.iterations if until is None else min(until, self.experiment.iterations)
         if rank() == 0:
-            self.log.begin(self.start)
+            self.log.begin(self.iteration)
         self.wrapped.train()
-        with tqdm(total=self.experiment.iterations, initial=self.start, disable=rank() != 0, mininterval=5) as bar:
-            while self.start < self.stop:
-                index, inner = self.experiment.phase_at(self.start)
+        with tqdm(total=self.experiment.iterations, initial=self.iteration, disable=rank() != 0, mininterval=5) as bar:
+            while self.iteration < self.stop:
+                index, inner = self.experiment.phase_at(self.iteration)
                 phase = self.experiment.phases[index]
-                steps = min(phase.iterations - inner, self.stop - self.start)
+                steps = min(phase.iterations - inner, self.stop - self.iteration)
                 source = self.sources[index]()
                 draws = [self.draws_of(phase.batch, inner + offset) for offset in range(steps)]
                 waiting = time.perf_counter()
@@ -154,7 +142,7 @@ class Trainer:
     def one_step(self, batch: StepInput, data_seconds: float) -> StepReport:
         """Forward, backward, clip, update; ``data_seconds`` were waited for the batch."""
         began = time.perf_counter()
-        rate = self.experiment.learning_rate(self.start)
+        rate = self.experiment.learning_rate(self.iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("rate_scale", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
@@ -167,17 +155,23 @@ class Trainer:
             self.scaler.step(self.optimizer)  # skips the update where a gradient overflowed
             self.scaler.update()
             skipped = self.scaler.get_scale() < loss_scale
+            if self.scaler.get_scale() < LEAST_LOSS_SCALE:
+                raise NonFiniteLossError(
+                    f"at iteration {self.iteration} a gradient overflows fp16 although the loss is not scaled up "
+                    f"({loss_scale:g}); image ids {list(batch.targets.image_ids)}: look at these images and --resume, "
+                    "or start a new run of the experiment with precision bf16 or fp32"
+                )
         else:
             norm = whole(nn.utils.clip_grad_norm_(parameters, self.experiment.optimizer.clip_norm))
             if not bool(norm.isfinite()):
                 raise NonFiniteLossError(
-                    f"the gradient of iteration {self.start} is NaN or infinite; image ids "
+                    f"the gradient of iteration {self.iteration} is NaN or infinite; image ids "
                     f"{list(batch.targets.image_ids)}: lower the learning rate or look at these images, then --resume"
                 )
             self.optimizer.step()
         averaged = mean_over_processes(torch.stack(list(losses.values())))
         report = StepReport(
-            self.start,
+            self.iteration,
             float(averaged.sum()),
             rate,
             float(norm) if bool(norm.isfinite()) else None,
@@ -187,7 +181,7 @@ class Trainer:
             loss_scale,
             skipped,
         )
-        self.start += 1
+        self.iteration += 1
         return report
 
     def accumulate(self, batch: StepInput) -> dict[str, Tensor]:
@@ -206,7 +200,7 @@ class Trainer:
 
     def after_step(self, report: StepReport) -> None:
         """Log, and save and draw where it is time."""
-        finished = self.start
+        finished = self.iteration
         last = finished == self.experiment.iterations
         if rank() == 0:
             self.log.write(report)
@@ -226,3 +220,30 @@ class Trainer:
             with usable(self.step):
                 self.pictures(finished)
             self.wrapped.train()
+
+
+def _check_division(experiment: Experiment, step: TrainingStep, sharded: bool, micro_batches: int) -> None:
+    """Refuse batches that the processes or micro-batches cannot share, and what does not bear to be divided."""
+    uneven = [phase.batch for phase in experiment.phases if phase.batch % world_size()]
+    if uneven:
+        raise ConfigError(
+            f"experiment {experiment.name!r} has batches of {uneven[0]}, which {world_size()} processes cannot "
+            "share evenly: start another number of them"
+        )
+    shares = [phase.batch // world_size() for phase in experiment.phases]
+    undivided = [share for share in shares if share % micro_batches]
+    if undivided:
+        raise ConfigError(
+            f"experiment {experiment.name!r} gives each process {undivided[0]} pictures a step, which cannot be "
+            f"divided into {micro_batches} equal micro-batches: choose a divisor of {math.gcd(*shares)}"
+        )
+    if micro_batches > 1 and step.class_text is None:
+        raise ConfigError(
+            f"experiment {experiment.name!r} learns from captions, each of which is compared with all pictures of "
+            "the batch: no micro-batches; start more processes, or train with fewer pictures"
+        )
+    if sharded and experiment.optimizer.matrix_rate is not None:
+        raise ConfigError(
+            f"experiment {experiment.name!r} has a matrix_rate: Muon needs whole matrices, which fsdp divides; use "
+            "--parallel ddp"
+        )

@@ -43,7 +43,9 @@ def test_cropped_out_targets_reach_the_views_and_have_caches_of_their_own(
     folders = []
     for keep in (False, True):
         experiment = dataclasses.replace(mini_experiment(), cropped_out_targets=keep)
-        cached, live = prepare_run(experiment, mini_data, "train", mini_frozen, tmp_path, "cpu", 0).sources
+        cached, live = prepare_run(
+            experiment, mini_data, split="train", frozen=mini_frozen, cache=tmp_path, device="cpu", workers=0
+        ).sources
         cached()
         views = live()
         assert isinstance(views, LiveBatches)

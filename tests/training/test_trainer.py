@@ -313,7 +313,9 @@ def test_a_run_goes_on_with_what_it_began_with(
     assert training.train.main(arguments(mini_data, mini_frozen, run, "--until", "1")) == 0
     state = saved_states(run)[-1] / "state.json"
     content = json.loads(state.read_text())
-    assert set(content["origin"]) == {"frozen networks", "training vocabulary", "split", "annotation file"}
+    assert set(content["origin"]) == {
+        *("frozen networks", "training vocabulary", "division of words into classes", "split", "annotation file")
+    }
     for what in content["origin"].keys() - {"annotation file"}:
         changed = {**content, "origin": {**content["origin"], what: "other"}}
         state.write_text(json.dumps(changed))
@@ -343,7 +345,9 @@ def test_other_words_are_learnt_and_kept(
     classes = ("--classes", str(words))
     assert training.train.main(arguments(mini_data, mini_frozen, run, *classes, "--until", "4")) == 0
     assert training.train.main(arguments(mini_data, mini_frozen, run, "--resume")) == 1
-    assert "another training vocabulary: resume with the same --data, --split, --classes" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "another training vocabulary and another division of words into classes: resume with the same" in error
+    assert "--data, --split, --classes" in error
     assert training.train.main(arguments(mini_data, mini_frozen, run, *classes, "--resume")) == 0
     assert load_checkpoint(run / "checkpoint").training_vocabulary == ("heaven", "sky", "turf", "sphere")
     assert {vocabulary.words for vocabulary in shown} == {("heaven", "sky", "turf", "sphere", "horse")}
@@ -351,6 +355,18 @@ def test_other_words_are_learnt_and_kept(
     assert training.train.main(arguments(mini_data, mini_frozen, tmp_path / "new", *classes)) == 1
     assert "3 classes were given for a data set of 4" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_word_that_moved_to_another_class_is_noticed(
+    mini: Experiment, mini_data: Path, mini_frozen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = tmp_path / "words.txt"
+    flags = arguments(mini_data, mini_frozen, tmp_path / "run", "--classes", str(words), "--until", "1")
+    words.write_text("0:heaven,sky\n1:turf\n2:sphere\n3:horse\n")
+    assert training.train.main(flags) == 0
+    words.write_text("0:heaven\n1:sky,turf\n2:sphere\n3:horse\n")
+    assert training.train.main([*flags, "--resume"]) == 1
+    assert "was trained with another division of words into classes: resume with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -523,6 +539,31 @@ def test_an_update_that_overflows_fp16_is_skipped_and_told(
     line = json.loads((run / "log.jsonl").read_text(), parse_constant=refuse)
     assert (line["gradient_norm"], line["loss_scale"], line["skipped"]) == (None, 2.0**127, True)
     assert "iteration 0: a gradient overflowed fp16" in caplog.text
+
+
+@pytest.mark.parametrize("mini", ["label-fp16"], indirect=True)
+def test_a_run_of_which_every_update_overflows_fp16_ends(
+    mini: Experiment,
+    mini_data: Path,
+    mini_frozen: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    forward = TrainingStep.forward
+
+    def steep(self: TrainingStep, batch: StepInput) -> dict[str, torch.Tensor]:
+        return {name: 1e20 * loss for name, loss in forward(self, batch).items()}
+
+    monkeypatch.setattr(TrainingStep, "forward", steep)
+    monkeypatch.setattr(torch.amp, "GradScaler", functools.partial(torch.amp.GradScaler, init_scale=4.0))
+    run = tmp_path / "run"
+    assert training.train.main(arguments(mini_data, mini_frozen, run)) == 1
+    error = capsys.readouterr().err
+    assert "at iteration 2 a gradient overflows fp16 although the loss is not scaled up (1); image ids [" in error
+    assert "precision bf16 or fp32" in error
+    assert [line["loss_scale"] for line in log(run).values()] == [4.0, 2.0]
+    assert [path.name for path in saved_states(run)] == ["000002"]
 
 
 def test_waiting_for_data_is_logged_apart(

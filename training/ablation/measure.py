@@ -106,7 +106,13 @@ def prepare(task: RunTask, base: Experiment, places: Places) -> tuple[Experiment
     with _noted_failure(task, places):
         experiment = variant(base, task.run, task.seed)
         return experiment, prepare_run(
-            experiment, places.data, places.split, places.frozen, places.cache, places.device, places.workers
+            experiment,
+            places.data,
+            split=places.split,
+            frozen=places.frozen,
+            cache=places.cache,
+            device=places.device,
+            workers=places.workers,
         )
 
 
@@ -120,7 +126,7 @@ def carry_out(
     """
     folder = places.folder(task.run, task.seed)
     with _noted_failure(task, places):
-        trainer = Trainer(experiment, parts.step, parts.sources, folder)
+        trainer = Trainer(experiment, parts.step, sources=parts.sources, run=folder)
         trainer.resume()
         trainer.train()
         if rank() == 0:
