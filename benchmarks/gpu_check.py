@@ -41,7 +41,7 @@ from odise_rt.command_line import CommandParser, real_number
 from odise_rt.files import atomic_writer
 
 TOTAL_SECONDS = 465.0
-"""Of the whole check; eight minutes with starting and writing."""
+"""Time for the whole check; starting and writing make it eight minutes."""
 PARTS = (
     Part("machine", 30, "GPU, driver and packages"),
     Part("kernels", 70, "kernels against float64"),
@@ -93,7 +93,7 @@ PACKAGES = (
     "diffusers",
     "open_clip_torch",
 )
-"""Whose versions decide what the other rows are worth."""
+"""Packages whose versions decide what the other rows are worth."""
 NO_GPU = 1
 
 

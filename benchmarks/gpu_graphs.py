@@ -46,7 +46,7 @@ SIZES = ((256, 384), (300, 200))
 OTHER_PIXELS = 2e-3
 """Share of pixels on which two masks are as good as equal, which may go to either."""
 STILL_WRITTEN_CYCLES = 100_000_000
-"""Of the GPU's clock, for which a tensor is not written yet: some 50 ms."""
+"""Cycles of the GPU's clock for which a tensor is not written yet: some 50 ms."""
 LOOSE = SegmentOptions(object_mask_threshold=0.0, overlap_threshold=0.0)
 STRICT = SegmentOptions(object_mask_threshold=0.1, overlap_threshold=0.05)
 OTHER_WORDS = ("cat; stuff: sky", "tree, bush; boat; stuff: sea", "apple")
@@ -77,7 +77,7 @@ FACTS = ModelFacts(
     mask_prompt="{}",
     clip_prompt="a photo of a {}.",
 )
-"""Of a model of odise-tiny's size, whose tokenizer is used."""
+"""Facts of a model of the size of odise-tiny, whose tokenizer is used."""
 
 
 class EchoStage:
@@ -174,7 +174,7 @@ def own_numbers(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 class EchoBackend:
-    """Of such stages."""
+    """A backend that hands out such stages."""
 
     description = "a network that only copies"
 

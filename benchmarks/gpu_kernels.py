@@ -32,7 +32,7 @@ from odise_rt.windows import Stitcher, WindowGrid, cut_windows, window_grid
 TOLERANCE = {"float32": 1e-5, "float16": 5e-4, "bfloat16": 4e-3}
 HALF_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 ELEMENT_SLACK = 1e-4
-"""Of the largest value: what float sums and locations may add to the error of one element."""
+"""Share of the largest value: what float sums and locations may add to the error of one element."""
 MIB = 1 << 20
 POOL_SIZES = [
     (1, 100, 256, 256, 352),

@@ -35,7 +35,7 @@ class Row:
     values: Mapping[str, float | int | str] = field(default_factory=dict)
     """What was measured; the unit is in the name, e.g. ``"median_us"``."""
     detail: str = ""
-    """For people: what is wrong or missing, and what to do."""
+    """What is wrong or missing, and what to do, for people."""
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status) or self.kind not in get_args(Kind):

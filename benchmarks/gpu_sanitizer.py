@@ -33,7 +33,7 @@ from odise_rt.kernels.resize_tables import resize_table
 TOOLS = {"racecheck": 0.4, "memcheck": 0.2, "synccheck": 0.2, "initcheck": 0.2}
 """Share of the time of each."""
 TYPES = ("float32", "float16", "uint16")
-"""As the kernels take them: uint16 are the bits of bfloat16."""
+"""Types that the kernels take; uint16 are the bits of bfloat16."""
 POOL_SIZES = [(2, 40, 33, 9, 7), (1, 115, 300, 40, 41), (1, 20, 64, 16, 16), (1, 1, 1, 1, 1)]
 """B, Q, C, H, W: both heights of a tile, more tiles than one, rows that are aligned and rows that are not."""
 MERGE_SIZES = [(33, (16, 12), (61, 45), (77, 131)), (1, (1, 1), (3, 2), (5, 9)), (300, (8, 8), (32, 32), (40, 40))]

@@ -75,7 +75,7 @@ class Summary:
 
 
 LEAD_CYCLES = 1_000_000
-"""Of the GPU's clock: some half a millisecond, in which Python queues what takes it up to a quarter."""
+"""Cycles of the GPU's clock: some half a millisecond, in which Python queues what takes it up to a quarter."""
 MAX_LEAD_CYCLES = 1 << 29
 """Some quarter of a second, which no call takes that only queues."""
 TAIL_SAMPLES = 100

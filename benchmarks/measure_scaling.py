@@ -70,7 +70,7 @@ def measure_batches(bench: Bench) -> None:
 
 
 def measure_words(bench: Bench) -> None:
-    """The same picture with vocabularies of growing size, all embedded before."""
+    """Measure the same picture with vocabularies of growing size, all embedded before."""
     plan = bench.plan
     names = {f"{count} words": {"words": f"#{count}"} for count in plan.word_counts}
     results = _measure(bench, "words", names, plan.repeats, "{0}, cached")

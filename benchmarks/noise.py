@@ -77,7 +77,7 @@ def floor_of(*runs: Run) -> float:
 
 
 def drift_between(first: Run, second: Run) -> float:
-    """By how much the machine's matmul rate differed, as a natural logarithm; 0 if a run has none."""
+    """How much the machine's matmul rate differed, as a natural logarithm; 0 if a run has none."""
     if not first.rates or not second.rates:
         return 0.0
     shared = set(first.best_rates.matmul_gflops) & set(second.best_rates.matmul_gflops)

@@ -17,7 +17,7 @@ GROUPS = ("peers", "sizes", "batches", "words", "cold", "vocabulary")
 """Groups of results of the CPU and GPU suites, in the order in which they run."""
 
 _EXTRA_BYTES = 1 << 30
-"""Beside weights: interpreter, libraries, activations of a small picture."""
+"""Memory beside weights: interpreter, libraries, activations of a small picture."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Plan:
         return f"{self.size[0]}x{self.size[1]}"
 
     def quick(self) -> Plan:
-        """The same in little: for a look while developing, and for CI."""
+        """The same plan in little, for a look while developing, and for CI."""
         import dataclasses
 
         few = ("official", "pruned", "ort-portable", "runtime", "runtime-again")

@@ -37,11 +37,11 @@ class Missing:
 
 @dataclass
 class Preparation:
-    """Where everything lies, or why it does not."""
+    """Where everything that is measured lies, or why it is missing."""
 
     config: str
     source: dict[str, Any]
-    """As in :class:`benchmarks.variants.Job`, for PyTorch."""
+    """Where PyTorch's weights come from, as in :class:`benchmarks.variants.Job`."""
     bundles: dict[str, Path | Missing] = field(default_factory=dict)
     """Precision to bundle."""
     official: Path | Missing = field(default_factory=lambda: Missing("not asked for", "absent"))

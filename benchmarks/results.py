@@ -47,7 +47,7 @@ class Ratio:
     to: str
     """Key of the other result."""
     summary: Summary
-    """Of the ratios of samples of the same round."""
+    """Order statistics of the ratios of samples of the same round."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,13 @@ class Run:
 
     suite: str
     command: str
-    """As one would type it in a clone, without paths."""
+    """The command as one would type it in a clone, without paths."""
     quick: bool
     environment: dict[str, Any]
     rates: list[Rates] = field(default_factory=list)
-    """Of the CPU, measured at the start and at the end."""
+    """Rates of the CPU, measured at the start and at the end."""
     gpu_rates: Rates | None = None
-    """Of the GPU: precision instead of library to its matmul rate."""
+    """Rates of the GPU, where a precision stands in place of a library."""
     clocks: list[dict[str, Any]] = field(default_factory=list)
     """Clock rates and load, as read at the start, between groups and at the end."""
     model: dict[str, Any] = field(default_factory=dict)

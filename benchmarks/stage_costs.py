@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WHOLE_NETWORK = "network"
 """Step of a result that holds everything from pixels to masks: an image that stayed on the GPU."""
 PIXELS_TO_SEGMENTS = "pixels_to_segments"
-"""Likewise, from pixels to segments."""
+"""Steps of the whole way from pixels to segments."""
 
 
 def stage_costs(model: Odise, facts: ModelFacts, height: int, width: int) -> dict[str, Any]:

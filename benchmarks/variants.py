@@ -51,7 +51,7 @@ class Variant:
 
     @property
     def bundle_precision(self) -> str:
-        """Of the bundle that it runs."""
+        """Precision of the bundle that it runs."""
         return "fp16" if self.precision == "fp16" else "fp32"
 
     @property
@@ -269,7 +269,7 @@ class DefaultOrtBackend:
         return f"onnxruntime {self._ort.__version__} on {self._provider}, {self._threads} threads, default settings"
 
     def windows_per_batch(self, side: int) -> int:
-        """As odise_rt does it, or one."""
+        """As many as odise_rt runs at a time, or one."""
         from odise_rt.backends.base import windows_that_fill
 
         return windows_that_fill(self.device, side) if self._variant.batched else 1

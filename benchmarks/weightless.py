@@ -39,7 +39,7 @@ PERIOD = (1 << 22) - 3
 """Numbers after which the noise repeats: a prime, so that rows of a matrix do not."""
 MAX_FILE_BYTES = 1 << 40
 MAX_ARCHIVE_BYTES = 4 << 30
-"""Of all that an archive unpacks to."""
+"""Largest size of all that an archive unpacks to."""
 SEED = 5
 """Of several that were tried on odise-sd1, one whose masks are large. Where they are nearly empty, as chance may
 have it, each pixel that rounding takes from a mask moves it, and no mask decoder in fp16 agrees."""

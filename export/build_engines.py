@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, console: Console, placed: list[str]) -> None:
-    """Do what was asked for, and say in ``placed`` what an error that follows does not take back."""
+    """Do what was asked for, and list in ``placed`` what stays in place when an error follows."""
     _check_arguments(args)
     import_onnxruntime()  # every graph is compared in it: without it all work would be for nothing
     bundle = Bundle.open(args.bundle) if args.bundle is not None else None
@@ -138,7 +138,7 @@ def _add_engines(
 
 @contextlib.contextmanager
 def _memory_errors() -> Iterator[None]:
-    """Turns what comes of memory that ran out into one error: of PyTorch, or of what was made of that on the way."""
+    """Turns an error of memory that ran out, or one that was raised from such an error, into one that says so."""
     try:
         yield
     except Exception as exc:
@@ -212,7 +212,7 @@ def _stages(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _engine_options(args: argparse.Namespace) -> EngineOptions | None:
-    """What to build, or ``None`` without --engine; refused before minutes of work."""
+    """The engines to build, or ``None`` without --engine; what cannot be built is refused before minutes of work."""
     if not args.engine:
         return None
     options = EngineOptions(
@@ -231,7 +231,7 @@ def _engine_options(args: argparse.Namespace) -> EngineOptions | None:
 
 
 def _check_source(args: argparse.Namespace) -> None:
-    """Refuse a source that is not one, or not there, before anything is read or looked for."""
+    """Refuse no source, several, or one whose files are missing, before anything is read."""
     released = (args.odise, args.stable_diffusion, args.clip)
     given = [args.checkpoint is not None, any(released), args.init is not None]
     if sum(given) != 1:
@@ -256,7 +256,7 @@ def _source(args: argparse.Namespace) -> Source:
 
 
 def _end_as_interrupted() -> None:
-    """Let a termination, and a terminal that closes, clean up as Ctrl-C does."""
+    """Let SIGTERM, and SIGHUP of a terminal that closes, clean up as Ctrl-C does."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, _interrupt)

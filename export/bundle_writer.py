@@ -42,12 +42,12 @@ _OURS = frozenset(
 )
 """All that a bundle's folder holds."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The oldest time that a zip file can hold: stands for none."""
+"""The oldest time that a zip file can hold; it stands for no time."""
 
 
 @dataclass
 class StageFiles:
-    """What was written of one stage."""
+    """The files of one stage that were written."""
 
     spec: StageSpec
     weights: WeightStore

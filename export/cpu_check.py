@@ -27,11 +27,11 @@ class CpuCheck:
     cases: Sequence[Case]
     """What the stage must compute."""
     bounds: Bounds
-    """For every output."""
+    """How far every output may be off."""
     folder: Path
     """Where the files of graphs are written."""
     threads: int | None = None
-    """Inside an operator; ``None``: all usable cores."""
+    """Threads inside an operator; ``None``: all usable cores."""
 
     def file(self, path: Path, title: str) -> list[OutputCheck]:
         """Run a graph file on every case and compare every output.

@@ -57,11 +57,11 @@ class CudaFusionCounts:
     """How often each operator was put in."""
 
     convolution: int
-    """With channels last."""
+    """Convolutions that were given channels last."""
     attention: int
     group_norm: int
     group_norm_silu: int
-    """Of ``group_norm``: those with SiLU inside."""
+    """Those of ``group_norm`` with SiLU inside."""
     skip_layer_norm: int
     quick_gelu: int
     bias_gelu: int
@@ -104,7 +104,8 @@ def fuse_for_ort_cuda(model: ir.Model) -> CudaFusionCounts:
 
 
 def _at_each(graph: ir.Graph, op_type: str, fuse: Callable[[ir.Graph, ir.Node], bool | None]) -> list[bool | None]:
-    """What ``fuse`` says of every node of an operator; what it left unread goes before the next pattern."""
+    """Call ``fuse`` for every node of an operator and give its answers; nodes that it leaves unread are removed, so
+    that the next pattern does not meet them."""
     remove_unread(graph)
     found = [fuse(graph, node) for node in list(graph) if node.op_type == op_type]
     remove_unread(graph)
@@ -112,7 +113,7 @@ def _at_each(graph: ir.Graph, op_type: str, fuse: Callable[[ir.Graph, ir.Node], 
 
 
 def _fuse_group_norm(graph: ir.Graph, norm: ir.Node) -> bool | None:
-    """A GroupNorm and perhaps SiLU; returns whether SiLU was among them, or None if this is something else."""
+    """Fuse a GroupNorm and perhaps the SiLU behind it; returns whether there is, or None if this is no GroupNorm."""
     found = match_group_norm(norm)
     if found is None or found.channels // found.groups % 2:
         return None  # the kernel works on pairs of channels of one group
@@ -153,7 +154,7 @@ def _last_shape(value: ir.Value) -> ir.Shape:
 
 
 def _turn_convolution(graph: ir.Graph, convolution: ir.Node) -> bool:
-    """A convolution of two axes whose weights are constant."""
+    """Turn a convolution of two axes with constant weights to channels last; returns whether it was one."""
     source, kernel, *others = convolution.inputs
     output, weight = convolution.outputs[0], constant_of(kernel)
     if source is None or kernel is None or weight is None or weight.ndim != 4 or source.shape is None:
@@ -175,7 +176,7 @@ def _turn_convolution(graph: ir.Graph, convolution: ir.Node) -> bool:
 
 
 def _floats_for_argmax(graph: ir.Graph, node: ir.Node) -> bool:
-    """float32 holds the whole numbers that vocabularies count to."""
+    """Give an ArgMax of whole numbers floats: float32 holds all that vocabularies count to."""
     source = node.inputs[0]
     if source is None or source.dtype not in (ir.DataType.INT32, ir.DataType.INT64):
         return False
@@ -201,7 +202,7 @@ def _silu_behind(node: ir.Node) -> tuple[ir.Node, bool]:
 
 
 def _fuse_skip_layer_norm(graph: ir.Graph, norm: ir.Node) -> bool:
-    """A sum of two token sequences whose norm is taken; the sum itself may have other readers."""
+    """Fuse a sum of two token sequences with the norm of it; the sum itself may have other readers."""
     total = producer_of(norm.inputs[0], "Add")
     if total is None or len(norm.inputs) < 3 or norm.attributes.get_int("axis", -1) not in (-1, 2):
         return False
@@ -242,7 +243,7 @@ def _tokens_shape(value: ir.Value) -> tuple[int | None, ...] | None:
 
 
 def _fuse_split_gelu(graph: ir.Graph, gelu: ir.Node) -> bool:
-    """``left * gelu(right)`` of the halves of a layer's output and its bias."""
+    """Fuse ``left * gelu(right)`` of the halves of a layer's output and its bias."""
     split = producer_of(gelu.inputs[0], "Split")
     product = only_reader(gelu.outputs[0], "Mul")
     if split is None or product is None or len(split.outputs) != 2 or gelu.inputs[0] is not split.outputs[1]:
@@ -264,7 +265,7 @@ def _fuse_split_gelu(graph: ir.Graph, gelu: ir.Node) -> bool:
 
 
 def _fuse_bias_gelu(graph: ir.Graph, gelu: ir.Node) -> bool:
-    """GELU of a layer's output and its bias."""
+    """Fuse GELU of a layer's output and its bias."""
     if gelu.attributes.get_string("approximate", "none") != "none":
         return False
     matched = _layer_and_bias(gelu.inputs[0])
@@ -288,7 +289,7 @@ def _layer_and_bias(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
 
 
 def _fuse_quick_gelu(graph: ir.Graph, sigmoid: ir.Node) -> bool:
-    """``x * sigmoid(a * x)``."""
+    """Fuse ``x * sigmoid(a * x)``."""
     product = only_reader(sigmoid.outputs[0], "Mul")
     inner = sigmoid.inputs[0]
     if product is None or inner is None:
@@ -308,7 +309,7 @@ def _fuse_quick_gelu(graph: ir.Graph, sigmoid: ir.Node) -> bool:
 
 
 def _divisor_on_gpu(graph: ir.Graph, count: ir.Node) -> bool:
-    """Where 0, 1, ..., n - 1 is divided by n: take the last of them and add one."""
+    """Replace the divisor n of a sequence 0, 1, ..., n - 1 by the last of them plus one."""
     start, limit, step = count.inputs
     numbers = count.outputs[0]
     if limit is None or limit.const_value is not None or limit.dtype != ir.DataType.FLOAT:

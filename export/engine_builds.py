@@ -36,16 +36,16 @@ from odise_rt.engines import REFERENCE_FILE, Engine, find_engines, write_engine_
 from odise_rt.errors import ExportError
 
 _WORKSPACE_SHARE = 0.8
-"""Of the GPU memory that is free: the rest is for the engine's weights and for who else is there."""
+"""Share of the GPU's free memory that a build may use; the rest is for the engine's weights and for other processes."""
 
 
 @dataclass
 class EngineReport:
-    """What was done."""
+    """The engines of a run."""
 
     built: list[Engine] = field(default_factory=list)
     kept: list[Engine] = field(default_factory=list)
-    """Were there already."""
+    """Engines that were there already."""
 
 
 def add_engines(
@@ -64,7 +64,7 @@ def add_engines(
         console: shows progress.
         references: of PyTorch, during an export; ``None``: the bundle's own graphs on the CPU are the reference.
         machine: ``None``: this one.
-        report: filled as engines are finished, for who wants to know after an error as well; ``None``: a new one.
+        report: filled as engines are finished, for a caller who wants it after an error as well; ``None``: a new one.
 
     Raises:
         MissingPackageError: the package of an engine is not installed.
@@ -232,7 +232,7 @@ class _StageBuild:
         return engine
 
     def _compile(self, graph: PreparedGraph, facts: EngineFacts, folder: Path, notes: dict[str, Any]) -> Path:
-        """Graph to plan, in a process of its own."""
+        """Build the plan of a graph, in a process of its own."""
         job = BuildJob(
             stage=self.stage,
             engine=self.kind,
@@ -253,7 +253,7 @@ class _StageBuild:
         return job.plan
 
     def _timing_cache(self) -> Path | None:
-        """One for each engine version and GPU; timings of another say nothing."""
+        """The file of timings for this engine version and GPU; those of another say nothing."""
         folder = default_cache_dir()
         if folder is None or not self.options.timing_cache or self.kind != "tensorrt":
             return None
@@ -283,7 +283,7 @@ class _StageBuild:
 
 
 def graph_notes(notes: Mapping[str, Any]) -> list[str]:
-    """What passes did, in lines for a person."""
+    """Lines that tell a person what the passes over a graph did."""
     lines = []
     fusion = notes.get("fusion")
     if fusion:
@@ -296,7 +296,7 @@ def graph_notes(notes: Mapping[str, Any]) -> list[str]:
 
 
 def _workspace(machine: Machine) -> int | None:
-    """Scratch memory for tactics, of what is free on the GPU."""
+    """Scratch memory that tactics may use, in bytes."""
     if machine.gpu is None:
         return None
     from odise_rt.backends.cuda_core import free_memory

@@ -17,7 +17,7 @@ from odise_rt.files import flush_folder, replace_folder
 from odise_rt.partial_folder import partial_folder
 
 _TRIES = 50
-"""To make a folder in ``engines/``, which another build may just remove because it was empty."""
+"""How often to try to make a folder in ``engines/``, which another build may just remove because it is empty."""
 _PAUSE_SECONDS = 0.01
 
 

@@ -41,7 +41,7 @@ class BuildJob:
     stage: str
     engine: EngineKind
     graph: Path
-    """ONNX file, its weights beside it."""
+    """The ONNX file, with its weights beside it."""
     plan: Path
     """Where the engine is written."""
     profiles: tuple[Profile, ...]
@@ -50,7 +50,7 @@ class BuildJob:
     workspace_bytes: int | None = None
     """Scratch memory that a tactic may use; ``None``: the engine's default, which is all there is."""
     timing_cache: Path | None = None
-    """Read if it is there, and replaced by what was learned."""
+    """File of timings, read if it is there, and replaced by what the build learned."""
     optimization_level: int = OPTIMIZATION_LEVEL
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,9 +76,9 @@ class BuildResult:
     seconds: float
     plan_bytes: int
     layers: int
-    """Of the parsed network."""
+    """Layers of the parsed network."""
     warning: str | None = None
-    """What went wrong beside the engine, which is whole."""
+    """What went wrong apart from the engine, which is whole."""
 
 
 def build_flags(engine: EngineKind, optimization_level: int) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ class PreparedGraph:
     """SHA-256 over both files."""
     precision: EnginePrecision
     notes: Mapping[str, Any]
-    """What passes did."""
+    """What the passes did, by name."""
 
 
 def precision_advice(from_precision: str) -> str:

@@ -23,7 +23,7 @@ class EngineOptions:
 
     kinds: tuple[EngineKind, ...]
     precision: EnginePrecision | None = None
-    """Inside the engines; ``None``: the bundle's."""
+    """Precision inside the engines; ``None``: the bundle's."""
     stages: tuple[str, ...] = STAGES
     sizes: tuple[tuple[int, int], ...] = ()
     """Height and width of images that the engines are tuned for, besides the usual ones."""
@@ -36,7 +36,7 @@ class EngineOptions:
     """Build engines that are there already, too."""
     optimization_level: int = OPTIMIZATION_LEVEL
     threads: int | None = None
-    """Inside an operator when graphs are run on the CPU; ``None``: all."""
+    """Threads inside an operator when graphs are run on the CPU; ``None``: all cores."""
     timing_cache: bool = True
     """Keep what TensorRT learned of this GPU for the next build."""
 

@@ -67,7 +67,7 @@ def build_in_process(job: BuildJob, folder: Path, note: Callable[[str], None] = 
 
 
 def _outcome(file: Path) -> dict[str, Any]:
-    """What the process left; nothing if it could not write, say on a full disk."""
+    """What the process wrote as its result; empty if it could not write, say on a full disk."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -87,7 +87,7 @@ def _wait(process: subprocess.Popen[bytes], stage: str, note: Callable[[str], No
 
 
 def _obituary(job: BuildJob, code: int, log_file: Path) -> str:
-    """Of a build that said nothing: how it ended and its last words."""
+    """How a build ended that left no result, and the last lines of its log."""
     if code < 0:
         how = f"was ended by {signal.Signals(-code).name}"
         if -code == signal.SIGKILL:

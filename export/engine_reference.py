@@ -32,7 +32,7 @@ CHECK_WORDS = (
 
 @dataclass(frozen=True)
 class References:
-    """Cases of every stage."""
+    """What engines of every stage must compute."""
 
     by: str
     """Who gave the outputs, for engine.json."""
@@ -60,7 +60,7 @@ class RecordedStage:
 
     @property
     def facts(self) -> StageFacts:
-        """Of the stage inside."""
+        """The facts of the stage inside."""
         return self._stage.facts
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
@@ -91,20 +91,20 @@ class RecordingBackend:
 
     @property
     def device(self) -> Device:
-        """Of the backend inside."""
+        """Where the backend inside runs."""
         return self.inner.device
 
     @property
     def description(self) -> str:
-        """Of the backend inside."""
+        """The backend inside in one line."""
         return self.inner.description
 
     def windows_per_batch(self, side: int) -> int:
-        """Of the backend inside."""
+        """As many as the backend inside runs at a time."""
         return self.inner.windows_per_batch(side)
 
     def keeps_loaded(self, bundle: Bundle, stage: str) -> bool:
-        """Of the backend inside."""
+        """Whether the backend inside keeps a stage loaded."""
         return self.inner.keeps_loaded(bundle, stage)
 
     def load(self, bundle: Bundle, stage: str) -> RecordedStage:

@@ -63,17 +63,17 @@ class ExportOptions:
     """What to export and how to check it."""
 
     precision: Precision = "fp32"
-    """Inside the graphs; inputs and outputs are float32 in any case."""
+    """Precision inside the graphs; inputs and outputs are float32 in any case."""
     stages: tuple[str, ...] = STAGES
-    """Fewer than all: only checked, no bundle is put in place."""
+    """The stages to export; fewer than all are only checked, and no bundle is put in place."""
     force: bool = False
     """Replace a bundle that is there already."""
     keep_going: bool = False
-    """After a stage that does not agree, go on with the others before failing."""
+    """Whether the other stages are still checked after one that does not agree."""
     photo: np.ndarray | None = None
-    """uint8 (h, w, 3): checked on instead of the drawn picture."""
+    """uint8 (h, w, 3), a picture to check on instead of the drawn one."""
     threads: int | None = None
-    """Inside an operator of ONNX Runtime; ``None``: all usable cores."""
+    """Threads inside an operator of ONNX Runtime; ``None``: all usable cores."""
 
 
 class Exporter:

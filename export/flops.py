@@ -40,9 +40,9 @@ class StageFlops:
     """Operations of one stage for one image."""
 
     official: int
-    """In the official structure: everything that the published code computes."""
+    """Operations of the official structure, which is everything that the published code computes."""
     pruned: int
-    """In ours."""
+    """Operations of our structure."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class StageWork:
 
     flops: int
     weight_bytes: int
-    """Of the parameters and buffers that some operation reads, each once."""
+    """Bytes of the parameters and buffers that some operation reads, each counted once."""
     boundary_bytes: int
-    """Of the stage's inputs and outputs."""
+    """Bytes of the stage's inputs and outputs."""
     moved_bytes: int
-    """Read and written by all operations together when each goes through memory: what eager execution moves, less what
-    stays in caches. Views move nothing."""
+    """Bytes that all operations together read and write when each goes through memory. Eager execution moves as many,
+    less what stays in caches. Views move nothing."""
 
     @property
     def least_bytes(self) -> int:

@@ -74,7 +74,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node, number: int) -> None:
     half, minus_one = number_of(0.5), number_of(-1.0)
 
     def coordinate(part: ir.Value, axis: int) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Of [-1, 1] over the image: position in the frame of the near neighbour, and both neighbours' weights."""
+        """Position in the frame of the near neighbour of coordinates in [-1, 1], and the weights of both neighbours."""
         size = emit("Cast", emit("Shape", image, start=axis, end=axis + 1), to=int(ir.DataType.FLOAT))
         scaled = emit("Mul", part, emit("Mul", size, half))
         # A grid of -1 is the edge of the first pixel, half a pixel before its centre.

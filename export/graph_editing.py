@@ -1,4 +1,4 @@
-"""Small edits that several graph passes share."""
+"""Small edits and look-ups that several graph passes share."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class NodeEmitter:
         self.graph = graph
         self.prefix = prefix
         self.nodes: list[ir.Node] = []
-        """In the order in which they were made."""
+        """The nodes in the order in which they were made."""
 
     def __call__(self, op_type: str, *inputs: ir.Value, domain: str = "", **attributes: object) -> ir.Value:
         """The first output of a new node."""

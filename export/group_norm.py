@@ -29,7 +29,7 @@ MIN_GROUP_VALUES = 1 << 17
 """With fewer values in a group the accumulator is good to 1e-5, and fewer nodes are faster."""
 
 _PRECISE = "/precise"
-"""Ends the prefix of the names of what is put in here."""
+"""End of the prefix that all nodes and constants have in their names which are put in here."""
 
 
 @dataclass(frozen=True)

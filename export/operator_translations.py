@@ -62,4 +62,4 @@ TRANSLATIONS = {
     torch.ops.aten.scaled_dot_product_attention.default: attention,
     torch.ops.aten.group_norm.default: group_norm,
 }
-"""For ``torch.onnx.export(custom_translation_table=...)``."""
+"""Operator to its translation, for ``torch.onnx.export(custom_translation_table=...)``."""

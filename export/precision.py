@@ -24,10 +24,10 @@ from export.graph_editing import add_constant, remove_unread
 from odise_rt.errors import ExportError
 
 Precision = Literal["fp32", "fp16"]
-"""Of the graphs of a bundle."""
+"""Precision of the graphs of a bundle."""
 HalfPrecision = Literal["fp16", "bf16"]
 EnginePrecision = Literal["fp32", "fp16", "bf16"]
-"""Of the graph that an engine is built from."""
+"""Precision of the graph that an engine is built from."""
 
 
 def check_bundle_precision(bundle: str, engine: EnginePrecision) -> None:
@@ -58,7 +58,7 @@ _COMPARISONS = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "E
 _LOGIC = frozenset({"Not", "Or", "And", "Xor", "Cast", "ReduceMax", "ReduceMin"}) | LAYOUT
 _SUFFIXES = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 CAST_SUFFIX = "/precision"
-"""Ends the names of the casts that are added here."""
+"""End of the names of the casts that are added here."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _sampling(graph: ir.Graph) -> list[ir.Node]:
 
 
 def _decisions(graph: ir.Graph) -> list[ir.Node]:
-    """What is compared with a threshold, or leaves the graph, back to the product that makes it."""
+    """Values that are compared with a threshold, or leave the graph, back to the product that makes them."""
     claimed = []
     for node in graph:
         if node.op_type in _COMPARISONS:
@@ -193,8 +193,9 @@ class PrecisionReport:
 
 
 def node_blocks(graph: ir.Graph) -> dict[int, str]:
-    """The block of every node, by ``id``: the module that holds the layer whose weights it, or the last one before it,
-    reads. ``unet.mid_block.resnets.0.conv1.weight`` is of the block ``unet.mid_block.resnets.0``.
+    """The block of every node, by ``id``: the module that holds the layer whose weights the node reads, or else that of
+    the last node before it that reads any. ``unet.mid_block.resnets.0.conv1.weight`` belongs to the block
+    ``unet.mid_block.resnets.0``.
     """
     blocks: dict[int, str] = {}
     current = "start"

@@ -16,7 +16,7 @@ from odise_rt.errors import ExportError
 logger = logging.getLogger(__name__)
 
 MAX_KEPT = 16
-"""With more bad blocks the graph is in float32 after all, and float32 is the honest choice."""
+"""Most blocks that may stay in float32: with more, float32 for the whole graph is the honest choice."""
 
 
 @dataclass(frozen=True)

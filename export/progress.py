@@ -63,5 +63,5 @@ class ExportProgress:
         self.console.print(Text.assemble(("✓", "green"), f" {name} ", (f"{self.seconds[name]:.1f} s", "dim")))
 
     def note(self, text: str) -> None:
-        """A line about the step that runs."""
+        """Print a line about the step that runs."""
         self.console.print(f"  {text}")

@@ -25,11 +25,11 @@ class StageRow:
     """Form ("portable" or a variant's key) to number of nodes."""
     flops: StageFlops
     seconds: float
-    """To trace, translate, write and verify it."""
+    """Time to trace, translate, write and verify it."""
     file_bytes: int
-    """Of its graphs and weights; a weight file of two stages counts for both."""
+    """Bytes of its graphs and weights; a weight file of two stages counts for both."""
     notes: dict[str, Any]
-    """What passes did, e.g. fusions and precision."""
+    """What the passes did, e.g. fusions and precision."""
     comparisons: tuple[Comparison, ...]
 
     def worst(self, form: str) -> tuple[float, float]:
@@ -112,7 +112,7 @@ class ExportReport:
             console.print(sentence)
 
     def table(self) -> Table:
-        """For a terminal."""
+        """The table for a terminal."""
         table = Table(title=f"{self.name}, {self.precision}", box=SIMPLE_HEAD, pad_edge=False)
         for index, title in enumerate(self.header()):
             table.add_column(title, justify="left" if index < 2 else "right", no_wrap=True)
@@ -121,7 +121,7 @@ class ExportReport:
         return table
 
     def markdown(self) -> str:
-        """For people who open the bundle's folder."""
+        """The whole report as Markdown, for people who open the bundle's folder."""
         return "\n".join(
             [
                 f"# Export of {self.name} ({self.precision})",

@@ -1,4 +1,4 @@
-"""What :mod:`export.precision` makes: undone for who builds on it, and rounded as on a GPU for who compares it."""
+"""Graphs of :mod:`export.precision` made float32 again, and made to round on the CPU as on a GPU, to compare them."""
 
 from __future__ import annotations
 

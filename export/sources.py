@@ -1,4 +1,4 @@
-"""Where the model of an export comes from, and a description of it that depends on its content alone."""
+"""Sources of the model of an export, each with a description that depends on its content alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def from_checkpoint(path: Path) -> Source:
     """Read a checkpoint directory of this project.
 
     Raises:
-        CheckpointError: it is none.
+        CheckpointError: it is not a checkpoint directory.
         ExportError: the runtime's stages cannot express the model.
     """
     loaded = load_checkpoint(path)
@@ -58,7 +58,7 @@ def from_released(
 
     Raises:
         CheckpointError: a file is missing, of another kind or of another size.
-        VocabularyError: the label file is none.
+        VocabularyError: the label file is not in OpenSeg's format.
     """
     seen = None if training_labels is None else Vocabulary.from_openseg(training_labels).words
     loaded = load_released(

@@ -136,7 +136,7 @@ class StageGraph:
         return tuple(_example(tensor, dims, generator) for tensor in self.spec.inputs)
 
     def dynamic_dims(self) -> tuple[dict[int, str], ...]:
-        """For each input: axis to the symbol, or quotient of one, that it has in the spec."""
+        """The symbolic axes of each input: axis to the symbol, or quotient of one, that it has in the spec."""
         return tuple(
             {axis: dim for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)} for tensor in self.spec.inputs
         )

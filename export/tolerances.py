@@ -1,4 +1,4 @@
-"""How far an exported graph may be from PyTorch: one table, used by every export and by the tests.
+"""How far an exported graph may be from PyTorch, in one table for every export and the tests.
 
 Errors are relative to the scale of the tensor, its largest absolute value in PyTorch.
 """
@@ -67,5 +67,5 @@ RESULT_AGREEMENT: dict[Precision, Agreement] = {
 
 
 def stage_bounds(stage: str, precision: EnginePrecision) -> Bounds:
-    """The bounds of a stage, which an engine of it carries along."""
+    """The bounds of a stage; engines carry them along."""
     return STAGE_TOLERANCES[stage, precision].bounds

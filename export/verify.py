@@ -55,7 +55,7 @@ class Comparison:
     form: str
     """"portable", or the variant's key."""
     shapes: str
-    """Of the inputs."""
+    """Shapes of the inputs, as text."""
     check: OutputCheck
 
 
@@ -70,7 +70,7 @@ class ResultComparison:
     segments: tuple[int, int]
     """Segments that PyTorch and the bundle found."""
     seconds: dict[str, float]
-    """Of the run on the bundle, by step."""
+    """Seconds of the run on the bundle, by step."""
     passed: bool
 
 
@@ -118,8 +118,8 @@ def run_example(loaded: LoadedCheckpoint, pixels: np.ndarray, words: str) -> Exa
 
 
 def with_segments(examples: Sequence[Example]) -> Example:
-    """The first example in which PyTorch found a segment: without any, every other result without any agrees with it.
-    The first if there is none.
+    """The first example in which PyTorch found a segment, or the first of all if there is none: a result without
+    segments agrees with any other without segments.
     """
     return next((example for example in examples if example.result.segments), examples[0])
 

@@ -19,7 +19,7 @@ EMBEDDED_BYTES = 1024
 """Smaller tensors stay inside the graph file, where engines look for shapes and axes."""
 _PAGE = 4096
 _PAGE_FROM = 1 << 20
-"""Tensors of this size start on a page, so that they can be mapped into memory alone."""
+"""Tensors from this size on start on a page of their own, so that each can be mapped into memory alone."""
 
 
 class WeightStore:

@@ -34,13 +34,13 @@ _POINTS = (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(4, 3), Fractio
 textbook's (0, 1, -1, 2, -2)."""
 
 MIN_CHANNELS = 96
-"""With fewer, moving tiles to and fro costs more than the products save."""
+"""Least channels of a convolution that gains: with fewer, moving tiles costs more than the products save."""
 MAX_BAND_BYTES = 96 << 20
 """Largest array of transformed tiles of one image. A larger image is worked on in bands of rows, one after the other:
 at 512 x 512 pixels and 128 channels tiles and products take 600 MB at once, and 1/4 of that in four bands."""
 MIN_TILES = 32
-"""Tiles of one image. With fewer, computing the kernels costs more than the products save: for each pair of channels
-144 bytes are written once, and 216 of 288 operations saved for each tile."""
+"""Least tiles of an image for a convolution that gains. With fewer, computing the kernels costs more than the products
+save: for each pair of channels 144 bytes are written once, and 216 of 288 operations saved for each tile."""
 
 
 def winograd_matrices(
@@ -215,7 +215,7 @@ def _rewrite(graph: ir.Graph, conv: ir.Node, shared: _SharedConstants, number: i
 
 
 def _as_rows(weight: ir.TensorProtocol) -> ir.TensorProtocol:
-    """The same bytes with the shape ``(C' C, 9)``."""
+    """A weight tensor with the same bytes and the shape ``(C' C, 9)``."""
     out_channels, in_channels = fixed_shape(weight)[:2]
     shape = ir.Shape((out_channels * in_channels, KERNEL**2))
     name = f"{weight.name}.flat"

@@ -1,4 +1,4 @@
-"""Where the batches of a phase come from: a feature cache, or pictures augmented on the fly by worker processes."""
+"""Sources of the batches of a phase: a feature cache, or pictures augmented on the fly by worker processes."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class LiveBatches:
 
 
 class _Collate:
-    """Picklable collation with the run's seed; of a batch with an error, the first one."""
+    """Picklable collation with the run's seed; a batch with errors becomes the first of them."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

@@ -125,6 +125,6 @@ class _CaptionedStage(TorchStage):
         self.backend = backend
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """As the stage, with the caption's context in place of that of ""."""
+        """Run the stage with the caption's context in place of that of ""."""
         assert self.backend.context is not None, "tell() comes before segment()"
         return super().run({**inputs, "null_text_embedding": self.backend.context})

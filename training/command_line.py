@@ -32,7 +32,7 @@ def _torch_device(text: str) -> str:
 
 
 def add_device_argument(parser: argparse.ArgumentParser, default: str = "auto") -> None:
-    """Add ``--device``; what is parsed is there."""
+    """Add ``--device``; a device that PyTorch does not have is refused."""
     parser.add_argument("--device", type=_torch_device, default=default, help="auto, cpu, cuda or cuda:N.")
 
 
@@ -68,8 +68,8 @@ def parse_arguments(
 def parse_model_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
     """Parse for a command that computes with a checkpoint, in PyTorch, or with a bundle, in the runtime.
 
-    ``device`` is then what the one or the other is to be asked for: whether a GPU works for the runtime does not
-    follow from PyTorch's view of it.
+    The parsed ``device`` is one for PyTorch, or one for the runtime where the model is a bundle: whether a GPU works
+    for the runtime does not follow from PyTorch's view of it.
 
     Args:
         parser: of the command's own options; ``model``, ``--device``, ``--cpu-engine`` and ``--threads`` are added.

@@ -31,7 +31,7 @@ Levels = tuple[Size, Size, Size, Size]
 """Channels of each resolution level, finest first; the taps are defined for four."""
 
 _BEFORE_ABLATIONS = {"conditioning": "implicit", "features": "diffusion"}
-"""What checkpoints leave out that are older than these fields."""
+"""Values of the fields that older checkpoints do not have."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class OdiseConfig:
     clip_weight_seen: Share = 0.3
     """Weight of CLIP's probability for classes in the training vocabulary: p^(1-w) * p_clip^w (paper eq. 6)."""
     clip_weight_unseen: Share = 0.7
-    """The same for classes outside it."""
+    """Weight of CLIP's probability for classes outside it."""
     conditioning: Conditioning = "implicit"
     """What the UNet is told of a picture: the implicit captioner's words, nothing, or the picture's own caption. The
     latter two are ablations, and the captioner is not trained."""
@@ -252,7 +252,7 @@ class OdiseConfig:
 
 
 def caption_variant(config: OdiseConfig) -> OdiseConfig:
-    """The same model for caption supervision, with its published ensemble weights 0.35 / 0.65."""
+    """A model's config for caption supervision, with the published ensemble weights 0.35 / 0.65."""
     return dataclasses.replace(config, variant="caption", clip_weight_seen=0.35, clip_weight_unseen=0.65)
 
 

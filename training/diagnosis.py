@@ -1,4 +1,4 @@
-"""Where a model loses quality: how many segments have a good mask, and how many of these masks are named right.
+"""Finds where a model loses quality: how many segments have a good mask, and how many of these masks are named right.
 
 Panoptic quality mixes three things: whether a segment has a mask at all, whether the mask gets its name, and whether it
 survives the merge. This looks at the first two, segment by segment, before anything is merged. A checkpoint and a
@@ -40,13 +40,13 @@ class SegmentFinding:
     area: int
     """Pixels."""
     iou: float
-    """Of the best of the Q masks, in [0, 1]."""
+    """IoU of the best of the Q masks, in [0, 1]."""
     mask_rank: int
     """Place of the right class by the mask classifier alone, 0 for the best."""
     clip_rank: int
-    """The same by CLIP alone."""
+    """Place of the right class by CLIP alone."""
     rank: int
-    """The same by both."""
+    """Place of the right class by both together."""
     no_object: float
     """Probability of "no object" for that mask."""
 

@@ -1,8 +1,8 @@
 """Keeps on disk what the frozen networks compute of a fixed set of views, so that a small machine computes it once.
 
-Stored in fp16: what :mod:`training.frozen_features` names, e.g. the VAE's posterior mean and its four taps, and CLIP's
-image embedding of every window, each network in a folder of its own, so that training one of them anew leaves the
-other's results valid, and models that share a network share its folder.
+The results are those of :mod:`training.frozen_features`, e.g. the VAE's posterior mean and its four taps, and CLIP's
+image embedding of every window, in fp16. Each network has a folder of its own, so that training one of them anew leaves
+the other's results valid, and models that share a network share its folder.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class ArrayStore:
 
 
 class FeatureCache:
-    """What the frozen networks say of a fixed set of views, numbered from 0 to ``len - 1``."""
+    """Results of the frozen networks for a fixed set of views, numbered from 0 to ``len - 1``."""
 
     def __init__(self, stores: Sequence[ArrayStore]) -> None:
         first, *others = stores
@@ -230,7 +230,7 @@ def _check_finite(name: str, values: npt.NDArray[Any], drawn: Sequence[View]) ->
 
 @contextlib.contextmanager
 def _only_builder(partial: Path) -> Iterator[None]:
-    """The folder of a build for this process alone; others wait.
+    """Hold the folder of a build for this process alone; others wait.
 
     Raises:
         DatasetError: the disk is full, or not to be written to.

@@ -1,4 +1,4 @@
-"""What the frozen networks say of pictures, and how the trained part goes on from there.
+"""Results of the frozen networks for pictures, and how the trained part goes on from there.
 
 The UNet is not among them: its conditioning, the implicit captioner, is trained, so it runs (with gradients to the
 conditioning) each step.
@@ -33,11 +33,11 @@ class FrozenFeatures:
     arrays: dict[str, Tensor]
 
     def to(self, device: torch.device | str) -> FrozenFeatures:
-        """The same as float32 on a device."""
+        """Copies in float32 on a device."""
         return FrozenFeatures({name: array.to(device, torch.float32) for name, array in self.arrays.items()})
 
     def split(self, parts: int) -> list[FrozenFeatures]:
-        """Those of equal numbers of views, in order; ``parts`` divides B."""
+        """The features of equal parts of the views, in order; ``parts`` divides B."""
         pieces = zip(*(array.chunk(parts) for array in self.arrays.values()), strict=True)
         return [FrozenFeatures(dict(zip(self.arrays, piece, strict=True))) for piece in pieces]
 
@@ -81,7 +81,7 @@ def network_features(model: Odise, network: FrozenNetwork, images: Tensor) -> di
 
 
 def frozen_features(model: Odise, images: Tensor) -> FrozenFeatures:
-    """All that the frozen networks say of images (B, 3, H, W) in [0, 1]."""
+    """Results of all frozen networks for images (B, 3, H, W) in [0, 1]."""
     arrays: dict[str, Tensor] = {}
     for network in frozen_networks(model):
         arrays |= network_features(model, network, images)

@@ -28,11 +28,11 @@ class StepReport:
     """Sum of the weighted losses, averaged over processes."""
     learning_rate: float
     gradient_norm: float | None
-    """Before clipping; None where it overflowed."""
+    """Norm before clipping; None where it overflowed."""
     data_seconds: float
-    """Waited for the batch before the iteration could begin."""
+    """Seconds of waiting for the batch before the iteration could begin."""
     seconds: float
-    """Of the iteration itself."""
+    """Seconds of the iteration itself."""
     losses: dict[str, float]
     loss_scale: float | None = None
     """What the loss was multiplied by for fp16; None in other precisions."""
@@ -64,7 +64,7 @@ def cut_log(folder: Path, step: int) -> None:
 
 
 class RunLog:
-    """Writes ``RUN/log.jsonl`` and ``RUN/tensorboard``, in which each iteration is once."""
+    """Writes ``RUN/log.jsonl`` and ``RUN/tensorboard``, each with every iteration once."""
 
     def __init__(self, run: Path, tensorboard: bool = False) -> None:
         """Prepare.

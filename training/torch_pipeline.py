@@ -63,7 +63,7 @@ class TorchPipeline:
         windows_per_batch: int,
         request: NamingRequest,
     ) -> Named:
-        """From pixels to segments."""
+        """Find and name the masks of one image."""
         found = self.run(pixels, network_size, windows_per_batch)
         _, height, width = found.masks.shape
         resizer = MaskResizer((height, width), network_size, (pixels.shape[0], pixels.shape[1]))

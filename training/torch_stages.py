@@ -101,7 +101,7 @@ class TorchStage:
 
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Arrays by the names of the spec in, arrays by its output names out."""
+        """Run the stage; arrays come and go by the names of the spec."""
         self.spec.check(inputs)
         parameter = next(self.model.parameters())
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
@@ -110,7 +110,7 @@ class TorchStage:
 
     @torch.inference_mode()
     def on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The same with tensors on the model's device; float32 ones come out."""
+        """Run the stage on tensors on the model's device; the outputs are float32."""
         named = zip(self.spec.outputs, self._call(inputs), strict=True)
         return {tensor_spec.name: tensor.float() for tensor_spec, tensor in named}
 
@@ -143,7 +143,7 @@ class TorchBackend:
 
     @property
     def device(self) -> Device:
-        """Where the model lies."""
+        """The device that the model lies on."""
         return _device(self.model)
 
     @property

@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 PictureWriter = Callable[[int], object]
 LEAST_LOSS_SCALE = 1.0
-"""In fp16 the loss is scaled up, and by half as much after each gradient that overflows. Below this it would be scaled
-down, and small gradients would vanish."""
+"""Least factor on the loss in fp16, which is halved after each gradient that overflows: below it the loss would be
+scaled down, and small gradients would vanish."""
 
 
 class Trainer:
@@ -72,7 +72,7 @@ class Trainer:
         _check_division(experiment, step, self.sharded, micro_batches)
         self.origin = dict(origin or {})
         self.iteration = 0
-        """The next one, counted from 0: as many are done."""
+        """The iteration that comes next, counted from 0; also how many are done."""
         self.stop = experiment.iterations
         self.experiment = experiment
         self.step = step

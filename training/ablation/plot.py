@@ -22,7 +22,7 @@ _SERIES = {
     "pq_seen": ("seen", "#7aa6c2", 22),
     "pq_unseen": ("unseen", "#d98032", 22),
 }
-"""Of the metrics that are drawn: what the legend says, colour, and area of a dot."""
+"""Metric that is drawn to its text in the legend, its colour, and the area of a dot."""
 _ROW, _GAP = 0.27, 0.5
 """Inches of a row, and of a group's title."""
 

@@ -47,7 +47,7 @@ class Claim:
 
 
 METRICS = {"pq": "PQ", "pq_seen": "PQ seen", "pq_unseen": "PQ unseen", "miou": "mIoU", "ap": "mask AP"}
-"""Measured of every row: key and title."""
+"""Metrics of every row, by their key, with their titles."""
 
 GROUPS = {
     "conditioning": "What the UNet is told of the picture",

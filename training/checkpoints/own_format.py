@@ -50,7 +50,8 @@ Storage = Literal["fp16", "fp32"]
 
 _SD_TEXT = "sd_text."
 _ALWAYS_FP32 = ("null_text_embedding",)
-"""Stays float32 in an fp16 file, as do all scalars and vectors (norms, biases, scales): little space, much effect."""
+"""Tensors that stay float32 in an fp16 file, as do all scalars and vectors (norms, biases, scales): they take little
+space and have much effect."""
 _ADVICE = "Save it again with this version, or convert the original files with `python -m training.checkpoints convert`"
 
 
@@ -59,7 +60,7 @@ class LoadedCheckpoint:
     """A model with all that belongs to it."""
 
     model: Odise
-    """On the CPU, float32, in eval mode."""
+    """The model on the CPU, in float32 and eval mode."""
     config: OdiseConfig
     training_vocabulary: tuple[str, ...]
     """Every name and synonym seen in training: decides which ensemble weight a class gets."""
@@ -123,7 +124,7 @@ def load_checkpoint(path: Path) -> LoadedCheckpoint:
     """Read a checkpoint directory.
 
     Raises:
-        CheckpointError: it is none, incomplete, of a newer format, or its weights do not fit its config.
+        CheckpointError: it is not a checkpoint, is incomplete, of a newer format, or its weights do not fit its config.
     """
     description = read_description(path)
     config = OdiseConfig.from_dict(description["config"])

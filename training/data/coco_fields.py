@@ -37,7 +37,7 @@ def read_coco(path: Path, required: tuple[str, ...]) -> dict[str, Any]:
 
 
 def field_of(entry: Any, key: str, where: str) -> Any:
-    """Any value."""
+    """The value of a field, whatever it is."""
     if not isinstance(entry, dict) or key not in entry:
         raise DatasetError(f"{where} lacks {key!r}")
     return entry[key]

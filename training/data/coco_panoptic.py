@@ -44,7 +44,7 @@ class Segment:
     category_id: int
     iscrowd: bool
     area: float | None = None
-    """Pixels, as the file says; None where it does not. Of stuff in ADE20K those before things were pasted over it."""
+    """Pixels, as the file says; None where it does not. In ADE20K, stuff has those of before things covered it."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 SPLITS = {"val": "validation", "train": "training"}
 """Names of the splits, short as in COCO and VOC and long as in ADE20K."""
 PARENTS = ("", "ade/")
-"""Where a data set's own folder may lie under the root; ODISE's authors keep both ADE20K in ``ade``."""
+"""Folders under the root that may hold a data set's own folder; ODISE's authors keep both ADE20K in ``ade``."""
 
 
 def find_paths(root: Path, relative: Sequence[str]) -> tuple[Path, ...] | None:

@@ -20,7 +20,7 @@ from training.noun_phrases import caption_words
 
 _SEED_STRIDE = 2_147_483_647
 MAX_SEGMENTS = np.iinfo(np.uint16).max
-"""Of a view: what :attr:`View.segment_index` can tell apart."""
+"""Most segments of a view: :attr:`View.segment_index` cannot tell more apart."""
 
 
 class SegmentLike(Protocol):
@@ -166,7 +166,7 @@ class ViewBatch:
     draws: tuple[int, ...]
 
     def pin_memory(self) -> ViewBatch:
-        """The same in page-locked memory; PyTorch's data loader calls it."""
+        """A copy in page-locked memory; PyTorch's data loader calls this."""
         return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory())
 
 

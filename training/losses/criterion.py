@@ -25,8 +25,8 @@ class LossWeights:
     dice: float = 5.0
     word: float = 1.0
     void: float = 0.1
-    """Weight of the class "no object" inside the classification loss. The published configs call it void, and so do the
-    states that runs have saved."""
+    """Weight of the class "no object" inside the classification loss; saved states of runs know it by this
+    name."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Divisors:
 
     @classmethod
     def of_batch(cls, counts: Sequence[int], queries: int, no_object_weight: float, device: torch.device) -> Divisors:
-        """From the segments of each image of this process's batch, of which ``queries`` can be matched."""
+        """Make them from the numbers of segments of this process's images, of which ``queries`` each can be matched."""
         matched = sum(min(count, queries) for count in counts)
         weight = matched + no_object_weight * (len(counts) * queries - matched)
         both = mean_over_processes(torch.tensor([float(sum(counts)), weight], device=device))

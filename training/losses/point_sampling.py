@@ -36,7 +36,7 @@ def sample_at_points(maps: Tensor, points: Tensor) -> Tensor:
 
 
 def most_uncertain_points(mask_logits: Tensor, candidates: Tensor, uncertain: int) -> Tensor:
-    """Of each mask's candidates those where its logit is nearest to 0.
+    """Choose the candidates of each mask where its logit is nearest to 0.
 
     Args:
         mask_logits: (N, H, W).

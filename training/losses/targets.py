@@ -47,7 +47,7 @@ class SegmentTargets:
     batch_counts: tuple[int, ...] = ()
 
     def pin_memory(self) -> SegmentTargets:
-        """The same in page-locked memory, from which copies to a GPU need not be waited for."""
+        """A copy in page-locked memory, from which copies to a GPU need not be waited for."""
         return replace(self, segment_index=self.segment_index.pin_memory(), labels=self.labels.pin_memory())
 
     def masks_on(self, device: torch.device | str) -> MaskTargets:

@@ -19,7 +19,7 @@ from training.models.resampling import resample
 
 @dataclass(frozen=True)
 class FeatureTap:
-    """Where one feature map is read."""
+    """A place where a feature map is read."""
 
     module: str
     """The block whose input is read, in the terms of the original Stable Diffusion code."""

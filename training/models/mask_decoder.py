@@ -26,7 +26,7 @@ class MaskPrediction:
     pooled: Tensor
     """z of odise.md section 4.3, ``(B, Q, hidden_dim)``."""
     aux: list[MaskPrediction] = field(default_factory=list)
-    """The same after every earlier layer, initial queries first; filled only on request."""
+    """Predictions after every earlier layer, initial queries first; filled only on request."""
 
 
 class MaskDecoderLayer(nn.Module):
@@ -126,7 +126,7 @@ class MaskDecoder(nn.Module):
 
 
 def attention_mask(logits: Tensor) -> Tensor:
-    """Where cross-attention may look: bool ``(B, Q, N)`` from mask logits ``(B, Q, h, w)``.
+    """The pixels that cross-attention may look at: bool ``(B, Q, N)`` from mask logits ``(B, Q, h, w)``.
 
     A query whose mask is empty would have nothing to attend to; it may look everywhere (Mask2Former, section 3.2.1).
     """

@@ -272,7 +272,7 @@ class CloseUpSampler:
         return self._develop(canvas, rng), boxes, layers
 
     def _layers(self, count: int, side: int, rng: np.random.Generator) -> Tensor:
-        """Where floor (0), background (1) and pond (2) of a collage lie; int64 (N, side, side)."""
+        """Maps of the floor (0), background (1) and pond (2) of collages; int64 (N, side, side)."""
         share = (np.arange(side) + 0.5) / side
         rows, columns = share[None, :, None], share[None, None, :]
 

@@ -40,7 +40,7 @@ from training.run_state import UNREADABLE
 
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 MAX_SAMPLER_STEPS = 999
-"""Of the thousand of :data:`SCHEDULE`; diffusers counts from the second."""
+"""Most steps of a sampler, of the thousand of :data:`SCHEDULE`; diffusers counts from the second."""
 CAPTION_DROPOUT = 0.1
 CLOSE_UPS: dict[str, dict[str, Any]] = {
     "varied": {"scale_range": (0.45, 1.05), "distractor_share": 0.15},

@@ -32,7 +32,7 @@ EDGE_WEIGHT = 0.5
 FULL_SIDE_SHARE = 0.1
 """Last share of the steps, trained on whole windows."""
 RECONSTRUCTIONS = "reconstructions.png"
-"""Written last: where it is, the autoencoder is whole."""
+"""The file that is written last: where it is, the autoencoder is whole."""
 
 
 def crops(scenes: SceneBank, sampler: CloseUpSampler, count: int, side: int, rng: np.random.Generator) -> Tensor:
