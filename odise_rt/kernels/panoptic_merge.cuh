@@ -32,6 +32,7 @@ constexpr int kMergeColumns = 64;  // pixels of a block's tile: two warps side b
 constexpr int kMergeRows = 8;      // of so many rows each,
 constexpr int kMergeTileRows = kMergeRows * kMergeWarps * kWarp / kMergeColumns;  // four of them below each other
 constexpr int kMergeTaps = 3;
+constexpr int kMergeLoads = 12;    // rows of cells at once: at least those of a tile that is enlarged fourfold
 constexpr int kMergeMaxQueries = 2048;
 constexpr float kMergeSafety = 1e-4f;  // slack on the bounds for rounding, in units of score
 constexpr float kLog2E = 1.4426950408889634f;
@@ -118,6 +119,19 @@ ODISE_DEVICE void merge_prepare(const Block& block, int cell_rows, int cell_colu
     if (i < 3 * static_cast<int64_t>(queries)) areas[i] = 0;
   });
 }
+
+/// Of some logits.
+struct MergeExtremes {
+  float most = -INFINITY;
+  float least = -INFINITY;  // of the negated ones
+  float nothing = 0.0f;     // or NaN, if one of them is no finite number
+
+  ODISE_DEVICE void add(float logit) {
+    most = fmaxf(most, logit);
+    least = fmaxf(least, -logit);
+    nothing += 0.0f * logit;
+  }
+};
 
 /// What a thread knows of its column of kMergeRows pixels so far.
 struct MergePixels {
@@ -259,36 +273,72 @@ ODISE_DEVICE void panoptic_merge(const Block& block, char* shared, const T* logi
   end_row = end_row < cell_rows ? end_row : cell_rows;
   end_column = end_column < cell_columns ? end_column : cell_columns;
   const int rows_here = static_cast<int>(end_row - first_row);
+  const int columns_here = static_cast<int>(end_column - first_column);
+  const int64_t corner = first_row * cell_columns + first_column;
   block.each_warp([&](const Warp& warp) {
     float sure = 0.0f;
-    for (int query = warp.index; query < queries; query += kMergeWarps) {
-      const float score = scores[query];
-      float bound = -1.0f;
-      if (score > 0.0f) {
-        typename Warp::template Lane<float> high, low;  // low: of the negated logits
-        const T* mask = logits + query * mask_size;
+    const int share = (queries + kMergeWarps - 1) / kMergeWarps;
+    const int end = (warp.index + 1) * share < queries ? (warp.index + 1) * share : queries;
+    for (int base = warp.index * share; base < end; base += kWarp) {
+      typename Warp::template Lane<float> score, high, low, best;  // a lane's mask; low: of the negated logits
+      typename Warp::template Lane<bool> takes_part;
+      warp.each([&](int lane) {
+        score[lane] = base + lane < end ? scores[base + lane] : 0.0f;
+        takes_part[lane] = score[lane] > 0.0f;
+      });
+      // Two masks at a time, the last one twice where their number is odd, so that the loads of both are under way.
+      for (uint32_t left_over = warp.ballot(takes_part); left_over;) {
+        int source[2];
+        source[0] = first_bit(left_over);
+        left_over &= left_over - 1;
+        source[1] = left_over ? first_bit(left_over) : source[0];
+        left_over &= left_over - 1;
+        typename Warp::template Lane<MergeExtremes> found[2];
         warp.each([&](int lane) {
-          float most = -INFINITY, least = -INFINITY, nothing = 0.0f;
-          for (int64_t column = first_column + lane; column < end_column; column += kWarp) {
-            const T* cell = mask + first_row * cell_columns + column;
-#pragma unroll 4
-            for (int row = 0; row < rows_here; ++row, cell += cell_columns) {
-              const float logit = to_float(*cell);
-              most = fmaxf(most, logit);
-              least = fmaxf(least, -logit);
-              nothing += 0.0f * logit;
+          const T* masks[2];
+#pragma unroll
+          for (int m = 0; m < 2; ++m) masks[m] = logits + (base + source[m]) * mask_size + corner;
+          for (int column = lane; column < columns_here; column += kWarp) {
+            for (int row = 0; row < rows_here; row += kMergeLoads) {
+              T cells[2][kMergeLoads];
+              const int64_t first = static_cast<int64_t>(row) * cell_columns + column;
+#pragma unroll
+              for (int r = 0; r < kMergeLoads; ++r) {  // no branch between them: the last row again where there are fewer
+                const int below = (row + r < rows_here ? r : rows_here - 1 - row) * cell_columns;
+#pragma unroll
+                for (int m = 0; m < 2; ++m) cells[m][r] = (masks[m] + first)[below];
+              }
+#pragma unroll
+              for (int r = 0; r < kMergeLoads; ++r) {
+#pragma unroll
+                for (int m = 0; m < 2; ++m) found[m][lane].add(to_float(cells[m][r]));
+              }
             }
           }
-          high[lane] = most, low[lane] = nothing == 0.0f ? least : INFINITY;  // where NaN is, nothing is sure
         });
-        const float most = warp.max(high), least = -warp.max(low);
-        // A mask matters where it may win, or where its own area may lie.
-        bound = most >= -kMergeSafety ? INFINITY : score / (1.0f + exp2_of(-kLog2E * most));
-        sure = larger(sure, score / (1.0f + exp2_of(-kLog2E * least)));
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          typename Warp::template Lane<float> most, least;
+          warp.each([&](int lane) {
+            const MergeExtremes& own = found[m][lane];
+            most[lane] = own.most, least[lane] = own.nothing == 0.0f ? own.least : INFINITY;  // with NaN, nothing is sure
+          });
+          const float over_most = warp.max(most), over_least = warp.max(least);
+          warp.each([&](int lane) {
+            if (lane == source[m]) high[lane] = over_most, low[lane] = over_least;
+          });
+        }
       }
       warp.each([&](int lane) {
-        if (lane == 0) upper[query] = bound;
+        best[lane] = 0.0f;
+        float bound = -1.0f;
+        if (takes_part[lane]) {  // a mask matters where it may win, or where its own area may lie
+          bound = high[lane] >= -kMergeSafety ? INFINITY : score[lane] / (1.0f + exp2_of(-kLog2E * high[lane]));
+          best[lane] = score[lane] / (1.0f + exp2_of(kLog2E * low[lane]));
+        }
+        if (base + lane < end) upper[base + lane] = bound;
       });
+      sure = larger(sure, warp.max(best));
     }
     warp.each([&](int lane) {
       if (lane == 0) surely[warp.index] = sure;
