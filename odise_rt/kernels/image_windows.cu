@@ -27,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(kImageThreads, 4)
               count, windows);
 }
 
-extern "C" __global__ void __launch_bounds__(kImageThreads, 4)
+extern "C" __global__ void __launch_bounds__(kImageThreads, 3)  // with more blocks it would spill
     odise_image_stitch(const float* __restrict__ windows, int channels, int rows, int columns, int side_rows,
                        int side_columns, int down, int across, float* __restrict__ level) {
   stitch_windows(DeviceBlock(), windows, channels, WindowLayout{rows, columns, side_rows, side_columns, down, across},

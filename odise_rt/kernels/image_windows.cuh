@@ -129,7 +129,19 @@ ODISE_DEVICE void cut_windows(const Block& block, const float* canvas, int chann
                            within % layout.side_columns;
     const float* from = canvas + row * layout.columns + column;
     float* to = windows + local * channels * side_plane + within;
-    for (int c = 0; c < channels; ++c) to[c * side_plane] = from[c * plane];
+#pragma unroll 1
+    for (int first = 0; first < channels; first += kImageChannels) {
+      float value[kImageChannels];
+#pragma unroll
+      for (int c = 0; c < kImageChannels; ++c) {  // no branch between the loads: the last one again where there are fewer
+        value[c] = *from;
+        if (first + c < channels - 1) from += plane;
+      }
+#pragma unroll
+      for (int c = 0; c < kImageChannels; ++c, to += side_plane) {
+        if (first + c < channels) *to = value[c];
+      }
+    }
   });
 }
 
@@ -154,7 +166,7 @@ ODISE_DEVICE void stitch_windows(const Block& block, const float* windows, int c
   const int64_t plane = static_cast<int64_t>(layout.rows) * layout.columns;
   const int64_t side_plane = static_cast<int64_t>(layout.side_rows) * layout.side_columns;
   const int first_channel = static_cast<int>(block.y()) * kStitchChannels;
-  const int end = first_channel + kStitchChannels < channels ? first_channel + kStitchChannels : channels;
+  const int last = (first_channel + kStitchChannels < channels ? kStitchChannels : channels - first_channel) - 1;
   block.each_thread([&](int thread) {
     const int64_t i = global_thread(block.x(), block.threads(), thread);
     if (i >= plane) return;
@@ -162,19 +174,29 @@ ODISE_DEVICE void stitch_windows(const Block& block, const float* windows, int c
     const Covering vertical = covering_windows(row, layout.side_rows, layout.rows, layout.down);
     const Covering horizontal = covering_windows(column, layout.side_columns, layout.columns, layout.across);
     const float share = 1.0f / static_cast<float>(vertical.count * horizontal.count);  // 1, 1/2 or 1/4: exact
-    for (int c = first_channel; c < end; ++c) {
-      float sum = 0.0f;
-      for (int v = 0; v < vertical.count; ++v) {
-        const int64_t down = v == 0 ? vertical.first : vertical.last;
-        const int64_t y = row - window_start(down, layout.side_rows, layout.rows);
-        for (int h = 0; h < horizontal.count; ++h) {
-          const int64_t across = h == 0 ? horizontal.first : horizontal.last;
-          const int64_t x = column - window_start(across, layout.side_columns, layout.columns);
-          const int64_t window = (down * layout.across + across) * channels + c;
-          sum += windows[window * side_plane + y * layout.side_columns + x];
+    float sum[kStitchChannels] = {};
+    for (int v = 0; v < vertical.count; ++v) {
+      const int64_t down = v == 0 ? vertical.first : vertical.last;
+      const int64_t y = row - window_start(down, layout.side_rows, layout.rows);
+      for (int h = 0; h < horizontal.count; ++h) {
+        const int64_t across = h == 0 ? horizontal.first : horizontal.last;
+        const int64_t x = column - window_start(across, layout.side_columns, layout.columns);
+        const int64_t window = (down * layout.across + across) * channels + first_channel;
+        const float* from = windows + window * side_plane + y * layout.side_columns + x;
+        float value[kStitchChannels];
+#pragma unroll
+        for (int c = 0; c < kStitchChannels; ++c) {  // no branch between the loads: the last one again where there are fewer
+          value[c] = *from;
+          if (c < last) from += side_plane;
         }
+#pragma unroll
+        for (int c = 0; c < kStitchChannels; ++c) sum[c] += value[c];
       }
-      level[c * plane + i] = sum * share;
+    }
+    float* to = level + first_channel * plane + i;
+#pragma unroll
+    for (int c = 0; c < kStitchChannels; ++c, to += plane) {
+      if (c <= last) *to = sum[c] * share;
     }
   });
 }
