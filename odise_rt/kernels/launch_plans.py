@@ -206,7 +206,7 @@ def plan_choose_segments(queries: int) -> Launch:
         BackendError: there are too many.
     """
     _check_naming(queries, 1)
-    return Launch("odise_name_choose", (1, 1, 1), NAME_THREADS, 0)
+    return Launch("odise_name_choose", (1, 1, 1), NAME_THREADS, 3 * queries * 4)
 
 
 def plan_paint_segments(queries: int, size: tuple[int, int]) -> Launch:

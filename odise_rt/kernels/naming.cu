@@ -8,7 +8,7 @@ using namespace odise;
 
 extern __shared__ __align__(16) char shared_memory[];
 
-extern "C" __global__ void __launch_bounds__(kNameThreads)
+extern "C" __global__ void __launch_bounds__(kNameThreads, 4)  // registers enough for loads that are under way
     odise_name_cosines(const float* __restrict__ embeddings, const float* __restrict__ texts, float scale, int queries,
                        int channels, int words, float* __restrict__ cosines) {
   text_cosines(DeviceBlock(), shared_memory, embeddings, texts, scale, queries, channels, words, cosines);
@@ -31,11 +31,11 @@ extern "C" __global__ void __launch_bounds__(kNameThreads)
                       const int32_t* __restrict__ areas, const uint8_t* __restrict__ things,
                       const double* __restrict__ overlap, int queries, int32_t* ids, int32_t* count, int32_t* segment_queries, int32_t* segment_classes,
                       float* segment_scores, int32_t* facts) {
-  choose_segments(DeviceBlock(), labels, scores, areas, things, queries, overlap,
+  choose_segments(DeviceBlock(), shared_memory, labels, scores, areas, things, queries, overlap,
                   SegmentTable{ids, count, segment_queries, segment_classes, segment_scores, facts});
 }
 
-extern "C" __global__ void __launch_bounds__(kNameThreads)
+extern "C" __global__ void __launch_bounds__(kNameThreads, 4)
     odise_name_paint(const int16_t* __restrict__ owner, const int32_t* __restrict__ ids,
                      const int32_t* __restrict__ count, int queries, int rows, int columns, int32_t* facts,
                      int32_t* __restrict__ segment_map) {
@@ -89,8 +89,8 @@ extern "C" cudaError_t odise_choose_segments(const int32_t* labels, const float*
       !segment_scores || !facts || !between(1, queries, kMostQueries)) {
     return cudaErrorInvalidValue;
   }
-  odise_name_choose<<<1, kNameThreads, 0, stream>>>(labels, scores, areas, things, overlap, queries, ids, count,
-                                                    segment_queries, segment_classes, segment_scores, facts);
+  odise_name_choose<<<1, kNameThreads, choose_shared_bytes(queries), stream>>>(
+      labels, scores, areas, things, overlap, queries, ids, count, segment_queries, segment_classes, segment_scores, facts);
   return cudaGetLastError();
 }
 

@@ -31,25 +31,36 @@ constexpr int32_t kNoPixel = 0x7FFFFFFF;
 constexpr int64_t kCosineBytes = (2 * kCosineDepth * kCosinePitch + kNameThreads) * 4;
 constexpr int64_t kClassBytes = 2 * kNameThreads * 4;
 
+/// Bytes of shared memory of choose_segments.
+inline int64_t choose_shared_bytes(int64_t queries) { return 3 * queries * 4; }
+
 /// Bytes of shared memory of paint_segments.
 inline int64_t paint_shared_bytes(int64_t queries) { return kPaintFacts * queries * 4; }
 
 /// What a thread of text_cosines keeps in registers.
 struct CosineSums {
   float product[kCosineOf][kCosineOf];
-  float square;  // of its share of one embedding
+  float square;                // of its share of one embedding
+  float fetched[2][kCosineOf];  // channels of one embedding and one text
 };
 
-/// Four channels of one row, from `channel` on, to a transposed tile. Returns the sum of their squares.
-ODISE_DEVICE float cosine_load(const float* rows, int row, int count, int channel, int channels, float* tile,
-                               int tile_row, int tile_channel) {
-  float square = 0.0f;
+/// Reads four channels of one row, from `channel` on.
+ODISE_DEVICE void cosine_fetch(const float* rows, int row, int count, int channel, int channels,
+                               float (&fetched)[kCosineOf]) {
 #pragma unroll
   for (int i = 0; i < kCosineOf; ++i) {
     const bool there = row < count && channel + i < channels;
-    const float value = there ? rows[static_cast<int64_t>(row) * channels + channel + i] : 0.0f;
-    tile[(tile_channel + i) * kCosinePitch + tile_row] = value;
-    square += value * value;
+    fetched[i] = there ? rows[static_cast<int64_t>(row) * channels + channel + i] : 0.0f;
+  }
+}
+
+/// Puts them into a transposed tile. Returns the sum of their squares.
+ODISE_DEVICE float cosine_store(const float (&fetched)[kCosineOf], float* tile, int row, int channel) {
+  float square = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kCosineOf; ++i) {
+    tile[(channel + i) * kCosinePitch + row] = fetched[i];
+    square += fetched[i] * fetched[i];
   }
   return square;
 }
@@ -66,15 +77,21 @@ ODISE_DEVICE void text_cosines(const Block& block, char* shared, const float* em
   const int first_query = static_cast<int>(block.y()) * kCosineTile;
   const int first_word = static_cast<int>(block.x()) * kCosineTile;
   typename Block::template PerThread<CosineSums> sums;
+  const auto fetch = [&](int thread, int channel) {
+    const int row = thread / kCosineOf, offset = channel + thread % kCosineOf * kCosineOf;
+    cosine_fetch(embeddings, first_query + row, queries, offset, channels, sums[thread].fetched[0]);
+    cosine_fetch(texts, first_word + row, words, offset, channels, sums[thread].fetched[1]);
+  };
+  block.each_thread([&](int thread) { fetch(thread, 0); });
   for (int channel = 0; channel < channels; channel += kCosineDepth) {
     block.each_thread([&](int thread) {
       const int row = thread / kCosineOf, offset = thread % kCosineOf * kCosineOf;
-      sums[thread].square +=
-          cosine_load(embeddings, first_query + row, queries, channel + offset, channels, left, row, offset);
-      cosine_load(texts, first_word + row, words, channel + offset, channels, right, row, offset);
+      sums[thread].square += cosine_store(sums[thread].fetched[0], left, row, offset);
+      cosine_store(sums[thread].fetched[1], right, row, offset);
     });
     block.sync();
     block.each_thread([&](int thread) {
+      fetch(thread, channel + kCosineDepth);  // under way during the products; zeros behind the last
       const int top = thread / 16 * kCosineOf, column = thread % 16 * kCosineOf;
       float(&product)[kCosineOf][kCosineOf] = sums[thread].product;
 #pragma unroll
@@ -308,35 +325,72 @@ struct SegmentTable {
   int32_t* facts;    // (5, Q): left, top, right, bottom, area; filled by paint_segments
 };
 
-/// One block of kNameThreads threads. `things` is (classes), 1 for a thing; `areas` is (3, Q) of panoptic_merge.
+/// One block of kNameThreads threads; choose_shared_bytes(). `things` is (classes), 1 for a thing; `areas` is (3, Q) of
+/// panoptic_merge.
+///
+/// As if the masks came one after the other: ids count up as masks pass, and stuff joins the first of its class. But each
+/// mask finds its own segment, all at once, and the loads of none wait for another's.
 template <class Block>
-ODISE_DEVICE void choose_segments(const Block& block, const int32_t* labels, const float* scores, const int32_t* areas,
-                                  const uint8_t* things, int queries, const double* overlap, SegmentTable out) {
+ODISE_DEVICE void choose_segments(const Block& block, char* shared, const int32_t* labels, const float* scores,
+                                  const int32_t* areas, const uint8_t* things, int queries, const double* overlap,
+                                  SegmentTable out) {
+  int32_t* kinds = reinterpret_cast<int32_t*>(shared);     // (Q): class of a mask that passes, else one of those below
+  int32_t* firsts = kinds + queries;                       // (Q): the first mask of its segment, itself perhaps
+  float* passing = reinterpret_cast<float*>(firsts + queries);  // (Q): its score
+  constexpr int32_t kNothing = -1, kBroken = -2;
   block.each_thread([&](int thread) {
     for (int i = thread; i < kPaintFacts * queries; i += kNameThreads) out.facts[i] = i < 2 * queries ? kNoPixel : 0;
-    if (thread != 0) return;
-    // In order of the masks: ids count up as masks pass, and stuff joins the first of its class. A hundred steps.
-    int count = 0, broken = 0;
-    for (int query = 0; query < queries; ++query) {
-      out.ids[query] = 0;
-      broken += labels[query] < -1;
+    const double least = *overlap;
+#pragma unroll 1
+    for (int query = thread; query < queries; query += kNameThreads) {
+      const int32_t label = labels[query], mask = areas[query], owned = areas[queries + query];
+      const int32_t kept = areas[2 * queries + query];
       const float score = scores[query];
-      const int32_t mask = areas[query], owned = areas[queries + query], kept = areas[2 * queries + query];
-      if (labels[query] < 0 || !(score > 0.0f) || mask <= 0 || owned <= 0 || kept <= 0) continue;
-      if (static_cast<double>(owned) / static_cast<double>(mask) < *overlap) continue;
-      const int32_t label = labels[query];
-      int segment = count;
-      if (!things[label]) {
-        for (segment = 0; segment < count && out.classes[segment] != label;) ++segment;
-      }
-      if (segment == count || score > out.scores[segment]) {
-        out.queries[segment] = query;
-        out.classes[segment] = label;
-        out.scores[segment] = score;
-      }
-      count += segment == count;
-      out.ids[query] = segment + 1;
+      const bool passes = label >= 0 && score > 0.0f && mask > 0 && owned > 0 && kept > 0 &&
+                          !(static_cast<double>(owned) / static_cast<double>(mask) < least);
+      kinds[query] = passes ? label : label < -1 ? kBroken : kNothing;
+      firsts[query] = passes && things[label] ? query : kNothing;
+      passing[query] = score;
     }
+  });
+  block.sync();
+  block.each_thread([&](int thread) {
+#pragma unroll 1
+    for (int query = thread; query < queries; query += kNameThreads) {
+      if (kinds[query] < 0 || firsts[query] == query) continue;
+      const int32_t kind = kinds[query];  // no mask of a thing is of this class
+      int first = query;
+#pragma unroll 4
+      for (int other = 0; other < queries; ++other) first = kinds[other] == kind && other < first ? other : first;
+      firsts[query] = first;
+    }
+  });
+  block.sync();
+  block.each_thread([&](int thread) {
+#pragma unroll 1
+    for (int query = thread; query < queries; query += kNameThreads) {
+      const int first = firsts[query];
+      int before = 0, best = first;
+      float score = first < 0 ? 0.0f : passing[first];
+#pragma unroll 4
+      for (int other = 0; other < queries; ++other) {
+        const int theirs = firsts[other];
+        before += theirs == other && other < first;
+        const float value = passing[other];
+        const bool better = theirs == first && value > score;
+        best = better ? other : best;
+        score = better ? value : score;
+      }
+      out.ids[query] = first < 0 ? 0 : before + 1;
+      if (first != query) continue;
+      out.queries[before] = best;
+      out.classes[before] = kinds[first];
+      out.scores[before] = score;
+    }
+    if (thread != kNameThreads - 1) return;  // the last one seldom has a mask
+    int count = 0, broken = 0;
+#pragma unroll 4
+    for (int query = 0; query < queries; ++query) count += firsts[query] == query, broken += kinds[query] == kBroken;
     out.count[0] = count;
     out.count[1] = broken;
   });
@@ -357,19 +411,29 @@ ODISE_DEVICE void paint_segments(const Block& block, char* shared, const int16_t
   block.each_warp([&](const Warp& warp) {
     const int x0 = static_cast<int>(block.x()) * kPaintColumns + warp.index % 2 * kWarp;
     const int y0 = static_cast<int>(block.y()) * kPaintTileRows + warp.index / 2 * kPaintRows;
-    for (int y = y0; y < y0 + kPaintRows && y < rows; ++y) {
-      typename Warp::template Lane<int> id;
-      typename Warp::template Lane<bool> taken;
-      warp.each([&](int lane) {
-        id[lane] = 0;
-        if (x0 + lane < columns) {
-          const int64_t pixel = static_cast<int64_t>(y) * columns + x0 + lane;
-          const int mask = owner[pixel];
-          id[lane] = mask < 0 ? 0 : ids[mask];
-          segment_map[pixel] = id[lane];
+    typename Warp::template Lane<int> mask[kPaintRows], found[kPaintRows];
+    // All rows' owners, then all their ids, so that the loads of each are under way at once.
+    warp.each([&](int lane) {
+#pragma unroll
+      for (int r = 0; r < kPaintRows; ++r) {
+        const bool there = y0 + r < rows && x0 + lane < columns;
+        mask[r][lane] = there ? owner[static_cast<int64_t>(y0 + r) * columns + x0 + lane] : -1;
+      }
+#pragma unroll
+      for (int r = 0; r < kPaintRows; ++r) found[r][lane] = mask[r][lane] < 0 ? 0 : ids[mask[r][lane]];
+#pragma unroll
+      for (int r = 0; r < kPaintRows; ++r) {
+        if (y0 + r < rows && x0 + lane < columns) {
+          segment_map[static_cast<int64_t>(y0 + r) * columns + x0 + lane] = found[r][lane];
         }
-        taken[lane] = id[lane] > 0;
-      });
+      }
+    });
+#pragma unroll
+    for (int r = 0; r < kPaintRows; ++r) {
+      const int y = y0 + r;
+      const typename Warp::template Lane<int>& id = found[r];
+      typename Warp::template Lane<bool> taken;
+      warp.each([&](int lane) { taken[lane] = id[lane] > 0; });
       // One set of updates for each segment in the row, not for each pixel.
       for (uint32_t left_over = warp.ballot(taken); left_over;) {
         const int segment = warp.from(id, first_bit(left_over));

@@ -257,8 +257,8 @@ int emulate_name_choose(const int32_t* labels, const float* scores, const int32_
                         const double* overlap, int32_t queries, int32_t* ids, int32_t* count, int32_t* segment_queries,
                         int32_t* segment_classes, float* segment_scores, int32_t* facts) {
   return guarded([&] {
-    run_grid({1, 1, 1}, kNameThreads, 0, false, [&](const HostBlock& block, char*) {
-      choose_segments(block, labels, scores, areas, things, queries, overlap,
+    run_grid({1, 1, 1}, kNameThreads, choose_shared_bytes(queries), false, [&](const HostBlock& block, char* shared) {
+      choose_segments(block, shared, labels, scores, areas, things, queries, overlap,
                       SegmentTable{ids, count, segment_queries, segment_classes, segment_scores, facts});
     });
     return 0;

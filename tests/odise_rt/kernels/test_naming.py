@@ -228,6 +228,21 @@ def test_a_result_without_segments(implementation: Emulation | Compiled) -> None
     assert not segment_map.any()
 
 
+@pytest.mark.parametrize("queries", [1, 100, 600])
+def test_segments_of_masks_at_random(implementation: Emulation | Compiled, queries: int) -> None:
+    """Among them equal scores, shares of exactly the least overlap, masks without pixels and those that are broken."""
+    random = np.random.default_rng(queries)
+    isthing = np.arange(9) % 2 == 0
+    labels = random.integers(-2, 9, queries).astype(np.int32)
+    scores = (random.integers(0, 5, queries) / 4).astype(np.float32)
+    areas = random.integers(0, 6, (3, queries)).astype(np.int32)
+    owner = np.resize(np.arange(queries, dtype=np.int16), (20, 40))
+    segment_map, found = implementation.segments(labels, scores, owner, areas, isthing.astype(np.uint8), 0.5)
+    ids, chosen = choose_segments(labels, scores, areas, isthing, 0.5)
+    assert [(q, c, s) for q, c, s, _ in found] == chosen
+    assert np.array_equal(segment_map, ids[owner])
+
+
 def test_as_many_segments_as_masks(implementation: Emulation | Compiled) -> None:
     queries = 2048
     owner = np.arange(queries, dtype=np.int16).reshape(32, 64)
@@ -244,6 +259,7 @@ def test_plans_are_the_sizes_that_the_bodies_expect() -> None:
     assert cosines.shared_bytes == (2 * 16 * (COSINE_TILE + 4) + NAME_THREADS) * 4
     assert plan_name_classes(100, 250, 133, 5).grid == (100, 1, 1)
     assert plan_choose_segments(100).grid == (1, 1, 1)
+    assert plan_choose_segments(2048).shared_bytes <= 48 << 10, "what every block may have"
     paint = plan_paint_segments(100, (1024, 1365))
     assert paint.grid == (-(-1365 // PAINT_COLUMNS), 1024 // PAINT_ROWS, 1)
     assert plan_paint_segments(2048, (1, 1)).shared_bytes <= 48 << 10, "what every block may have"
