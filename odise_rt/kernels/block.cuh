@@ -189,14 +189,21 @@ struct DeviceBlock {
   /// Waits until at most `pending` of this thread's groups, at most 6, are not done.
   ODISE_DEVICE void wait(int pending) const {
 #if __CUDA_ARCH__ >= 800
-    switch (pending) {
-      case 0: asm volatile("cp.async.wait_group 0;" ::: "memory"); break;
-      case 1: asm volatile("cp.async.wait_group 1;" ::: "memory"); break;
-      case 2: asm volatile("cp.async.wait_group 2;" ::: "memory"); break;
-      case 3: asm volatile("cp.async.wait_group 3;" ::: "memory"); break;
-      case 4: asm volatile("cp.async.wait_group 4;" ::: "memory"); break;
-      case 5: asm volatile("cp.async.wait_group 5;" ::: "memory"); break;
-      default: asm volatile("cp.async.wait_group 6;" ::: "memory"); break;
+    // Most stages first, which is where time counts; as a switch, each step would look up where to go on.
+    if (pending > 5) {
+      asm volatile("cp.async.wait_group 6;" ::: "memory");
+    } else if (pending > 4) {
+      asm volatile("cp.async.wait_group 5;" ::: "memory");
+    } else if (pending > 3) {
+      asm volatile("cp.async.wait_group 4;" ::: "memory");
+    } else if (pending > 2) {
+      asm volatile("cp.async.wait_group 3;" ::: "memory");
+    } else if (pending > 1) {
+      asm volatile("cp.async.wait_group 2;" ::: "memory");
+    } else if (pending > 0) {
+      asm volatile("cp.async.wait_group 1;" ::: "memory");
+    } else {
+      asm volatile("cp.async.wait_group 0;" ::: "memory");
     }
 #endif
   }

@@ -16,7 +16,7 @@ FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 SUFFIX = {FLOAT32: "f32", FLOAT16: "f16", BFLOAT16: "bf16"}
 ITEM_BYTES = {FLOAT32: 4, FLOAT16: 2, BFLOAT16: 2}
 
-POOL_THREADS, POOL_WARPS, POOL_CHANNELS, POOL_PIXELS, POOL_STAGES, FINISH_CHANNELS = 256, 8, 256, 32, 8, 128
+POOL_THREADS, POOL_WARPS, POOL_CHANNELS, POOL_PIXELS, POOL_STAGES, FINISH_CHANNELS = 256, 8, 128, 32, 8, 128
 MERGE_THREADS, MERGE_WARPS, MERGE_COLUMNS, MERGE_ROWS, MERGE_TAPS, MERGE_QUERIES = 256, 8, 64, 32, 3, 2048
 ATTENTION_THREADS, ATTENTION_LEVELS = 256, 8
 NAME_THREADS, NAME_WORDS, COSINE_TILE, COSINE_DEPTH, PAINT_COLUMNS, PAINT_ROWS = 256, 1 << 24, 64, 16, 64, 32
@@ -76,8 +76,8 @@ def plan_mask_pool(dtype: int, batch: int, queries: int, channels: int, pixels: 
     for name, (value, most) in limits.items():
         if not 1 <= value <= most:
             raise BackendError(f"mask_pool: {name} is {value}, expected 1 to {most}")
-    row_tiles = 2 if queries <= 32 else 7
     simt = dtype == FLOAT32 or (dtype == BFLOAT16 and gpu.compute_capability < 80)
+    row_tiles = 2 if queries <= 32 else 7 if simt else 8
     masks = 16 * row_tiles
     tiles = -(-queries // masks) * -(-channels // POOL_CHANNELS)
     if tiles > 65_535:
@@ -88,7 +88,7 @@ def plan_mask_pool(dtype: int, batch: int, queries: int, channels: int, pixels: 
     rows = masks + POOL_CHANNELS
     stages = 0
     if simt:
-        shared_bytes = rows * (POOL_PIXELS + 1) * 4
+        shared_bytes = rows * (POOL_PIXELS + 4) * 4
     else:
         stage = rows * POOL_PIXELS * 2
         stages = max(2, min(gpu.shared_limit // stage, POOL_STAGES))

@@ -25,17 +25,18 @@ extern __shared__ __align__(16) char shared_memory[];
                                          splits, partial, counts);                                                    \
   }
 
+// With more than one block a multiprocessor in view, ptxas would spare the registers that loads under way need.
 #define ODISE_POOL_FINISH(NAME, TYPE)                                                                                \
-  extern "C" __global__ void __launch_bounds__(kPoolThreads)                                                          \
+  extern "C" __global__ void __launch_bounds__(kPoolThreads, 1)                                                          \
       NAME(const float* __restrict__ partial, const int32_t* __restrict__ counts, int queries, int channels,          \
            int splits, TYPE* __restrict__ pooled, int32_t* __restrict__ areas) {                                      \
     mask_pool_finish<TYPE>(DeviceBlock(), shared_memory, partial, counts, queries, channels, splits, pooled, areas);  \
   }
 
 ODISE_POOL_SUMS(odise_pool_sums_f16_2, Half, 2)
-ODISE_POOL_SUMS(odise_pool_sums_f16_7, Half, 7)
+ODISE_POOL_SUMS(odise_pool_sums_f16_8, Half, 8)
 ODISE_POOL_SUMS(odise_pool_sums_bf16_2, BFloat16, 2)
-ODISE_POOL_SUMS(odise_pool_sums_bf16_7, BFloat16, 7)
+ODISE_POOL_SUMS(odise_pool_sums_bf16_8, BFloat16, 8)
 ODISE_POOL_SUMS_SIMT(odise_pool_simt_f32_2, float, 2)
 ODISE_POOL_SUMS_SIMT(odise_pool_simt_f32_7, float, 7)
 ODISE_POOL_SUMS_SIMT(odise_pool_simt_bf16_2, BFloat16, 2)
@@ -46,7 +47,7 @@ ODISE_POOL_FINISH(odise_pool_finish_bf16, BFloat16)
 
 // A TensorRT plugin passes inputs, numbers, outputs in this order; the features are an input only for their type.
 #define ODISE_POOL_FINISH_AFTER(NAME, TYPE)                                                                           \
-  extern "C" __global__ void __launch_bounds__(kPoolThreads)                                                          \
+  extern "C" __global__ void __launch_bounds__(kPoolThreads, 1)                                                          \
       NAME(const float* __restrict__ partial, const int32_t* __restrict__ counts, const TYPE*, int queries,           \
            int channels, int splits, TYPE* __restrict__ pooled, int32_t* __restrict__ areas) {                        \
     mask_pool_finish<TYPE>(DeviceBlock(), shared_memory, partial, counts, queries, channels, splits, pooled, areas);  \
@@ -121,11 +122,11 @@ extern "C" cudaError_t odise_mask_pool(int32_t dtype, const void* logits, const 
                          features, b, q, c, p, workspace, pooled, areas, stream);
   }
   if (dtype == kFloat16) {
-    return launch<Half>(plan, small ? odise_pool_sums_f16_2 : odise_pool_sums_f16_7, odise_pool_finish_f16, logits,
+    return launch<Half>(plan, small ? odise_pool_sums_f16_2 : odise_pool_sums_f16_8, odise_pool_finish_f16, logits,
                         features, b, q, c, p, workspace, pooled, areas, stream);
   }
   const SumsKernel<BFloat16> sums = plan.simt ? (small ? odise_pool_simt_bf16_2 : odise_pool_simt_bf16_7)
-                                              : (small ? odise_pool_sums_bf16_2 : odise_pool_sums_bf16_7);
+                                              : (small ? odise_pool_sums_bf16_2 : odise_pool_sums_bf16_8);
   return launch<BFloat16>(plan, sums, odise_pool_finish_bf16, logits, features, b, q, c, p, workspace, pooled, areas,
                           stream);
 }

@@ -4,10 +4,11 @@
 //   pooled[b, q, c] = sum over pixels p with logit[b, q, p] > 0 of feature[b, c, p] / area[b, q]
 //
 // The sum is a matrix product of 0/1 masks (Q x P) with features (C x P), both contiguous along the pixels P = H * W.
-// Pixels are split over blocks; a block holds all sums of its tile of masks x channels in registers, so logits and
-// features are read from memory once as long as Q <= 112 and C <= 256. The logits become 0/1 in registers, between
-// shared memory and tensor core; the area is one more product, with ones. Sums of the splits go to a workspace and are
-// added in a fixed order by a second kernel: the same input gives the same bits.
+// Pixels are split over blocks; a block holds all sums of its tile of 128 masks x 128 channels in registers. The blocks
+// of other channels read the same logits at the same time, so that these come from memory once and else from the L2. A
+// larger tile would read them less often, but leave more splits, whose sums must be written and read again. The logits
+// become 0/1 in registers, between shared memory and tensor core; the area is one more product, with ones. Sums of the
+// splits go to a workspace and are added in a fixed order by a second kernel: the same input gives the same bits.
 //
 // Sums are float. Products with 0 and 1 are exact in every type; as in any matrix product, 0 * inf is NaN, so features
 // must be finite.
@@ -19,13 +20,16 @@ namespace odise {
 
 constexpr int kPoolThreads = 256;
 constexpr int kPoolWarps = kPoolThreads / kWarp;
-constexpr int kPoolChannels = 256;                           // of a block's tile
-constexpr int kPoolWarpChannels = kPoolChannels / kPoolWarps;  // 32: four columns of 8 for the tensor cores
-constexpr int kPoolPixels = 32;                              // of a step: two products of depth 16
+constexpr int kPoolChannels = 128;  // of a block's tile
+constexpr int kPoolHalves = 2;      // of its masks: so many warps have the same channels
+constexpr int kPoolGroups = kPoolWarps / kPoolHalves;           // of channels
+constexpr int kPoolWarpChannels = kPoolChannels / kPoolGroups;  // 32: four columns of 8 for the tensor cores
+constexpr int kPoolPixels = 32;                                 // of a step: two products of depth 16
 constexpr int kPoolRowBytes = kPoolPixels * 2;
 constexpr int kPoolMaxStages = 8;
 constexpr int kPoolColumns = kPoolWarpChannels / 8;
 constexpr int kFinishChannels = 128;  // of a finishing block: 32 lanes of 4
+constexpr int kFinishSplits = 10;     // that a warp of it reads at once: all of its own on up to 160 multiprocessors
 
 /// Which pixels a split sums: steps of kPoolPixels, as even as they go.
 struct PoolSteps {
@@ -42,14 +46,12 @@ ODISE_DEVICE PoolSteps pool_steps(int64_t pixels, int64_t split, int64_t splits)
 /// once over all 32 banks.
 ODISE_DEVICE int pool_offset(int row, int chunk) { return row * kPoolRowBytes + ((chunk ^ ((row >> 1) & 3)) << 4); }
 
-/// Pixels of a tensor core block's stage: masks first, then channels.
+/// Pixels of a step in shared memory: masks first, then channels.
 template <int kRowTiles>
 struct PoolTile {
   static constexpr int kMasks = 16 * kRowTiles;
   static constexpr int kRows = kMasks + kPoolChannels;
-  static constexpr int kStageBytes = kRows * kPoolRowBytes;
-  static constexpr int kSimtPitch = kPoolPixels + 1;  // floats; odd, so that rows start in different banks
-  static constexpr int kSimtBytes = kRows * kSimtPitch * 4;
+  static constexpr int kStageBytes = kRows * kPoolRowBytes;  // of a tensor core block
 };
 
 /// The rows that a block reads, and where.
@@ -98,7 +100,7 @@ struct PoolCopies {
   int32_t to;             // where copy 0 lies in a stage; others follow by kRowStep rows
 };
 
-static_assert(PoolCopies<7, Half>::kRowStep % 8 == 0, "rows of a thread's copies have one swizzle");
+static_assert(PoolCopies<8, Half>::kRowStep % 8 == 0, "rows of a thread's copies have one swizzle");
 
 template <int kRowTiles, class T>
 ODISE_DEVICE PoolCopies<kRowTiles, T> pool_copies(const PoolSource<T>& source, int thread) {
@@ -163,11 +165,18 @@ ODISE_DEVICE void pool_gather(char* stage, const PoolSource<T>& source, int64_t 
   }
 }
 
-/// The sums of a warp: all masks of the tile x 32 channels, and the area of one row tile.
+/// The sums of a warp: half of the tile's masks x 32 channels, and the area of one row tile.
 template <class Warp, int kRowTiles>
 struct PoolSums {
-  typename Warp::template Lane<Floats4> sum[kRowTiles][kPoolColumns];
-  typename Warp::template Lane<Floats4> area;
+  static constexpr int kTiles = kRowTiles / kPoolHalves;
+  typename Warp::template Lane<Floats4> sum[kTiles][kPoolColumns];
+  typename Warp::template Lane<Floats4> area;  // of the first row tile
+
+  /// Row tile of the block that is number `index` of a warp. The warps of a half begin with one each, so that each counts
+  /// the first one that it has, without a branch and without reading it again.
+  static ODISE_DEVICE int tile(int warp, int index) {
+    return warp / kPoolGroups * kTiles + (index + warp % kPoolGroups) % kTiles;
+  }
 };
 
 /// Where the rows lie that a lane names to ldmatrix, in a stage and for the first of its two depths.
@@ -186,21 +195,8 @@ ODISE_DEVICE void pool_multiply(const Warp& warp, typename Warp::Shared stage, P
   using Tile = PoolTile<kRowTiles>;
   using Words = typename Warp::template Lane<Words4>;
   using HalfWords = typename Warp::template Lane<Words2>;
-  const int first_channel = (Tile::kMasks + warp.index * kPoolWarpChannels) * kPoolRowBytes;
-  const auto masks = [&](int depth, int tile) {
-    Words left;
-    warp.load_matrices(left, [&](int lane) {
-      return stage + ((pool_mask_rows(lane) ^ (depth * kPoolOtherDepth)) + tile * kPoolTileBytes);
-    });
-    warp.each([&](int lane) {
-#pragma unroll
-      for (int w = 0; w < 4; ++w) left[lane].word[w] = inside_pair<T>(left[lane].word[w]);
-    });
-    return left;
-  };
-  // The area of one row tile is one more column, of ones. Warps without a tile of their own do it for nobody: a branch
-  // would cost more.
-  const int own = warp.index < kRowTiles ? warp.index : kRowTiles - 1;
+  using Sums = PoolSums<Warp, kRowTiles>;
+  const int first_channel = (Tile::kMasks + warp.index % kPoolGroups * kPoolWarpChannels) * kPoolRowBytes;
   HalfWords ones;
   warp.each([&](int lane) { ones[lane] = {{Pair<T>::kOnes, Pair<T>::kOnes}}; });
 #pragma unroll
@@ -218,14 +214,21 @@ ODISE_DEVICE void pool_multiply(const Warp& warp, typename Warp::Shared stage, P
       });
     }
 #pragma unroll
-    for (int tile = 0; tile < kRowTiles; ++tile) {
-      const Words left = masks(depth, tile);
+    for (int tile = 0; tile < Sums::kTiles; ++tile) {
+      Words left;
+      warp.load_matrices(left, [&](int lane) {
+        return stage + ((pool_mask_rows(lane) ^ (depth * kPoolOtherDepth)) + Sums::tile(warp.index, tile) * kPoolTileBytes);
+      });
+      warp.each([&](int lane) {
+#pragma unroll
+        for (int w = 0; w < 4; ++w) left[lane].word[w] = inside_pair<T>(left[lane].word[w]);
+      });
 #pragma unroll
       for (int column = 0; column < kPoolColumns; ++column) {
         warp.template multiply<T>(sums.sum[tile][column], left, right[column]);
       }
+      if (tile == 0) warp.template multiply<T>(sums.area, left, ones);  // the area is one more column, of ones
     }
-    warp.template multiply<T>(sums.area, masks(depth, own), ones);
   }
 }
 
@@ -238,7 +241,8 @@ ODISE_DEVICE void mask_pool_sums(const Block& block, char* shared, const T* logi
                                  int channels, int pixels, int splits, int stages, float* partial, int32_t* counts) {
   using Tile = PoolTile<kRowTiles>;
   using Warp = typename Block::Warp;
-  static_assert(kRowTiles <= kPoolWarps, "every row tile needs a warp that counts it");
+  constexpr int kTiles = PoolSums<Warp, kRowTiles>::kTiles;
+  static_assert(kRowTiles % kPoolHalves == 0 && kTiles <= kPoolGroups, "every row tile needs a warp that counts it");
   const int channel_tiles = (channels + kPoolChannels - 1) / kPoolChannels;
   const int first_mask = static_cast<int>(block.y() / channel_tiles) * Tile::kMasks;
   const int first_channel = static_cast<int>(block.y() % channel_tiles) * kPoolChannels;
@@ -282,17 +286,18 @@ ODISE_DEVICE void mask_pool_sums(const Block& block, char* shared, const T* logi
   block.each_warp([&](const Warp& warp) {
     PoolSums<Warp, kRowTiles>& own = sums[warp.index];
     warp.each([&](int lane) {
-      const int group = lane / 4, within = lane % 4;  // sums: rows group and group + 8, columns 2 * within and the next
+      const int group = warp.index % kPoolGroups;
+      const int above = lane / 4, within = lane % 4;  // sums: rows above and above + 8, columns 2 * within and the next
 #pragma unroll
-      for (int tile = 0; tile < kRowTiles; ++tile) {
+      for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
         for (int below = 0; below < 2; ++below) {
-          const int mask = tile * 16 + below * 8 + group;
+          const int mask = own.tile(warp.index, tile) * 16 + below * 8 + above;
           if (mask >= source.masks) continue;
           float* row = partial + (first_row + mask) * channels + first_channel;
 #pragma unroll
           for (int column = 0; column < kPoolColumns; ++column) {
-            const int channel = warp.index * kPoolWarpChannels + column * 8 + within * 2;
+            const int channel = group * kPoolWarpChannels + column * 8 + within * 2;
             const float* pair = own.sum[tile][column][lane].value + 2 * below;
             if (channels % 2 == 0) {  // then both are there, or none, and they lie at a multiple of 8 bytes
               if (channel < source.channels) *reinterpret_cast<Floats2*>(row + channel) = {{pair[0], pair[1]}};
@@ -301,7 +306,7 @@ ODISE_DEVICE void mask_pool_sums(const Block& block, char* shared, const T* logi
               if (channel + 1 < source.channels) row[channel + 1] = pair[1];
             }
           }
-          if (tile == warp.index && within == 0 && first_channel == 0) {
+          if (tile == 0 && group < kTiles && within == 0 && first_channel == 0) {
             counts[first_row + mask] = static_cast<int32_t>(own.area[lane].value[2 * below]);
           }
         }
@@ -310,18 +315,96 @@ ODISE_DEVICE void mask_pool_sums(const Block& block, char* shared, const T* logi
   });
 }
 
+/// What a block that goes without tensor cores has of a step in shared memory, as floats.
+template <int kRowTiles>
+struct SimtTile : PoolTile<kRowTiles> {
+  static constexpr int kPitch = kPoolPixels + 4;  // floats: four pixels of eight rows lie in all 32 banks
+  static constexpr int kBytes = PoolTile<kRowTiles>::kRows * kPitch * 4;
+  static constexpr int kFetched = PoolTile<kRowTiles>::kRows / kPoolWarps;  // rows of a warp, every kPoolWarps-th
+  static constexpr int kFetchedMasks = PoolTile<kRowTiles>::kMasks / kPoolWarps;
+  static constexpr int kThreadChannels = kPoolChannels / 16;
+};
+
+/// A thread's sums, of every sixteenth mask and channel, and its pixel of the rows that its warp fetches.
+template <int kRowTiles, class T>
+struct SimtSums {
+  using Tile = SimtTile<kRowTiles>;
+  float sum[kRowTiles][Tile::kThreadChannels];
+  T fetched[Tile::kFetched];
+  int32_t area[Tile::kFetchedMasks];
+};
+
+/// Reads a thread's pixel of the next step: all rows before any is used, so that they are under way at once.
+template <int kRowTiles, class T>
+ODISE_DEVICE void simt_fetch(const PoolSource<T>& source, int64_t step, int thread, SimtSums<kRowTiles, T>& own) {
+  using Tile = SimtTile<kRowTiles>;
+  const int64_t pixel = step * kPoolPixels + thread % kWarp, rows_on = kPoolWarps * source.pixels;
+  const bool inside = pixel < source.pixels;
+  const int first = thread / kWarp;  // row: those that there are below it have a number k below
+  const int masks = inside ? (source.masks - first + kPoolWarps - 1) / kPoolWarps : 0;
+  const int channels = inside ? (source.channels - first + kPoolWarps - 1) / kPoolWarps : 0;
+  const T* from = source.logits + first * source.pixels + pixel;
+#pragma unroll
+  for (int k = 0; k < Tile::kFetchedMasks; ++k, from += rows_on) own.fetched[k] = k < masks ? *from : T{0};
+  from = source.features + first * source.pixels + pixel;
+#pragma unroll
+  for (int k = 0; k < Tile::kFetched - Tile::kFetchedMasks; ++k, from += rows_on) {
+    own.fetched[Tile::kFetchedMasks + k] = k < channels ? *from : T{0};
+  }
+}
+
+/// Puts them into shared memory: one for a logit inside its mask, zero for others. Counts them, too.
+template <int kRowTiles, class T>
+ODISE_DEVICE void simt_store(float* values, int thread, SimtSums<kRowTiles, T>& own) {
+  using Tile = SimtTile<kRowTiles>;
+  float* to = values + thread / kWarp * Tile::kPitch + thread % kWarp;
+#pragma unroll
+  for (int k = 0; k < Tile::kFetched; ++k) {
+    float value = to_float(own.fetched[k]);
+    if (k < Tile::kFetchedMasks) {
+      const bool inside = positive(own.fetched[k]);
+      value = inside ? 1.0f : 0.0f;
+      own.area[k] += inside;
+    }
+    to[k * kPoolWarps * Tile::kPitch] = value;
+  }
+}
+
+/// Four pixels of a row.
+ODISE_DEVICE Floats4 simt_pixels(const float* row) {
+  return *reinterpret_cast<const Floats4*>(__builtin_assume_aligned(row, 16));
+}
+
+template <int kRowTiles, class T>
+ODISE_DEVICE void simt_multiply(const float* values, int thread, SimtSums<kRowTiles, T>& own) {
+  using Tile = SimtTile<kRowTiles>;
+  const float* masks = values + thread / 16 * Tile::kPitch;
+  const float* channels = values + (Tile::kMasks + thread % 16) * Tile::kPitch;
+#pragma unroll 1
+  for (int pixel = 0; pixel < kPoolPixels; pixel += 4) {
+    Floats4 feature[Tile::kThreadChannels];
+#pragma unroll
+    for (int j = 0; j < Tile::kThreadChannels; ++j) feature[j] = simt_pixels(channels + j * 16 * Tile::kPitch + pixel);
+#pragma unroll
+    for (int i = 0; i < kRowTiles; ++i) {
+      const Floats4 mask = simt_pixels(masks + i * 16 * Tile::kPitch + pixel);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+#pragma unroll
+        for (int j = 0; j < Tile::kThreadChannels; ++j) own.sum[i][j] += mask.value[e] * feature[j].value[e];
+      }
+    }
+  }
+}
+
 /// The same sums by ordinary float arithmetic: for float features, whose low bits tensor cores would drop, and for
-/// bfloat16 where tensor cores do not know it. PoolTile::kSimtBytes of shared memory.
+/// bfloat16 where tensor cores do not know it. SimtTile::kBytes of shared memory.
 template <int kRowTiles, class T, class Block>
 ODISE_DEVICE void mask_pool_sums_simt(const Block& block, char* shared, const T* logits, const T* features,
                                       int queries, int channels, int pixels, int splits, float* partial,
                                       int32_t* counts) {
-  using Tile = PoolTile<kRowTiles>;
-  constexpr int kThreadChannels = kPoolChannels / 16;
-  struct Sums {
-    float sum[kRowTiles][kThreadChannels];
-    int32_t area;
-  };
+  using Tile = SimtTile<kRowTiles>;
+  using Warp = typename Block::Warp;
   const int channel_tiles = (channels + kPoolChannels - 1) / kPoolChannels;
   const int first_mask = static_cast<int>(block.y() / channel_tiles) * Tile::kMasks;
   const int first_channel = static_cast<int>(block.y() % channel_tiles) * kPoolChannels;
@@ -330,60 +413,45 @@ ODISE_DEVICE void mask_pool_sums_simt(const Block& block, char* shared, const T*
   const PoolSteps steps = pool_steps(pixels, block.x(), splits);
   float* values = reinterpret_cast<float*>(shared);
 
-  typename Block::template PerThread<Sums> sums;
+  typename Block::template PerThread<SimtSums<kRowTiles, T>> sums;
+  block.each_thread([&](int thread) { simt_fetch(source, steps.first, thread, sums[thread]); });
   for (int64_t step = steps.first; step < steps.last; ++step) {
-    block.sync();  // the values of the step before are used
-    block.each_thread([&](int thread) {
-#pragma unroll 4
-      for (int i = thread; i < Tile::kRows * kPoolPixels; i += kPoolThreads) {
-        const int index = i / kPoolPixels, offset = i % kPoolPixels;
-        const int64_t pixel = step * kPoolPixels + offset;
-        const T* row = source.row(index, Tile::kMasks);
-        const bool present = row != nullptr && pixel < source.pixels;
-        const T element = present ? row[pixel] : T{0};
-        const float value = index < Tile::kMasks ? (positive(element) ? 1.0f : 0.0f) : to_float(element);
-        values[index * Tile::kSimtPitch + offset] = value;
-      }
-    });
+    block.each_thread([&](int thread) { simt_store(values, thread, sums[thread]); });
     block.sync();
     block.each_thread([&](int thread) {
-      Sums& own = sums[thread];
-      const float* masks = values + (thread / 16) * Tile::kSimtPitch;
-      const float* features_here = values + (Tile::kMasks + thread % 16) * Tile::kSimtPitch;
-      for (int pixel = 0; pixel < kPoolPixels; ++pixel) {
-        float feature[kThreadChannels];
-#pragma unroll
-        for (int j = 0; j < kThreadChannels; ++j) feature[j] = features_here[j * 16 * Tile::kSimtPitch + pixel];
-#pragma unroll
-        for (int i = 0; i < kRowTiles; ++i) {
-          const float mask = masks[i * 16 * Tile::kSimtPitch + pixel];
-#pragma unroll
-          for (int j = 0; j < kThreadChannels; ++j) own.sum[i][j] += mask * feature[j];
-        }
-      }
-      if (thread < Tile::kMasks) {
-        for (int pixel = 0; pixel < kPoolPixels; ++pixel) {
-          own.area += values[thread * Tile::kSimtPitch + pixel] != 0.0f;
-        }
-      }
+      simt_fetch(source, step + 1, thread, sums[thread]);  // under way during the sums; behind the last, not used
+      simt_multiply(values, thread, sums[thread]);
     });
+    block.sync();
   }
 
   const int64_t first_row = (block.z() * splits + block.x()) * queries + first_mask;
   block.each_thread([&](int thread) {
-    const Sums& own = sums[thread];
+    const SimtSums<kRowTiles, T>& own = sums[thread];
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
       const int mask = thread / 16 + i * 16;
       if (mask >= source.masks) continue;
       float* row = partial + (first_row + mask) * channels + first_channel;
 #pragma unroll
-      for (int j = 0; j < kThreadChannels; ++j) {
+      for (int j = 0; j < Tile::kThreadChannels; ++j) {
         const int channel = thread % 16 + j * 16;
         if (channel < source.channels) row[channel] = own.sum[i][j];
       }
     }
-    if (thread < Tile::kMasks && thread < source.masks && first_channel == 0) counts[first_row + thread] = own.area;
+  });
+  if (first_channel != 0) return;
+  block.each_warp([&](const Warp& warp) {
+#pragma unroll
+    for (int k = 0; k < Tile::kFetchedMasks; ++k) {
+      typename Warp::template Lane<int> area;
+      warp.each([&](int lane) { area[lane] = sums[warp.index * kWarp + lane].area[k]; });
+      const int total = warp.sum(area);
+      const int mask = warp.index + k * kPoolWarps;
+      warp.each([&](int lane) {
+        if (lane == 0 && mask < source.masks) counts[first_row + mask] = total;
+      });
+    }
   });
 }
 
@@ -405,16 +473,27 @@ ODISE_DEVICE void mask_pool_finish(const Block& block, char* shared, const float
     // Warp w adds splits w, w + 8, ...; then the eight subtotals are added, always in this order.
     warp.each([&](int lane) {
       const int channel = first_channel + lane * 4;
-      const bool whole = channels % 4 == 0 && channel < channels;  // the workspace is aligned to 16 bytes
+      const int64_t step = static_cast<int64_t>(kPoolWarps) * queries * channels;
+      const float* from = partial + ((first_split + warp.index) * queries + query) * channels + channel;
       float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 8
-      for (int64_t split = warp.index; split < splits; split += kPoolWarps) {
-        const float* from = partial + ((first_split + split) * queries + query) * channels + channel;
-        if (whole) {
-          const Floats4 four = *reinterpret_cast<const Floats4*>(__builtin_assume_aligned(from, 16));
+      if (channels % 4 == 0) {  // the workspace is aligned to 16 bytes
+        const int own = channel < channels ? (splits - warp.index + kPoolWarps - 1) / kPoolWarps : 0;
+        for (int first = 0; first < own; first += kFinishSplits) {
+          Floats4 four[kFinishSplits];
 #pragma unroll
-          for (int e = 0; e < 4; ++e) sum[e] += four.value[e];
-        } else {
+          for (int k = 0; k < kFinishSplits; ++k) {  // no branch between them: the last one again where there are fewer
+            const int64_t at = first + k < own ? first + k : own - 1;
+            four[k] = *reinterpret_cast<const Floats4*>(__builtin_assume_aligned(from + at * step, 16));
+          }
+#pragma unroll
+          for (int k = 0; k < kFinishSplits; ++k) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) sum[e] += first + k < own ? four[k].value[e] : 0.0f;
+          }
+        }
+      } else {
+#pragma unroll 4
+        for (int split = warp.index; split < splits; split += kPoolWarps, from += step) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) sum[e] += channel + e < channels ? from[e] : 0.0f;
         }
@@ -422,7 +501,7 @@ ODISE_DEVICE void mask_pool_finish(const Block& block, char* shared, const float
 #pragma unroll
       for (int e = 0; e < 4; ++e) totals[warp.index * kFinishChannels + lane * 4 + e] = sum[e];
     });
-    if (warp.index == 0) {
+    if (warp.index == kPoolWarps - 1) {  // which has the fewest splits
       typename Warp::template Lane<int> count;
       warp.each([&](int lane) {
         int own = 0;
@@ -454,7 +533,7 @@ ODISE_DEVICE void mask_pool_finish(const Block& block, char* shared, const float
 /// Everything a launch needs besides pointers. odise_rt/kernels/launch_plans.py computes the same; a test compares.
 struct MaskPoolPlan {
   int32_t valid;      // 0: sizes out of range
-  int32_t row_tiles;  // 2 or 7: of 16 masks
+  int32_t row_tiles;  // 2, 7 (simt) or 8: of 16 masks
   int32_t simt;       // 1: ordinary float arithmetic
   int32_t splits;
   int32_t stages;
@@ -473,8 +552,8 @@ inline MaskPoolPlan mask_pool_plan(int32_t dtype, int64_t batch, int64_t queries
       batch > 65535 || queries > 65535 || channels > (1 << 20) || pixels > most || multiprocessors < 1) {
     return plan;
   }
-  plan.row_tiles = queries <= 32 ? 2 : 7;
   plan.simt = dtype == kFloat32 || (dtype == kBFloat16 && compute_capability < 80);
+  plan.row_tiles = queries <= 32 ? 2 : plan.simt ? 7 : 8;
   const int64_t masks = 16 * plan.row_tiles;
   const int64_t tiles = ((queries + masks - 1) / masks) * ((channels + kPoolChannels - 1) / kPoolChannels);
   if (tiles > 65535) return plan;
@@ -488,7 +567,7 @@ inline MaskPoolPlan mask_pool_plan(int32_t dtype, int64_t batch, int64_t queries
   plan.splits = static_cast<int32_t>(splits);
   const int64_t rows = masks + kPoolChannels;
   if (plan.simt) {
-    plan.shared_bytes = static_cast<int32_t>(rows * (kPoolPixels + 1) * 4);
+    plan.shared_bytes = static_cast<int32_t>(rows * (kPoolPixels + 4) * 4);
   } else {
     const int64_t stage = rows * kPoolRowBytes;
     int64_t stages = shared_limit / stage;

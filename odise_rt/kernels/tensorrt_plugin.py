@@ -35,12 +35,13 @@ from odise_rt.kernels.launch_plans import (
 )
 from odise_rt.kernels.native import kernel_file
 
-SPLITS = 132
-"""Blocks that share the pixels of an image: one for each multiprocessor of a Hopper GPU, and a fixed number, because
-the workspace between the two plugins is a tensor whose shape is part of the engine."""
-ROW_TILES = 7
-STAGES = 2
-"""Stages in shared memory: two are what fits into the 48 KiB that every kernel may use without asking."""
+SPLITS = 66
+"""Shares of the pixels of an image: with the two blocks of each that 256 channels take, one block for each
+multiprocessor of a Hopper GPU. A fixed number, because the workspace between the two plugins is a tensor whose shape is
+part of the engine."""
+ROW_TILES = 8
+STAGES = 3
+"""Stages in shared memory: three are what fits into the 48 KiB that every kernel may use without asking."""
 SUMS, FINISH = "odise_rt::mask_pool_sums", "odise_rt::mask_pool_finish"
 
 

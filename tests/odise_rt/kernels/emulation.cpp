@@ -25,7 +25,7 @@ int guarded(F&& body) {
   }
 }
 
-template <int kRowTiles, class T>
+template <int kRowTiles, bool kSimt, class T>
 void pool(const MaskPoolPlan& plan, const void* logits, const void* features, int64_t batch, int queries, int channels,
           int pixels, bool late, int64_t first_split, int64_t last_split, char* workspace, void* pooled,
           int32_t* areas) {
@@ -37,14 +37,13 @@ void pool(const MaskPoolPlan& plan, const void* logits, const void* features, in
   run_grid(
       grid, kPoolThreads, plan.shared_bytes, late,
       [&](const HostBlock& block, char* shared) {
-        if constexpr (sizeof(T) == 2) {
-          if (!plan.simt) {
-            mask_pool_sums<kRowTiles, T>(block, shared, a, b, queries, channels, pixels, plan.splits, plan.stages,
-                                         partial, counts);
-            return;
-          }
+        if constexpr (kSimt) {
+          mask_pool_sums_simt<kRowTiles, T>(block, shared, a, b, queries, channels, pixels, plan.splits, partial,
+                                            counts);
+        } else {
+          mask_pool_sums<kRowTiles, T>(block, shared, a, b, queries, channels, pixels, plan.splits, plan.stages, partial,
+                                       counts);
         }
-        mask_pool_sums_simt<kRowTiles, T>(block, shared, a, b, queries, channels, pixels, plan.splits, partial, counts);
       },
       first_split, last_split);
   if (pooled == nullptr) return;
@@ -55,11 +54,12 @@ void pool(const MaskPoolPlan& plan, const void* logits, const void* features, in
            });
 }
 
-template <int kRowTiles, class... Arguments>
-void pool_typed(int32_t dtype, Arguments... arguments) {
-  if (dtype == kFloat32) pool<kRowTiles, float>(arguments...);
-  if (dtype == kFloat16) pool<kRowTiles, Half>(arguments...);
-  if (dtype == kBFloat16) pool<kRowTiles, BFloat16>(arguments...);
+template <int kRowTiles, int kSimtRowTiles, class... Arguments>
+void pool_typed(int32_t dtype, const MaskPoolPlan& plan, Arguments... arguments) {
+  if (dtype == kFloat32) pool<kSimtRowTiles, true, float>(plan, arguments...);
+  if (dtype == kFloat16) pool<kRowTiles, false, Half>(plan, arguments...);
+  if (dtype == kBFloat16 && plan.simt) pool<kSimtRowTiles, true, BFloat16>(plan, arguments...);
+  if (dtype == kBFloat16 && !plan.simt) pool<kRowTiles, false, BFloat16>(plan, arguments...);
 }
 
 template <class T>
@@ -126,10 +126,10 @@ int emulate_mask_pool(int32_t dtype, const void* logits, const void* features, i
   if (!plan.valid) return 1;
   return guarded([&] {
     if (plan.row_tiles == 2) {
-      pool_typed<2>(dtype, plan, logits, features, batch, queries, channels, pixels, late != 0, first_split, last_split,
+      pool_typed<2, 2>(dtype, plan, logits, features, batch, queries, channels, pixels, late != 0, first_split, last_split,
                     workspace, pooled, areas);
     } else {
-      pool_typed<7>(dtype, plan, logits, features, batch, queries, channels, pixels, late != 0, first_split, last_split,
+      pool_typed<8, 7>(dtype, plan, logits, features, batch, queries, channels, pixels, late != 0, first_split, last_split,
                     workspace, pooled, areas);
     }
     return 0;

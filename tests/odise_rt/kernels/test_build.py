@@ -105,7 +105,7 @@ def test_one_architecture_compiles_without_spills_and_links_its_c_functions(tmp_
     entries = dict(re.findall(r"\.visible \.entry (\w+)\((.*?)\)", ptx, re.DOTALL))
     pointer, number = "u64", "u32"  # as the loader and the plugin pass them
     for name, wanted in {
-        "odise_pool_sums_f16_7": [pointer] * 2 + [number] * 5 + [pointer] * 2,
+        "odise_pool_sums_f16_8": [pointer] * 2 + [number] * 5 + [pointer] * 2,
         "odise_pool_finish_f16": [pointer] * 2 + [number] * 3 + [pointer] * 2,
         "odise_pool_finish_after_bf16": [pointer] * 3 + [number] * 3 + [pointer] * 2,
     }.items():

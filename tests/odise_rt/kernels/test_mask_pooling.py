@@ -68,7 +68,8 @@ def test_definition_by_hand() -> None:
         (1, 1, 1, 1, 1),
         (1, 1, 3, 5, 7),  # one query; rows of 35 pixels start unaligned
         (3, 33, 257, 3, 11),  # one more than a tile of masks and of channels
-        (1, 113, 40, 6, 8),
+        (1, 129, 40, 6, 8),
+        (1, 113, 129, 6, 8),  # without tensor cores, a tile of masks is smaller
         (1, 17, 8, 1, 40),  # a step and a half of pixels
         (1, 5, 7, 2, 129),  # odd channels: no vector in the workspace
     ],
@@ -81,12 +82,18 @@ def test_body_equals_the_definition(
     check(implementation, arrays, kind, multiprocessors=132, late=False)
 
 
-@pytest.mark.parametrize("shared_limit", [50_000, 65_536, 101_376, 166_912, 232_448])
+@pytest.mark.parametrize("shared_limit", [40_000, 50_000, 65_536, 101_376, 232_448])
 def test_every_depth_of_the_pipeline(implementation: Emulation | Compiled, shared_limit: int) -> None:
-    """From two stages (sm_75) to eight (Hopper); copies arrive as late as the waits allow."""
+    """From two stages to eight (Hopper); copies arrive as late as the waits allow."""
     for pixels in (8, 64, 72, 512):
         arrays = problem(1, 40, 32, 1, pixels, "float16", seed=pixels)
         check(implementation, arrays, "float16", shared_limit=shared_limit, multiprocessors=2)
+
+
+@pytest.mark.parametrize("channels", [8, 6])
+def test_more_splits_than_are_read_at_once(implementation: Emulation | Compiled, channels: int) -> None:
+    """A finishing warp has twelve of 94; with other channels than fours, it reads one element at a time."""
+    check(implementation, problem(1, 3, channels, 60, 50, "float16"), "float16", multiprocessors=500)
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])

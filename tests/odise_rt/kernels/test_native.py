@@ -159,8 +159,8 @@ def test_every_kernel_that_a_plan_names_is_in_the_sources() -> None:
 
 def test_model_sizes_on_an_h200() -> None:
     plan = plan_mask_pool(FLOAT16, 1, 100, 256, 256 * 352, H200)
-    assert (plan.splits, plan.stages, plan.sums.shared_bytes) == (132, 8, 188_416)
-    assert plan.workspace_bytes == 132 * 100 * 257 * 4
+    assert (plan.splits, plan.stages, plan.sums.shared_bytes) == (66, 8, 131_072)
+    assert plan.workspace_bytes == 66 * 100 * 257 * 4
     merge = plan_panoptic_merge(FLOAT32, 100, (256, 256), (1024, 1024), (1024, 1024), 4)
     assert merge.merge.grid == (16, 32, 1)
 
@@ -203,13 +203,13 @@ def test_mask_pool_launches_two_kernels(kernels: Kernels) -> None:
     pooled, areas = FakeArray((1, 100, 256), pointer=4 << 30), FakeArray((1, 100), "int32", pointer=5 << 30)
     kernels.mask_pool(logits, features, workspace, pooled, areas, 7)
     (stream, config, name, rest), (_, finish_config, finish, finish_rest) = launches(kernels)
-    assert (stream, name, finish) == (("stream", 7), "odise_pool_sums_f16_7", "odise_pool_finish_f16")
-    assert config == {"grid": (132, 1, 1), "block": 256, "shmem_size": 188_416}
+    assert (stream, name, finish) == (("stream", 7), "odise_pool_sums_f16_8", "odise_pool_finish_f16")
+    assert config == {"grid": (66, 2, 1), "block": 256, "shmem_size": 131_072}
     assert finish_config["grid"] == (2, 100, 1)
-    counts = (3 << 30) + 132 * 100 * 256 * 4
-    assert rest == (1 << 20, 2 << 30, 100, 256, 90_112, 132, 8, 3 << 30, counts)
+    counts = (3 << 30) + 66 * 100 * 256 * 4
+    assert rest == (1 << 20, 2 << 30, 100, 256, 90_112, 66, 8, 3 << 30, counts)
     assert [type(v) for v in rest] == [int, int, *[np.int32] * 5, int, int]
-    assert finish_rest == (3 << 30, counts, 100, 256, 132, 4 << 30, 5 << 30)
+    assert finish_rest == (3 << 30, counts, 100, 256, 66, 4 << 30, 5 << 30)
 
 
 def test_panoptic_merge_launches_tables_first(kernels: Kernels) -> None:
@@ -537,13 +537,13 @@ def test_plugin_launches_as_the_kernels_do(plugin: FakePlugin) -> None:
     logits = types.SimpleNamespace(shape_expr=(2, 150, 4, 6), dtype="f16")
     features = types.SimpleNamespace(shape_expr=(2, 300, 4, 6), dtype="f16")
     name, ptx, launch, numbers = plugin.parts["aot_impl", tensorrt_plugin.SUMS](logits, features, None, 0)
-    assert (name, ptx, numbers) == (plan.sums.kernel, b"ptx", [150, 300, 24, 132, 2])
+    assert (name, ptx, numbers) == (plan.sums.kernel, b"ptx", [150, 300, 24, 66, 3])
     assert (launch.grid_y, launch.grid_z, launch.block_x) == (*plan.sums.grid[1:], plan.sums.threads)
     assert launch.shared_mem == plan.sums.shared_bytes <= 48 << 10
-    sums = types.SimpleNamespace(shape_expr=(2, 132, 150, 300))
+    sums = types.SimpleNamespace(shape_expr=(2, 66, 150, 300))
     name, _, launch, numbers = plugin.parts["aot_impl", tensorrt_plugin.FINISH](sums, None, features, None, 0)
     assert (launch.grid_x, launch.grid_y, launch.grid_z) == plan.finish.grid
-    assert (launch.shared_mem, numbers) == (plan.finish.shared_bytes, [150, 300, 132])
+    assert (launch.shared_mem, numbers) == (plan.finish.shared_bytes, [150, 300, 66])
     assert name in (SOURCES / "mask_pooling.cu").read_text(encoding="utf-8")
 
 

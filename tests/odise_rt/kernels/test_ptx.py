@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from odise_rt.kernels.launch_plans import Launch
 from tests.odise_rt.kernels.builds import library
 from tests.odise_rt.kernels.compiled import MACHINE_FLAGS, MACHINE_SOURCE, Compiled
 from tests.odise_rt.kernels.emulated import aligned_empty
-from tests.odise_rt.kernels.ptx import Counts, Machine, PtxError, Reader
+from tests.odise_rt.kernels.ptx import Counts, Entry, Machine, PtxError, Reader
 from tests.odise_rt.kernels.test_mask_pooling import check, problem
 from tests.odise_rt.kernels.test_naming import Case
 from tests.odise_rt.kernels.test_panoptic_merge import blobs
@@ -315,7 +316,7 @@ def test_what_is_counted(run: Run) -> None:
 
 def pool(compiled: Compiled, kind: str, queries: int) -> None:
     """With every depth of the pipeline that there is."""
-    stage = (256 + (112 if queries > 32 else 32)) * 64
+    stage = (128 + (128 if queries > 32 else 32)) * 64
     for stages in range(2, 9):
         check(
             compiled, problem(1, queries, 40, 1, 416, kind), kind, shared_limit=stages * stage + 3000, multiprocessors=1
@@ -331,6 +332,14 @@ def name(compiled: Compiled) -> None:
         case.emulated(compiled, 3, 0.35, True)
 
 
+def choose(compiled: Compiled) -> None:
+    areas = np.full((3, 40), 9, np.int32)
+    compiled.segments(
+        np.arange(40, dtype=np.int32) % 3, np.ones(40, np.float32), np.zeros((1, 1), np.int16), areas,
+        np.array([0, 1, 0], np.uint8), 0.5,
+    )  # fmt: skip
+
+
 def paint(compiled: Compiled) -> None:
     owner = np.repeat(np.arange(2, dtype=np.int16), 800).reshape(40, 40)
     ones = np.ones(2, np.float32)
@@ -338,13 +347,14 @@ def paint(compiled: Compiled) -> None:
 
 
 CASES: dict[str, Callable[[Compiled], None]] = {
-    "odise_pool_sums_f16_7": lambda compiled: pool(compiled, "float16", 40),
+    "odise_pool_sums_f16_8": lambda compiled: pool(compiled, "float16", 40),
     "odise_pool_sums_bf16_2": lambda compiled: pool(compiled, "bfloat16", 20),
     "odise_pool_simt_f32_2": lambda compiled: pool(compiled, "float32", 20),
     "odise_pool_finish_f16": lambda compiled: pool(compiled, "float16", 20),
     "odise_merge_f32": merge,
     "odise_name_cosines": name,
     "odise_name_classes": name,
+    "odise_name_choose": choose,
     "odise_name_paint": paint,
 }
 
@@ -366,7 +376,7 @@ def test_no_barrier_can_be_left_out(
             CASES[kernel](compiled)
 
 
-@pytest.mark.parametrize("kernel", ["odise_pool_sums_f16_7", "odise_pool_sums_bf16_2"])
+@pytest.mark.parametrize("kernel", ["odise_pool_sums_f16_8", "odise_pool_sums_bf16_2"])
 def test_no_wait_can_be_shorter(
     compiled_for: Callable[[int], Compiled], monkeypatch: pytest.MonkeyPatch, kernel: str
 ) -> None:
@@ -380,6 +390,37 @@ def test_no_wait_can_be_shorter(
         monkeypatch.setitem(kernels.instead, kernel, entry.changed(at, operand=longer))
         with pytest.raises(PtxError, match="while a copy is under way"):
             CASES[kernel](compiled)
+
+
+LOADS = {
+    "odise_pool_finish_f16": ("f32", 10), "odise_pool_simt_f32_7": ("f32", 30), "odise_merge_f16": ("u16", 24),
+    "odise_name_cosines": ("f32", 8), "odise_name_paint": ("u32", 8), "odise_image_cut": ("f32", 3),
+}  # fmt: skip
+"""Loads of global memory, by type, that must be under way at once."""
+
+
+def most_loads_under_way(entry: Entry, kind: str) -> int:
+    """The most loads of a type, in the order of the text, before any of what they bring is used or a barrier waits."""
+    most, loads, waiting = 0, 0, set[str]()
+    for line in entry.lines:
+        operation, _, operands = re.sub(r"^@!?%\w+\s", "", line.strip()).partition(" ")
+        registers = re.findall(r"%\w+", operands)
+        if operation.startswith("ld.global") and operation.endswith(kind):
+            waiting.update(re.findall(r"%\w+", operands.partition("[")[0]))
+            loads += 1
+            most = max(most, loads)
+        elif operation.startswith("mov.") and registers[-1] in waiting:
+            waiting.add(registers[0])
+        elif operation.startswith("bar.") or not waiting.isdisjoint(registers):
+            loads, waiting = 0, set()
+    return most
+
+
+@pytest.mark.parametrize("kernel", LOADS)
+def test_loads_are_under_way_together(compiled_for: Callable[[int], Compiled], kernel: str) -> None:
+    """A load that waits for the one before, for want of independent code, costs its whole latency."""
+    kind, least = LOADS[kernel]
+    assert most_loads_under_way(compiled_for(90).kernels.entry(kernel), kind) >= least
 
 
 @pytest.mark.parametrize("capability", [75, 90])
