@@ -258,8 +258,8 @@ class VideoWriter:
             yield
         except self._av.FFmpegError as exc:
             raise VideoError(
-                f"cannot write the video {self._path}{what} ({first_line(exc)}): scale the video down, as encoders bound "
-                "the sides of frames (H.264: 16,384 pixels), or write no overlay of it"
+                f"cannot write the video {self._path}{what} ({first_line(exc)}): scale the video down, as encoders "
+                "bound the sides of frames (H.264: 16,384 pixels), or write no overlay of it"
             ) from exc
 
     def __exit__(
