@@ -220,6 +220,20 @@ def test_unsure_mask_takes_pixels_from_a_surer_but_worse_one() -> None:
     assert not segment_map.any()
 
 
+@pytest.mark.parametrize("across", [False, True])
+def test_a_mask_that_wins_on_the_border_of_two_blocks_alone(across: bool) -> None:
+    """Inside each block another mask is better; between them both fade, and the unsure one takes the pixels."""
+    unsure = np.full((2 * BLOCK, 2 * BLOCK), -0.1)
+    first = np.where(np.arange(2 * BLOCK) < BLOCK, 9.0, -8.0)[:, None] * np.ones(2 * BLOCK)
+    logits = [unsure, first, first[::-1]]
+    scores = [[1.0, 0.0, 0.0], [0.1, 0.5, 0.4], [0.1, 0.5, 0.4]]
+    case = simple_case([mask.T if across else mask for mask in logits], scores, [True, True])
+    expected, _ = reference_merge.panoptic(case.enlarged, case.probabilities, case.isthing, 0.0, 0.0)
+    segment_map, _ = merge(case, overlap=0)
+    assert np.array_equal(segment_map, expected)
+    assert set(np.unique(segment_map)) == {0, 1, 2}
+
+
 def test_area_counts_where_a_mask_cannot_win() -> None:
     """A mask hidden behind a better one keeps a quarter of itself, many blocks away from where it is hidden."""
     wide = np.full((16, 128), 9.0)
@@ -265,12 +279,14 @@ def test_large_vocabularies_give_the_same(seed: int, monkeypatch: pytest.MonkeyP
     rows = rng.dirichlet(np.full(classes + 1, 0.05 if seed % 2 else 5.0), len(case.logits)).astype(np.float32)
     isthing = rng.random(classes) < 0.5
     whole = semantic_map(case.logits, rows, case.resizer)
-    pairs = find_instances(case.logits, rows, isthing, case.resizer, 20)
+    pairs = [find_instances(case.logits, rows, isthing, case.resizer, count) for count in (20, 400)]
     monkeypatch.setattr(postprocessing, "MANY_CLASSES", 100)
     monkeypatch.setattr(postprocessing, "BEST_OF_A_MASK", 3)
+    assert postprocessing._ClassTable(rows[:, :-1]).width < classes, "nothing is left out: the test tests nothing"
     assert np.array_equal(semantic_map(case.logits, rows, case.resizer), whole)
-    again = find_instances(case.logits, rows, isthing, case.resizer, 20)
-    assert [(i.class_index, i.query, i.score) for i in again] == [(i.class_index, i.query, i.score) for i in pairs]
+    for count, before in zip((20, 400), pairs, strict=True):
+        again = find_instances(case.logits, rows, isthing, case.resizer, count)
+        assert [(i.class_index, i.query, i.score) for i in again] == [(i.class_index, i.query, i.score) for i in before]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -287,6 +303,21 @@ def test_instances_agree_with_the_reference(seed: int, monkeypatch: pytest.Monke
         left, top, right, bottom = instance.box
         bits = np.unpackbits(instance.bits, count=(bottom - top) * (right - left))
         assert int(bits.sum()) == instance.area
+
+
+def test_an_instance_whose_parts_lie_far_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bands of rows see different columns of it, and some see nothing."""
+    monkeypatch.setattr(postprocessing, "BAND_PIXELS", 1 << 12)
+    logits = np.full((64, 96), -9.0)
+    logits[5:9, 70:90] = logits[40:50, 10:20] = logits[44:47, 50:60] = 9
+    case = simple_case([logits], [[0.9, 0.1]], [True])
+    (found,) = find_instances(case.logits, case.probabilities, case.isthing, case.resizer, 1)
+    expected = case.enlarged[0] > 0
+    rows, columns = np.flatnonzero(expected.any(axis=1)), np.flatnonzero(expected.any(axis=0))
+    left, top, right, bottom = found.box
+    assert found.box == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    inside = np.unpackbits(found.bits, count=(bottom - top) * (right - left)).reshape(bottom - top, right - left)
+    assert np.array_equal(inside, expected[top:bottom, left:right])
 
 
 def test_more_pairs_asked_for_than_there_are() -> None:
