@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 import struct
+import threading
+import time
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -160,6 +162,14 @@ def test_heic_without_a_plugin_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
     with pytest.raises(ImageError, match=r"pip install 'odise_rt\[heif\]'"):
         load_image(HEIC)
+    with pytest.raises(ImageError, match="unknown format"):
+        load_image(b"neither HEIC nor anything else")
+
+
+def test_heic_that_its_plugin_does_not_know_is_of_an_unknown_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(Image.OPEN, "HEIF", (FakeHeif, lambda head: False))
+    with pytest.raises(ImageError, match="unknown format"):
+        load_image(HEIC)
 
 
 def test_heic_photo() -> None:
@@ -185,6 +195,16 @@ def test_lack_of_memory_is_not_called_a_broken_file(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
     with pytest.raises(OutOfMemoryError, match=r"96 x 48.*scale it down"):
+        load_image(encoded(Image.fromarray(colour_image(48, 96))))
+
+
+@pytest.mark.parametrize(("error", "reason"), [(OSError("no\n such chunk"), "no such chunk"), (OSError(), "OSError")])
+def test_why_a_file_is_broken_is_told(monkeypatch: pytest.MonkeyPatch, error: OSError, reason: str) -> None:
+    def fail(image: Image.Image) -> None:
+        raise error
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+    with pytest.raises(ImageError, match=rf"broken \({reason}\)"):
         load_image(encoded(Image.fromarray(colour_image(48, 96))))
 
 
@@ -267,44 +287,73 @@ def test_icons_are_refused() -> None:
         load_image(struct.pack("<HHH", 0, 1, 1) + entry + inside, max_pixels=1000)
 
 
-def tiled_tiff(sides: list[tuple[int, int]], order: str = "<", kind: int = 4) -> bytes:
-    """16 x 16 pixels in one zipped tile, whose width and length are stated as often as given."""
+class Layout(NamedTuple):
+    """How the numbers of a TIFF are stored."""
+
+    order: str
+    big: bool
+
+
+LAYOUTS = [Layout("<", False), Layout(">", False), Layout("<", True)]
+"""Not BigTIFF with the high byte first, which Pillow does not open."""
+
+
+def tiled_tiff(
+    sides: list[tuple[int, int]], layout: Layout, kinds: tuple[int, int] = (4, 4), tags: int | None = None
+) -> bytes:
+    """16 x 16 pixels in one zipped tile, whose width and length are stated as often as given; ``tags``: their claim."""
+    order, big = layout
     data = zlib.compress(bytes(max(w * h for w, h in sides)), 9)
-    numbers = [(256, 16), (257, 16), (258, 8), (259, 8), (262, 1), (277, 1)]
-    numbers += [(322, w) for w, _ in sides] + [(323, h) for _, h in sides] + [(324, 8), (325, len(data))]
-    entries = b"".join(
-        struct.pack(f"{order}HHI", tag, kind if tag in (322, 323) else 4, 1) + struct.pack(f"{order}I", number)
-        for tag, number in numbers
-    )
-    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, 8 + len(data))
-    return head + data + struct.pack(f"{order}H", len(numbers)) + entries + bytes(4)
+    start = 16 if big else 8
+    numbers = [(256, 4, 16), (257, 4, 16), (258, 4, 8), (259, 4, 8), (262, 4, 1), (277, 4, 1)]
+    numbers += [(322, kinds[0], w) for w, _ in sides] + [(323, kinds[1], h) for _, h in sides]
+    numbers += [(324, 4, start), (325, 4, len(data))]
+    entry = f"{order}HHQI4x" if big else f"{order}HHII"
+    entries = b"".join(struct.pack(entry, tag, kind, 1, number) for tag, kind, number in numbers)
+    mark, end = {"<": b"II", ">": b"MM"}[order], start + len(data)
+    head = struct.pack(f"{order}HHHQ", 43, 8, 0, end) if big else struct.pack(f"{order}HI", 42, end)
+    count = struct.pack(order + ("Q" if big else "H"), len(numbers) if tags is None else tags)
+    return mark + head + data + count + entries + bytes(8)
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_tiles_of_a_tiff_are_decoded(order: str) -> None:
-    assert load_image(tiled_tiff([(16, 16)], order), max_pixels=1000).shape == (16, 16, 3)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tiles_of_a_tiff_are_decoded(layout: Layout) -> None:
+    assert load_image(tiled_tiff([(16, 16)], layout), max_pixels=1000).shape == (16, 16, 3)
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
-    ("sides", "kind", "words"),
+    ("sides", "kinds", "words"),
     [
-        ([(2048, 2048)], 4, "a tile of .* has 2048 x 2048"),
-        ([(2048, 2048), (16, 16)], 4, "its tiles have no certain size"),
-        ([(16, 16), (2048, 2048)], 4, "its tiles have no certain size"),
-        ([(2048, 2048)], 17, "its tiles have no certain size"),
+        ([(2048, 2048)], (4, 4), "a tile of .* has 2048 x 2048"),
+        ([(2048, 2048), (16, 16)], (4, 4), "its tiles have no certain size"),
+        ([(16, 16), (2048, 2048)], (4, 4), "its tiles have no certain size"),
+        ([(2048, 2048)], (17, 4), "its tiles have no certain size"),
+        ([(2048, 2048)], (4, 17), "its tiles have no certain size"),
     ],
 )
-def test_tiles_of_a_tiff_are_bounded(order: str, sides: list[tuple[int, int]], kind: int, words: str) -> None:
+def test_tiles_of_a_tiff_are_bounded(
+    layout: Layout, sides: list[tuple[int, int]], kinds: tuple[int, int], words: str
+) -> None:
     with pytest.raises(ImageError, match=words):
-        load_image(tiled_tiff(sides, order, kind), max_pixels=1000)
+        load_image(tiled_tiff(sides, layout, kinds), max_pixels=1000)
 
 
-def test_max_pixels_holds_for_every_source(colours: np.ndarray) -> None:
-    sources: list[Any] = [colours, Image.fromarray(colours), encoded(Image.fromarray(colours))]
+@pytest.mark.timeout(20)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize(("layout", "tags"), [(LAYOUTS[1], (1 << 16) - 1), (LAYOUTS[2], 1 << 62)])
+def test_tags_that_a_tiff_claims_are_not_looked_for_behind_its_end(layout: Layout, tags: int) -> None:
+    with pytest.raises(ImageError, match="truncated or broken"):
+        load_image(tiled_tiff([(16, 16)], layout, tags=tags), max_pixels=1000)
+
+
+def test_max_pixels_holds_for_every_source(colours: np.ndarray, tmp_path: Path) -> None:
+    picture = Image.fromarray(colours)
+    picture.save(tmp_path / "image.png")
+    sources: list[Any] = [colours, picture, encoded(picture), tmp_path / "image.png"]
     for source in sources:
         assert load_image(source, max_pixels=colours.shape[0] * colours.shape[1]).size
-        with pytest.raises(ImageError, match="megapixels"):
+        with pytest.raises(ImageTooLargeError, match="megapixels"):
             load_image(source, max_pixels=100)
 
 
@@ -323,8 +372,8 @@ def test_pil_image_without_pixels() -> None:
     ("array", "hint"),
     [
         (np.zeros((4, 4, 3), np.float32), "round"),
-        (np.zeros((4, 4, 3), np.uint16), "uint8"),
-        (np.zeros((4, 4, 3), bool), "uint8"),
+        (np.zeros((4, 4, 3), np.uint16), "expected uint8 with values 0 to 255$"),
+        (np.zeros((4, 4, 3), bool), "expected uint8 with values 0 to 255$"),
         (np.zeros((3, 40, 40), np.uint8), "transpose"),
         (np.zeros((2, 4, 4, 3), np.uint8), "as a list"),
         (np.zeros((4, 4, 2), np.uint8), "RGBA"),
@@ -380,6 +429,7 @@ def test_damaged_files_decode_or_are_refused(data: st.DataObject) -> None:
         ((500, 2000), (640, 2560)),  # the longer edge is capped
         ((2000, 500), (2560, 640)),
         ((1, 10_000), (1, 2560)),  # never less than a pixel
+        ((10_000, 1), (2560, 1)),
         ((1, 1), (1024, 1024)),
     ],
 )
@@ -415,6 +465,27 @@ def test_a_pipe_that_nobody_writes_to_is_no_image(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(ImageError, match=r"pipe\.jpg is not an image"):
         load_image(tmp_path / "pipe.jpg")
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="this system does not name open files")
+def test_a_pipe_is_read_to_its_end(colours: np.ndarray) -> None:
+    """As a shell's ``<(…)`` gives them, however slow the other side is."""
+    data = encoded(Image.fromarray(colours))
+    reading, writing = os.pipe()
+
+    def write_the_rest() -> None:
+        time.sleep(0.1)
+        os.write(writing, data[100:])
+        os.close(writing)
+
+    os.write(writing, data[:100])
+    other_side = threading.Thread(target=write_the_rest)
+    other_side.start()
+    try:
+        assert np.array_equal(load_image(f"/dev/fd/{reading}"), colours)
+    finally:
+        other_side.join()
+        os.close(reading)
 
 
 def test_subclasses_of_arrays_are_arrays() -> None:
