@@ -345,7 +345,7 @@ class Vocabulary:
     @functools.cached_property
     def content_hash(self) -> str:
         """SHA-256 over words, kinds and ids, in order."""
-        content = [[list(c.words), c.isthing, c.id] for c in self.classes]
+        content = [(c.words, c.isthing, c.id) for c in self.classes]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def seen(self, training_vocabulary: Collection[str]) -> np.ndarray:

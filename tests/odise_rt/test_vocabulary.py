@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odise_rt import Vocabulary, VocabularyClass, VocabularyError
-from odise_rt.vocabulary import BUILTIN, MAX_WORD_CHARACTERS, MAX_WORDS
+from odise_rt.vocabulary import BUILTIN, MAX_WORD_CHARACTERS
 
 
 def summary(vocabulary: Vocabulary) -> list[tuple[tuple[str, ...], bool]]:
@@ -107,6 +107,11 @@ def test_kind_of_merged_classes_follows_all_their_words() -> None:
     assert summary(Vocabulary.parse("sky; thing: sky")) == [(("sky",), True)]
 
 
+def test_merged_classes_have_the_first_id_that_was_given() -> None:
+    classes = [{"name": "cat"}, {"name": "cat", "id": 7}, {"name": "dog", "id": 0}, {"name": "cat", "id": 8}, "dog"]
+    assert [(c.name, c.id) for c in Vocabulary.from_dict(classes)] == [("cat", 7), ("dog", 0)]
+
+
 @given(st.text(max_size=60))
 def test_any_text_parses_or_is_refused(text: str) -> None:
     try:
@@ -129,6 +134,7 @@ def test_lists() -> None:
         (("tree",), True),
         (("dog", "hound"), False),
     ]
+    assert Vocabulary.from_lists([" blue  sky "]).names == ("blue sky",)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +157,9 @@ def test_json_forms(data: Any, expected: list[Any], tmp_path: Path) -> None:
 def test_json_and_back() -> None:
     vocabulary = Vocabulary.parse("cat, kitty; stuff: dog") + Vocabulary.builtin("coco")
     assert Vocabulary.from_dict(json.loads(json.dumps(vocabulary.to_dict()))) == vocabulary
+    assert Vocabulary((VocabularyClass(("cat",)), VocabularyClass(("dog", "hound"), False, 0))).to_dict() == {
+        "classes": [{"name": "cat", "kind": "thing"}, {"name": "dog", "id": 0, "synonyms": ["hound"], "kind": "stuff"}]
+    }
 
 
 @pytest.mark.parametrize(
@@ -170,6 +179,9 @@ def test_json_and_back() -> None:
         {"classes": [{"name": "x", "kind": "creature"}]},
         {"classes": [{"name": "x", "id": "7"}]},
         {"cat": "kitty"},
+        {"cat": ["kitty"], "dog": "hound"},
+        {"cat": ["kitty"], "dog": [3]},
+        {"things": ["cat"], "stuff": "sky"},
         {"things": [" "]},
     ],
 )
@@ -218,7 +230,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_openseg_file(tmp_path: Path) -> None:
     path = tmp_path / "labels.txt"
-    path.write_text("0:invalid_class_id\n1:person,child\n\n2:sky\n5:window \n7:sky\n")
+    path.write_text("0:invalid_class_id\n1:person,child\n \n2:sky\n5:window \n7:sky\n")
     vocabulary = Vocabulary.load(path)
     assert [(c.id, c.words, c.isthing) for c in vocabulary] == [
         (1, ("person", "child"), True),
@@ -240,10 +252,27 @@ def test_broken_openseg_file(text: str, tmp_path: Path) -> None:
         Vocabulary.from_openseg(path)
 
 
+def test_broken_line_of_an_openseg_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("1:person\n\nsky\n")
+    with pytest.raises(VocabularyError, match=r"labels\.txt, line 3: 'sky'"):
+        Vocabulary.from_openseg(path)
+
+
 def test_text_file_of_classes(tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
-    path.write_text("\ufeff# things\ncat, kitty\nstuff: dog\n", encoding="utf-8")
-    assert summary(Vocabulary.load(path)) == [(("cat", "kitty"), True), (("dog",), False)]
+    path.write_text("\ufeff# things\ncat, kitty\nstuff: dog\ncat, pussycat\n", encoding="utf-8")
+    assert summary(Vocabulary.load(path)) == [(("cat", "kitty", "pussycat"), True), (("dog",), False)]
+
+
+def test_a_file_of_another_order_of_size_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text("cat;dog")
+    monkeypatch.setattr("odise_rt.vocabulary.MAX_FILE_BYTES", 7)
+    assert len(Vocabulary.load(path)) == 2
+    monkeypatch.setattr("odise_rt.vocabulary.MAX_FILE_BYTES", 6)
+    with pytest.raises(VocabularyError, match=r"words\.txt is larger"):
+        Vocabulary.load(path)
 
 
 # ---- built-in lists --------------------------------------------------------------------------------------------------
@@ -312,11 +341,14 @@ def test_hashes_tell_vocabularies_apart() -> None:
     assert one == Vocabulary.parse("cat; dog")
 
 
-def test_bounds() -> None:
+def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Vocabulary.parse("x" * MAX_WORD_CHARACTERS)
     with pytest.raises(VocabularyError, match=f"{MAX_WORD_CHARACTERS}"):
         Vocabulary.parse("x" * (MAX_WORD_CHARACTERS + 1))
-    with pytest.raises(VocabularyError, match="words"):
-        Vocabulary((VocabularyClass(("x",)),) * (MAX_WORDS + 1))
+    monkeypatch.setattr("odise_rt.vocabulary.MAX_WORDS", 3)
+    assert Vocabulary.parse("cat, kitty; dog")
+    with pytest.raises(VocabularyError, match="has 4 words, at most 3"):
+        Vocabulary.parse("cat, kitty; dog, hound")
     with pytest.raises(VocabularyError, match="no word"):
         Vocabulary((VocabularyClass(()),))
     with pytest.raises(VocabularyError, match="empty word"):
