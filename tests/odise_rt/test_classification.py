@@ -17,6 +17,7 @@ from odise_rt.classification import (
     log_softmax,
     softmax,
 )
+from odise_rt.errors import BackendError
 from odise_rt.text_embeddings import EmbeddedVocabulary, normalise
 from tests.odise_rt.fake_bundle import make_facts
 
@@ -82,6 +83,7 @@ def random_case(seed: int, variant: str) -> tuple[np.ndarray, Classification]:
 @pytest.mark.parametrize("seed", range(5))
 def test_agrees_with_the_formulas(variant: str, seed: int) -> None:
     expected, ours = random_case(seed, variant)
+    np.testing.assert_allclose(ours.probabilities, expected, rtol=1e-3, atol=1e-10)  # the small ones, too
     np.testing.assert_allclose(ours.probabilities, expected, atol=2e-6)
     np.testing.assert_allclose(ours.probabilities.sum(axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(np.exp(ours.mask_log_probabilities).sum(axis=1), 1, atol=1e-5)
@@ -118,6 +120,17 @@ def test_seen_and_unseen_classes_are_weighted_apart() -> None:
     assert np.array_equal(run([True] * 4, 0.2, 0.9), run([False] * 4, 0.9, 0.2))
     assert np.array_equal(run([True] * 4, 0.2, 0.9), run([True] * 4, 0.2, 0.1))
     assert not np.allclose(run([True, False, True, False], 0.2, 0.9), run([True] * 4, 0.2, 0.9))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("broken", ["mask", "clip", "object_logits"])
+def test_what_is_no_number_is_an_error(broken: str, value: float) -> None:
+    arrays = {name: np.ones((4, size), np.float32) for name, size in (("mask", 7), ("clip", 9), ("object_logits", 2))}
+    MaskEmbeddings(**arrays).check()
+    MaskEmbeddings(arrays["mask"], arrays["clip"], None).check()
+    arrays[broken][1, 0] = arrays[broken][2, 1] = arrays[broken][2, 0] = value
+    with pytest.raises(BackendError, match="2 of 4 masks"):
+        MaskEmbeddings(**arrays).check()
 
 
 def test_best_synonym_counts() -> None:
