@@ -70,7 +70,11 @@ def test_rle_of_another_size_is_refused() -> None:
 
 
 def test_dict_is_json_and_complete(result: PanopticResult) -> None:
-    data = json.loads(json.dumps(result.to_dict(rle_masks=True)))
+    plain = result.to_dict(rle_masks=True, explain=True)
+    data = json.loads(json.dumps(plain))
+    assert data == plain, "it has lists where JSON has them"
+    fields = {"id", "label", "class_index", "score", "area", "box", "isthing", "unknown", "candidates", "rle"}
+    assert all(entry.keys() == fields for entry in data["segments"])
     assert (data["height"], data["width"]) == result.size
     assert [s["label"] for s in data["segments"]] == [s.label for s in result.segments]
     for segment, entry in zip(result.segments, data["segments"], strict=True):
@@ -84,16 +88,18 @@ def test_dict_is_json_and_complete(result: PanopticResult) -> None:
         assert np.array_equal(rle.decode(entry["rle"]), result.semantic_map == entry["class_index"])
         assert entry["label"] == result.vocabulary[entry["class_index"]].name
     assert data["facts"]["device"] == "cpu"
-    plain = PanopticResult(result.segment_map, result.segments, result.vocabulary, result.facts).to_dict()
-    assert set(plain) == {"height", "width", "segments", "facts"}
+    alone = PanopticResult(result.segment_map, result.segments, result.vocabulary, result.facts).to_dict()
+    assert set(alone) == {"height", "width", "segments", "facts"}
 
 
 def test_dict_without_masks_has_none(result: PanopticResult) -> None:
     data = result.to_dict()
     assert all("rle" not in entry for key in ("segments", "instances", "semantic") for entry in data[key])
+    assert data["segments"] == [segment.to_dict() for segment in result.segments], "without candidates, too"
 
 
 def test_png_holds_the_ids(result: PanopticResult, tmp_path: Path) -> None:
+    (tmp_path / "map.png").write_bytes(b"of an earlier run")
     result.save_png(tmp_path / "map.png")
     with Image.open(tmp_path / "map.png") as image:
         assert image.mode == "RGB"
@@ -115,7 +121,8 @@ def test_coco_panoptic(result: PanopticResult) -> None:
     assert {s["id"] for s in annotation["segments_info"]} == set(np.unique(ids)) - {0}
     for info, segment in zip(annotation["segments_info"], result.segments, strict=True):
         assert names[info["category_id"]]["name"] == segment.label
-        assert names[info["category_id"]]["isthing"] == int(segment.isthing)
+        assert info["category_id"] == result.category_id(segment.class_index)
+        assert names[info["category_id"]]["isthing"] == info["isthing"] == int(segment.isthing)
         left, top, width, height = info["bbox"]
         assert (left, top, left + width, top + height) == segment.box
         assert info["area"] == (ids == info["id"]).sum()
@@ -124,12 +131,11 @@ def test_coco_panoptic(result: PanopticResult) -> None:
 
 
 def test_category_ids_are_the_data_sets_where_it_has_them() -> None:
-    assert category_ids(Vocabulary.builtin("coco"))[-1] == 200
+    assert category_ids(Vocabulary.builtin("coco"))[-1:] == (200,)
     assert category_ids(Vocabulary.parse("cat; dog")) == (1, 2)
     assert category_ids(Vocabulary.parse("cat") + Vocabulary.builtin("ade20k"))[:2] == (1, 2)
-    assert coco_categories(Vocabulary.parse("stuff: cat")) == [
-        {"id": 1, "name": "cat", "supercategory": "cat", "isthing": 0}
-    ]
+    categories = json.dumps(coco_categories(Vocabulary.parse("stuff: cat")))
+    assert categories == '[{"id": 1, "name": "cat", "supercategory": "cat", "isthing": 0}]', "a number, not false"
 
 
 def test_huggingface_form(result: PanopticResult) -> None:
