@@ -320,7 +320,7 @@ def _safe_path(root: Path, relative: str, present: bool = True) -> Path:
         or "\0" in relative
         or ":" in pure.parts[0]
     )
-    path = root.joinpath(*pure.parts) if not unsafe else root
+    path = root.joinpath(*pure.parts)
     try:
         inside = not unsafe and path.resolve().is_relative_to(root.resolve())
     except (OSError, RuntimeError, ValueError):  # a loop of links, a name that no file system takes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from odise_rt.backends.pool import StagePool
 from odise_rt.embedding_cache import CACHE_VARIABLE, EmbeddingCache, default_cache_dir
 from odise_rt.text_embeddings import EmbeddedVocabulary, TextEmbedder, model_key, normalise
 from odise_rt.vocabulary import MAX_WORDS
+from tests.odise_rt.fake_bundle import read_manifest, write_manifest
 
 
 class CountingStage:
@@ -124,6 +125,28 @@ def test_disk_serves_the_next_process(label_bundle: Path, tmp_path: Path) -> Non
     assert np.array_equal(another("white; green").clip_text[1], first.clip_text[1])
     assert another.encoded == 2, "one new word, two prompts"
     assert {p.parent.name for p in files(tmp_path)} == {model_key(Bundle.open(label_bundle))}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["files"].update({"tokenizer.json": "0" * 64}),
+        lambda m: m["stages"]["clip_text"].update(sha256="0" * 64),
+        lambda m: m["stages"]["clip_text"].update(extra_files={"tokenizer.json": "0" * 64}),
+        lambda m: m["model"].update(pad_token=1),
+    ],
+)
+def test_another_text_encoder_or_tokenizer_has_other_embeddings(
+    new_bundle: Callable[[], Path], change: Callable[[dict[str, Any]], object]
+) -> None:
+    root = new_bundle()
+    manifest = read_manifest(root)
+    before = model_key(Bundle.open(root))
+    write_manifest(root, manifest | {"name": "another name"})
+    assert model_key(Bundle.open(root)) == before
+    change(manifest)
+    write_manifest(root, manifest)
+    assert model_key(Bundle.open(root, verify=False)) != before
 
 
 def test_words_repeated_in_a_vocabulary_are_encoded_once(label_bundle: Path) -> None:
