@@ -16,6 +16,37 @@ def test_there_are_five_stages_in_running_order() -> None:
     assert tuple(stage_specs(make_facts())) == STAGES
 
 
+def test_bundles_of_this_schema_version_have_these_graphs() -> None:
+    """The contract with every bundle there is; whatever changes here needs another schema version."""
+    sizes = {"queries": 9, "pyramid_channels": 10, "classification_dim": 11, "clip_embed_dim": 12, "context_length": 13}
+    facts = make_facts("caption", **sizes, null_text_length=14, null_text_dim=15)
+    pyramid = {"s2": 4, "s3": 8, "s4": 16, "s5": 32}
+    windows = {"windows": ("N", 3, "s", "s")}
+    constants = {"noise": (1, 4, 8, 8), "null_text_embedding": (1, 14, 15)}
+    graphs = {
+        "clip_image": (windows, {"image_embedding": ("N", 12)}),
+        "unet_tap": (
+            windows | {"image_embedding": ("N", 12)} | constants,
+            {name: ("N", 10, f"s/{stride}", f"s/{stride}") for name, stride in pyramid.items()},
+        ),
+        "mask_decoder": (
+            {name: (1, 10, f"H/{stride}", f"W/{stride}") for name, stride in pyramid.items()},
+            {"mask_logits": (1, 9, "H/4", "W/4"), "mask_embedding": (1, 9, 11), "object_logits": (1, 9, 2)},
+        ),
+        "clip_mask": (
+            {"image": (1, 3, "h", "w"), "mask_logits": (1, "Q", "mh", "mw")},
+            {"mask_clip_embedding": (1, "Q", 12)},
+        ),
+        "clip_text": ({"tokens": ("L", 13)}, {"text_embedding": ("L", 12), "mask_text_embedding": ("L", 11)}),
+    }
+    specs = stage_specs(facts)
+    found = {s.name: tuple({t.name: t.shape for t in side} for side in (s.inputs, s.outputs)) for s in specs.values()}
+    assert found == graphs
+    types = {t.name: t.dtype for s in specs.values() for t in (*s.inputs, *s.outputs)}
+    assert {name for name, dtype in types.items() if dtype != "float32"} == {"tokens"}
+    assert types["tokens"] == "int64"
+
+
 def test_only_the_caption_variant_has_object_logits() -> None:
     for variant, expected in (("label", False), ("caption", True)):
         outputs = {t.name for t in stage_specs(make_facts(variant))["mask_decoder"].outputs}
@@ -71,6 +102,9 @@ def test_one_symbol_has_one_value() -> None:
         ({"size_divisor": 20}, "size_divisor"),
         ({"test_short_edge": 900}, "above test_long_edge"),
         ({"mask_prompt": "a photo"}, "one '{}'"),
+        ({"clip_prompt": "a photo of {x"}, "one '{}'"),
+        ({"clip_prompt": "a photo of {} and {}"}, "one '{}'"),
+        ({"context_length": 2}, "no room"),
         ({"level_strides": (2, 4, 8, 16)}, "level_strides"),
         ({"clip_visible_threshold": 0.99}, "clip_visible_threshold is 0.99, this version knows 0.5"),
     ],
@@ -90,7 +124,13 @@ def test_numbers_outside_their_range_are_named(name: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"queries": 0}, {"instances_per_image": 0}, {"overlap_threshold": 1.1}, {"clip_weight_seen": float("nan")}],
+    [
+        {"queries": 0},
+        {"clip_logit_scale": 100.1},
+        {"instances_per_image": 0},
+        {"overlap_threshold": 1.1},
+        {"clip_weight_seen": float("nan")},
+    ],
 )
 def test_facts_made_here_are_in_their_range_as_well(change: dict[str, object]) -> None:
     with pytest.raises(BundleError, match=f"facts.*: {next(iter(change))} is"):
@@ -117,7 +157,8 @@ def test_missing_fact_is_named() -> None:
     [
         {},
         {"name": "x", "dtype": "float64", "shape": [1]},
-        {"name": "x", "dtype": "float32", "shape": [1.5]},
+        {"name": "x", "dtype": "float32", "shape": [1.5, "N"]},
+        {"name": "x", "dtype": "float32", "shape": [True, 1]},
         {"name": 1, "dtype": "float32", "shape": []},
         {"name": "x", "dtype": "float32", "shape": "N"},
     ],
@@ -125,3 +166,11 @@ def test_missing_fact_is_named() -> None:
 def test_malformed_tensor_specs_are_refused(data: dict[str, object]) -> None:
     with pytest.raises(BundleError):
         TensorSpec.from_dict(data)
+
+
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+@pytest.mark.parametrize("tensors", [None, 3, "tokens", [], {}])
+def test_stages_without_a_list_of_tensors_are_refused(side: str, tensors: object) -> None:
+    data = stage_specs(make_facts())["clip_text"].to_dict() | {side: tensors}
+    with pytest.raises(BundleError, match=f"'clip_text' has no list of {side}"):
+        StageSpec.from_dict("clip_text", data)
