@@ -74,13 +74,14 @@ class SegmentOptions:
                 raise OptionsError(f"{name} is {value!r}: expected a number in [0, 1], or None {otherwise}")
             if value is not None:
                 object.__setattr__(self, name, float(value))  # numpy's, too
-        if not isinstance(self.explain, int) or isinstance(self.explain, bool) or not 0 <= self.explain <= MAX_EXPLAIN:
+        if not _is_whole(self.explain) or not 0 <= self.explain <= MAX_EXPLAIN:
             raise OptionsError(f"explain is {self.explain!r}: expected a whole number from 0 to {MAX_EXPLAIN}")
+        object.__setattr__(self, "explain", int(self.explain))
         for name in ("instances_per_image", "short_edge", "long_edge", "windows_per_batch", "max_pixels"):
             value = getattr(self, name)
             if value is None and name != "max_pixels":
                 continue
-            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+            if not _is_whole(value) or value < 1:
                 raise OptionsError(f"{name} is {value!r}: expected a whole number of at least 1")
             object.__setattr__(self, name, int(value))
         if self.short_edge is not None and self.long_edge is not None and self.long_edge < self.short_edge:
@@ -113,7 +114,7 @@ class SegmentOptions:
             overlap_threshold=float(values["overlap_threshold"]),
             clip_weight_seen=float(values["clip_weight_seen"]),
             clip_weight_unseen=float(values["clip_weight_unseen"]),
-            unknown=None if self.unknown is None else float(self.unknown),
+            unknown=self.unknown,
             explain=self.explain,
             instances_per_image=int(values["instances_per_image"]),
             short_edge=int(values["short_edge"]),
@@ -160,3 +161,7 @@ class ResolvedOptions:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -38,6 +38,8 @@ def test_given_values_win_even_when_zero() -> None:
 def test_one_given_edge_moves_the_other() -> None:
     assert SegmentOptions(short_edge=500).resolve(make_facts()).long_edge == 500
     assert SegmentOptions(long_edge=40).resolve(make_facts()).short_edge == 40
+    square = SegmentOptions(short_edge=500, long_edge=500).resolve(make_facts())
+    assert (square.short_edge, square.long_edge) == (500, 500)
 
 
 def test_panoptic_is_always_computed() -> None:
@@ -65,6 +67,9 @@ def test_resolved_options_are_json() -> None:
         {"max_pixels": 0},
         {"max_pixels": None},
         {"windows_per_batch": -1},
+        {"windows_per_batch": True},
+        {"explain": True},
+        {"explain": 3.0},
         {"instances_per_image": 0},
         {"outputs": ("depth",)},
         {"outputs": None},
@@ -80,6 +85,14 @@ def test_values_outside_their_range_are_refused(change: dict[str, Any]) -> None:
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    options = SegmentOptions(short_edge=np.int64(64), overlap_threshold=np.float32(0.5), max_pixels=np.int32(9))  # type: ignore[arg-type]
-    assert (options.short_edge, options.overlap_threshold, options.max_pixels) == (64, 0.5, 9)
-    assert {type(options.short_edge), type(options.overlap_threshold), type(options.max_pixels)} == {int, float}
+    given: dict[str, Any] = {
+        "short_edge": np.int64(64),
+        "max_pixels": np.int32(9),
+        "explain": np.int8(3),
+        "overlap_threshold": np.float32(0.5),
+        "unknown": np.float64(0.25),
+    }
+    resolved = SegmentOptions(**given).resolve(make_facts()).to_dict()
+    for name, value in given.items():
+        assert resolved[name] == value
+        assert type(resolved[name]) in (int, float)
