@@ -127,6 +127,24 @@ def test_disk_serves_the_next_process(label_bundle: Path, tmp_path: Path) -> Non
     assert {p.parent.name for p in files(tmp_path)} == {model_key(Bundle.open(label_bundle))}
 
 
+def test_known_words_in_a_new_order_get_a_file_of_their_own(label_bundle: Path, tmp_path: Path) -> None:
+    Setup(label_bundle, tmp_path)("red; green; blue")
+    assert len(files(tmp_path)) == 2
+    for _ in range(2):
+        again = Setup(label_bundle, tmp_path)
+        assert same(again("blue; red"), Setup(label_bundle, None)("blue; red"))
+        assert again.encoded == 0
+        assert len(files(tmp_path)) == 4
+
+
+def test_a_prompt_for_one_classifier_is_not_taken_for_the_other(label_bundle: Path) -> None:
+    setup = Setup(label_bundle, None)
+    setup("red")
+    photo = "a photo of a red."
+    assert same(setup(photo), Setup(label_bundle, None)(photo))
+    assert setup.encoded == 4
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -250,6 +268,18 @@ def test_memory_is_bounded(label_bundle: Path) -> None:
     assert 200 < embedder._memory.nbytes <= 400
 
 
+def test_memory_forgets_what_was_not_used_longest(label_bundle: Path) -> None:
+    opened = Bundle.open(label_bundle, verify=False)
+    backend = CountingBackend()
+    three_words = 3 * 4 * (5 + 8)
+    embedder = TextEmbedder(opened, StagePool(backend, opened, keep=frozenset()), None, three_words)
+    for word in ("red", "green", "blue", "red", "white", "blue", "red", "white"):
+        embedder.embed(Vocabulary.parse(word))
+    assert sum(backend.runs) == 2 * 4
+    embedder.embed(Vocabulary.parse("green"))
+    assert sum(backend.runs) == 2 * 5
+
+
 def test_progress_is_told(label_bundle: Path) -> None:
     setup = Setup(label_bundle, None)
     told: list[tuple[int, int]] = []
@@ -303,6 +333,16 @@ def test_long_lists_are_stored_in_chunks(label_bundle: Path, tmp_path: Path) -> 
     later("red; " + many(30))
     assert later.encoded == 2, "chunks begin elsewhere now, yet every known word is found"
     assert len(files(tmp_path)) == 2 * 5, "only the chunk with the new word is written"
+
+
+@pytest.mark.usefixtures("short_chunks")
+def test_chunks_of_a_list_above_the_bound_push_nothing_out(label_bundle: Path, tmp_path: Path) -> None:
+    bound = 4 * 5 * 300 - 1  # bytes of the smaller embeddings
+    Setup(label_bundle, tmp_path, max_bytes=bound)("red; green")
+    before = files(tmp_path)
+    assert len(before) == 2
+    Setup(label_bundle, tmp_path, max_bytes=bound)(many(300))
+    assert files(tmp_path) == before
 
 
 @pytest.mark.usefixtures("short_chunks")
@@ -415,11 +455,14 @@ def test_a_file_that_cannot_be_read_now_is_kept(
     assert cache.load("key", {"embedding": 3}, 1) is not None
 
 
-def test_a_text_encoder_that_gives_no_numbers_is_an_error(label_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    setup = Setup(label_bundle, None)
+def test_a_text_encoder_that_gives_no_numbers_is_an_error(
+    label_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = Setup(label_bundle, tmp_path)
     run = CountingStage.run
     monkeypatch.setattr(
         CountingStage, "run", lambda self, inputs: {k: np.full_like(v, np.nan) for k, v in run(self, inputs).items()}
     )
     with pytest.raises(BackendError, match="embeddings that are not numbers"):
         setup("red")
+    assert files(tmp_path) == []
