@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tracemalloc
 from pathlib import Path
@@ -75,8 +76,24 @@ def test_candidates_are_those_of_the_whole_matrix() -> None:
             np.testing.assert_allclose(names.clip_scores[query], np.exp(whole.clip_log_probabilities[query, order]))
 
 
-def test_blocks_agree_with_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_equal_words_the_first_are_candidates() -> None:
+    masks, classifier = random_masks(0)
+    order = np.random.default_rng(0).integers(0, 3, 400)
+    words = EmbeddedVocabulary(classifier.words.mask_text[order], classifier.words.clip_text[order])
+    weights, void = np.full(400, 0.7, np.float32), -masks.mask.sum(axis=0)
+    many = Classifier(make_facts(), void, words, np.arange(400), weights)
+    names = name_queries(masks, many, best=200, rank_all=True)
+    for row, classes in zip(names.probabilities, names.classes, strict=True):
+        assert len(np.unique(row[:-1])) < 20, "the words are told apart: the test tests nothing"
+        assert classes.tolist() == np.argsort(-row[:-1], kind="stable")[:200].tolist()
+
+
+@pytest.mark.parametrize("variant", ["label", "caption"])
+def test_blocks_agree_with_the_whole(monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
     masks, classifier = random_masks(3, queries=11)
+    if variant == "caption":
+        masks = MaskEmbeddings(masks.mask, masks.clip, np.random.default_rng(4).standard_normal((11, 2), np.float32))
+        classifier = dataclasses.replace(classifier, facts=make_facts(variant), no_object_embedding=None)
     whole = name_queries(masks, classifier, unknown=0.4)
     monkeypatch.setattr(classification, "BLOCK_BYTES", 4 * 9 * 2)  # two masks at a time
     blocks = name_queries(masks, classifier, unknown=0.4)
