@@ -22,6 +22,15 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def everywhere(holds: bool) -> bool:
+    """Whether something holds in every process; all of them must ask together."""
+    if world_size() == 1:
+        return holds
+    answers: list[bool | None] = [None] * world_size()
+    dist.all_gather_object(answers, holds)
+    return all(answers)
+
+
 def leave(status: int) -> NoReturn:
     """End this process, whose work is done and written, with an exit status.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from odise_rt.vocabulary import Vocabulary
-from training.data.coco_panoptic import CocoPanoptic
+from training.data.coco_panoptic import CocoPanoptic, PanopticExample
 from training.distributed import rank
 from training.evaluation import data_vocabulary
 from training.models.odise import Odise
@@ -16,7 +16,7 @@ from training.picture_page import side_by_side
 from training.torch_stages import torch_segmenter
 
 PICTURES = 4
-"""Pictures of a sheet."""
+"""Pictures of a sheet, as far as there are so many."""
 
 
 class ExamplePictures:
@@ -28,17 +28,18 @@ class ExamplePictures:
         tokenizer_json: str,
         training_vocabulary: Sequence[str],
         data: CocoPanoptic,
+        examples: Sequence[PanopticExample],
         folder: Path,
         classes: Vocabulary | None = None,
     ) -> None:
-        """Choose the first :data:`PICTURES` of ``data``, named with all its classes, or other words for them."""
+        """Prepare sheets of ``examples``, pictures of ``data``, named with all its classes, or other words for them."""
         self.model = model
         self.tokenizer_json = tokenizer_json
         self.training_vocabulary = tuple(training_vocabulary)
         self.data = data
+        self.examples = examples
         self.vocabulary = data_vocabulary(data.categories, classes)
         self.folder = folder
-        self.count = min(PICTURES, len(data))
 
     def __call__(self, step: int) -> Path:
         """Write ``FOLDER/STEP.jpg`` and leave the model in the mode it was in; returns the path.
@@ -49,8 +50,7 @@ class ExamplePictures:
         self.model.eval()
         rows = []
         with torch_segmenter(self.model, self.tokenizer_json, self.training_vocabulary) as segmenter:
-            for index in range(self.count):
-                example = self.data[index]
+            for example in self.examples:
                 rows.append(side_by_side(example, segmenter.segment(example.image, self.vocabulary), self.data))
         self.model.train(training)
         sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height + 8 for r in rows)), "white")

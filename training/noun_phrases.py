@@ -4,8 +4,8 @@ ODISE's caption variant is supervised by the noun phrases of image captions (pap
 a statistical tagger that is downloaded at run time. Here closed word classes, lists of the verbs and adjectives that
 captions use, suffixes and the tokens beside a word decide what it is, which suits plain captions ("A man riding a wave
 on a surfboard."). Unknown words are nouns, which errs on the side of supervision. Words that are verb and noun ("stop",
-"park", "skis") are told apart by rules of thumb that some captions break; the built-in words of COCO and ADE20K are found
-in each of a few sentences that a test has. How often the two ways agree on whole captions has not been measured.
+"park", "skis") are told apart by rules of thumb that some captions break; a test finds each built-in word of COCO and
+ADE20K in a few sentences. How often the two ways agree on whole captions has not been measured.
 
 Two differences are meant. Phrases that end in a noun which places or counts things are left out: of "a group of people"
 the published code learns "group", "people" and "group of people", this one "people". And a phrase that ends a caption
@@ -60,8 +60,8 @@ _ADJECTIVES = _words(
 _PURE_VERBS = _words(
     "sit hold lie lay wear eat lean sleep hang travel wait pose stare graze feed carry hit kick cut prepare cook "
     "surround contain feature include sell buy make take get go come put speak read write appear seem pull push grow "
-    "shine glow glide perch hover cast touch follow chase gather enjoy approach attach rise loom scatter visit decorate "
-    "bathe cuddle peek hide linger drift"
+    "shine glow glide perch hover cast touch follow chase gather enjoy approach attach rise loom scatter visit "
+    "decorate bathe cuddle peek hide linger drift"
 )
 _NOUN_VERBS = _words(
     "stand walk run ride look watch drink play fly float swim jump rest park drive move smile throw catch swing serve "

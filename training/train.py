@@ -18,13 +18,13 @@ import torch
 import torch.distributed as dist
 
 from odise_rt.command_line import CommandParser, command, whole_number
-from odise_rt.errors import CheckpointError, OptionsError, first_line
+from odise_rt.errors import CheckpointError, DatasetError, OptionsError, first_line
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints.own_format import save_checkpoint
 from training.command_line import add_classes_argument, parse_arguments
-from training.data.coco_panoptic import CocoPanoptic
-from training.distributed import leave
-from training.example_pictures import ExamplePictures
+from training.data.coco_panoptic import CocoPanoptic, PanopticExample
+from training.distributed import everywhere, leave
+from training.example_pictures import PICTURES, ExamplePictures
 from training.experiment import Experiment, experiment
 from training.run_setup import RunParts, prepare_run
 from training.run_state import load_state, run_origin, saved_states
@@ -114,12 +114,14 @@ def start_processes(device: str) -> str:
     return device
 
 
-def open_examples(root: Path, split: str | None) -> CocoPanoptic | None:
-    """The part of a data set to draw example predictions of; None where no name is given and none of
-    :data:`EXAMPLE_SPLITS` is there.
+def open_examples(root: Path, split: str | None) -> tuple[CocoPanoptic, list[PanopticExample]] | None:
+    """The part of a data set to draw example predictions of, and its first pictures, which are read now: what is
+    missing is to be known before the training, not hours into it.
+
+    None, with a line in the log, where no name is given and none of :data:`EXAMPLE_SPLITS` is there and whole.
 
     Raises:
-        DatasetError: the part that is named is missing, or what is there is broken.
+        DatasetError: the part that is named is missing or broken.
     """
     if split is None:
         there = [name for name in EXAMPLE_SPLITS if (root / "annotations" / f"panoptic_{name}.json").exists()]
@@ -127,8 +129,13 @@ def open_examples(root: Path, split: str | None) -> CocoPanoptic | None:
             names = ", ".join(EXAMPLE_SPLITS)
             logger.info("no example predictions will be drawn: %s has no part %s; name one by --examples", root, names)
             return None
-        split = there[0]
-    return CocoPanoptic.from_root(root, split, with_captions=False)
+        try:
+            return open_examples(root, there[0])
+        except DatasetError as exc:
+            logger.warning("no example predictions will be drawn: %s; name another part by --examples", exc)
+            return None
+    data = CocoPanoptic.from_root(root, split, with_captions=False)
+    return data, [data[index] for index in range(min(PICTURES, len(data)))]
 
 
 def write_checkpoint(parts: RunParts, config: Experiment, run: Path, steps: int) -> Path | None:
@@ -176,6 +183,8 @@ def main(argv: Sequence[str]) -> int:
         examples = None
         if not arguments.finish and config.model.conditioning != "caption":
             examples = open_examples(arguments.data, arguments.examples)
+            if not everywhere(examples is not None):  # sharded processes draw together
+                examples = None
         cache = arguments.cache or arguments.run.parent / "feature_cache"
         parts = prepare_run(
             config,
@@ -202,7 +211,7 @@ def main(argv: Sequence[str]) -> int:
                 parts.step.model,
                 parts.tokenizer_json,
                 parts.training_vocabulary,
-                examples,
+                *examples,
                 arguments.run / "pictures",
                 classes,
             )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from odise_rt.errors import ConfigError
+from odise_rt.errors import ConfigError, first_line
 from training.batches import BatchSource
 from training.distributed import mean_over_processes, rank, world_size
 from training.experiment import Experiment
@@ -57,7 +57,8 @@ class Trainer:
             step: model and losses, on its device.
             sources: one for each phase, made when the phase starts.
             run: folder for states, log and pictures.
-            pictures: called with the iteration every ``picture_every`` iterations; under FSDP by all processes.
+            pictures: called with the iteration every ``picture_every`` iterations; under FSDP by all processes. What it
+                raises is logged, but for errors of networks that processes share.
             tensorboard: write curves to ``RUN/tensorboard`` too.
             parallel: how several processes share the work; of no meaning to a single one.
             origin: what else a run is made of, see :func:`training.run_state.run_origin`; checked when it is resumed.
@@ -217,8 +218,14 @@ class Trainer:
             if rank() == 0:
                 save_state(self.run_folder, finished, state, self.experiment, self.origin)
         if self.pictures is not None and (last or finished % self.experiment.picture_every == 0):
-            with usable(self.step):
-                self.pictures(finished)
+            try:
+                with usable(self.step):
+                    self.pictures(finished)
+            except Exception as exc:  # nothing that is only looked at ends a training
+                # Of sharded processes the others wait for this one inside the networks; only writing is its own.
+                if self.sharded and not isinstance(exc, OSError):
+                    raise
+                logger.warning("iteration %d: no example predictions were drawn: %s", finished, first_line(exc))
             self.wrapped.train()
 
 

@@ -505,9 +505,56 @@ def test_example_pictures_are_of_the_part_that_is_there(
         path.rename(path.with_name(path.name.replace("val", split or "test")))
     caplog.set_level("INFO")
     found = training.train.open_examples(data, None)
-    assert (None if found is None else found.images_path) == (None if split is None else data / split)
+    assert (None if found is None else found[0].images_path) == (None if split is None else data / split)
     assert ("has no part val, val2017, validation; name one by --examples" in caplog.text) == (split is None)
-    assert len(training.train.open_examples(data, split or "test") or ()) == 3
+    named = training.train.open_examples(data, split or "test")
+    assert named is not None
+    assert len(named[1]) == 3
+
+
+@pytest.mark.parametrize("lost", ["val/1.png", "panoptic_val/2.png", "annotations/panoptic_val.json"])
+def test_a_part_whose_pictures_are_missing_is_done_without(
+    lost: str,
+    mini: Experiment,
+    mini_data: Path,
+    mini_frozen: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(mini_data, data)
+    (data / lost).write_bytes(b"cut off")
+    assert training.train.main(arguments(data, mini_frozen, run, "--examples", "val")) == 1
+    assert lost in capsys.readouterr().err
+    assert not run.exists()
+    assert training.train.main(arguments(data, mini_frozen, run)) == 0
+    assert lost in caplog.text
+    assert "no example predictions will be drawn" in caplog.text
+    assert (run / "checkpoint" / "config.json").exists()
+    assert not (run / "pictures").exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), OSError(28, "No space left on device")])
+def test_a_failure_of_drawing_ends_no_training(
+    error: Exception,
+    mini: Experiment,
+    mini_data: Path,
+    mini_frozen: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(self: object, step: int) -> None:
+        self.model.eval()  # type: ignore[attr-defined]
+        raise error
+
+    monkeypatch.setattr(training.train.ExamplePictures, "__call__", fail)
+    often = dataclasses.replace(mini, picture_every=1)
+    monkeypatch.setattr(training.train, "experiment", lambda name: often)
+    assert training.train.main(arguments(mini_data, mini_frozen, tmp_path / "run")) == 0
+    assert f"iteration 1: no example predictions were drawn: {error}" in caplog.text
+    assert sorted(log(tmp_path / "run")) == list(range(5))
 
 
 def test_a_part_that_is_named_for_examples_must_be_there(
