@@ -5,11 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import NoReturn
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from odise_rt.errors import OptionsError, first_line
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -20,6 +26,48 @@ def world_size() -> int:
 def rank() -> int:
     """Index of this process among them."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def start_processes(device: str, backend: str | None = None) -> str:
+    """Join the other processes of a torchrun; returns this process's device.
+
+    Args:
+        device: of PyTorch; ``cuda``, with or without a number, becomes the GPU of this process's own number.
+        backend: what they talk through; None: NCCL on GPUs, else gloo.
+
+    Raises:
+        OptionsError: this process has no GPU of its own, or the others cannot be reached.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return device
+    try:
+        if device.startswith("cuda"):
+            device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
+            torch.cuda.set_device(device)
+        # Rank 0 may compute the feature cache for hours while the others wait.
+        backend = backend or ("nccl" if device.startswith("cuda") else "gloo")
+        dist.init_process_group(backend, timeout=timedelta(hours=6))
+    except (ValueError, RuntimeError) as exc:
+        raise OptionsError(
+            f"this process cannot join the others on {device} ({first_line(exc)}): start as many as there are GPUs, or "
+            "with --device cpu, by torchrun"
+        ) from exc
+    return device
+
+
+def share_of(items: Sequence[T]) -> Sequence[T]:
+    """This process's part of a sequence: those of all processes, in rank order, are the whole in its order."""
+    first, last = (len(items) * bound // world_size() for bound in (rank(), rank() + 1))
+    return items[first:last]
+
+
+def gathered(value: T) -> list[T]:
+    """The value of each process in rank order for the first process, nothing for the others; all must call together."""
+    if world_size() == 1:
+        return [value]
+    values: list[T] | None = [value] * world_size() if rank() == 0 else None
+    dist.gather_object(value, values)
+    return values or []
 
 
 def everywhere(holds: bool) -> bool:

@@ -6,6 +6,7 @@ are published or prepared for detectron2: mean IoU and pixel accuracy; docs/trai
     python -m training.evaluate training/pretrained/odise-tiny --data runs/sticker --out out/eval
     python -m training.evaluate CHECKPOINT_OR_BUNDLE --format voc-21 --data datasets --out out/voc
 
+Several processes share the pictures: torchrun --nproc-per-node N -m training.evaluate ..., each on a GPU of its own.
 Writes OUT/metrics.json and OUT/pictures.html with the best and worst pictures.
 """
 
@@ -16,9 +17,12 @@ import contextlib
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import torch.distributed as dist
 
 from odise_rt.backends.select import CpuEngine
 from odise_rt.command_line import CommandParser, command, whole_number
@@ -26,6 +30,7 @@ from odise_rt.errors import CheckpointError, DatasetError, OptionsError
 from odise_rt.files import atomic_writer, check_writable
 from odise_rt.options import SegmentOptions
 from odise_rt.segmenter import Segmenter
+from odise_rt.specs import IMAGE_STAGES
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints.own_format import load_checkpoint
 from training.command_line import add_classes_argument, is_bundle, parse_model_arguments
@@ -33,11 +38,13 @@ from training.data.coco_instances import CocoInstances
 from training.data.coco_panoptic import CocoPanoptic
 from training.data.semantic_formats import SEMANTIC_FORMATS
 from training.data.semantic_sets import SemanticSet
+from training.distributed import gathered, leave, rank, start_processes
 from training.evaluation import METRICS, evaluate
 from training.evaluation_loop import EvaluationReport, progress_bar
 from training.picture_page import BestAndWorst
 from training.semantic_evaluation import evaluate_semantic
-from training.torch_stages import torch_segmenter
+from training.torch_pipeline import TorchPipeline
+from training.torch_stages import TorchBackend, TorchStage, torch_segmenter
 
 logger = logging.getLogger("training.evaluate")
 
@@ -114,7 +121,11 @@ def open_segmenter(
         )
     loaded = load_checkpoint(path)
     model = loaded.model.to(device)
-    with torch_segmenter(model, loaded.tokenizer_json, loaded.training_vocabulary) as segmenter:
+    pipeline = None
+    if device.startswith("cuda"):  # where images stay from their pixels to their segments
+        specs = TorchBackend(model).specs
+        pipeline = TorchPipeline(model, {name: TorchStage(model, specs[name]) for name in IMAGE_STAGES})
+    with torch_segmenter(model, loaded.tokenizer_json, loaded.training_vocabulary, pipeline=pipeline) as segmenter:
         yield segmenter
 
 
@@ -203,11 +214,36 @@ def save_text(path: Path, text: str) -> None:
         raise DatasetError(f"cannot write {path}: {exc}") from exc
 
 
+def join(arguments: argparse.Namespace) -> None:
+    """Join the other processes of a torchrun, if there are any, and note this one's device in the arguments.
+
+    Raises:
+        OptionsError: a bundle on a GPU, which all of them would take the first of, or no GPU for this process.
+    """
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    if several and is_bundle(arguments.model) and arguments.device != "cpu":
+        raise OptionsError(
+            f"{arguments.model} is a bundle, which every process would run on the first GPU: measure it in one "
+            "process, or with --device cpu"
+        )
+    arguments.device = start_processes(arguments.device, backend="gloo")  # counts and pictures lie on the host
+
+
 @command("nothing was written")
 def main(argv: Sequence[str]) -> int:
     """Run; returns the exit status."""
     arguments = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        join(arguments)
+        return measure_model(arguments)
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def measure_model(arguments: argparse.Namespace) -> int:
+    """Measure and write; returns the exit status."""
     metrics = chosen_metrics(arguments)
     options = SegmentOptions(
         overlap_threshold=arguments.overlap_threshold,
@@ -221,9 +257,10 @@ def main(argv: Sequence[str]) -> int:
     table, page = arguments.out / "metrics.json", arguments.out / "pictures.html"
     for path in (table, page):
         check_writable(path)
+    progress = progress_bar("evaluate") if rank() == 0 else iter
     with open_segmenter(arguments.model, arguments.device, arguments.threads, arguments.cpu_engine) as segmenter:
         if isinstance(data, SemanticSet):
-            report = evaluate_semantic(segmenter, data, indices, options, kept, progress_bar("evaluate"))
+            report = evaluate_semantic(segmenter, data, indices, options, kept, progress, shared=True)
         else:
             report = evaluate(
                 segmenter,
@@ -232,10 +269,15 @@ def main(argv: Sequence[str]) -> int:
                 metrics,
                 options,
                 kept,
-                progress_bar("evaluate"),
+                progress,
                 chosen_words(arguments),
                 instances=instances,
+                shared=True,
             )
+    for best, worst in gathered((kept.best, kept.worst))[1:]:
+        kept.merge(best, worst)
+    if rank() != 0:
+        return 0
     lines = summary(report)
     where = arguments.split if arguments.format == "coco" else f"{arguments.format}, {arguments.split}"
     save_text(page, kept.page(f"{arguments.model.name} on {where}", lines))
@@ -246,4 +288,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -67,6 +67,7 @@ def evaluate(
     words: Vocabulary | None = None,
     tell: PictureTeller | None = None,
     instances: CocoInstances | None = None,
+    shared: bool = False,
 ) -> EvaluationReport:
     """Segment pictures with the data set's classes and count.
 
@@ -81,6 +82,7 @@ def evaluate(
         words: other words for the data set's classes, in its order.
         tell: told of every picture before it is segmented, for models that need to know more of it than its pixels.
         instances: the truth for AP; None: the panoptic set's own things, which never overlap.
+        shared: several processes share the pictures; see :func:`training.evaluation_loop.measure`.
 
     Raises:
         OptionsError: ``words`` has another number of classes than the data set.
@@ -93,7 +95,7 @@ def evaluate(
         return example
 
     scorer = PanopticScorer(data, segmenter.bundle.training_vocabulary, metrics, words, instances)
-    return measure(segmenter, picture, indices, scorer, options, keep, progress)
+    return measure(segmenter, picture, indices, scorer, options, keep, progress, shared)
 
 
 class PanopticScorer:
@@ -149,6 +151,18 @@ class PanopticScorer:
                 size,
             )
         return picture_quality(counts)
+
+    @property
+    def counts(self) -> tuple[PanopticQuality, MeanIou, InstanceAp]:
+        """What was counted."""
+        return self.quality, self.semantic, self.instances
+
+    def merge(self, counts: tuple[PanopticQuality, MeanIou, InstanceAp]) -> None:
+        """Add what a scorer of the same data set has counted of other pictures."""
+        quality, semantic, instances = counts
+        self.quality.merge(quality)
+        self.semantic.merge(semantic)
+        self.instances.merge(instances)
 
     def numbers(self) -> Numbers:
         """Averages over what was added."""

@@ -19,6 +19,7 @@ from odise_rt.options import Output, SegmentOptions
 from odise_rt.results import PanopticResult
 from odise_rt.segmenter import Segmenter
 from odise_rt.vocabulary import Vocabulary
+from training.distributed import gathered, share_of
 
 PictureKeeper = Callable[[float, Any, PanopticResult], None]
 """Takes a picture's quality in [0, 1], the example and its prediction."""
@@ -95,6 +96,13 @@ class Scorer(Protocol[AnExample]):
     def add(self, example: AnExample, prediction: PanopticResult) -> float:
         """Count a picture; returns its own quality in [0, 1], NaN if it has none."""
 
+    @property
+    def counts(self) -> Any:
+        """What was counted, which another process can be sent."""
+
+    def merge(self, counts: Any) -> None:
+        """Add what a scorer of the same data set has counted of other pictures."""
+
     def numbers(self) -> Numbers:
         """Averages over what was added."""
 
@@ -107,6 +115,7 @@ def measure(
     options: SegmentOptions | None = None,
     keep: PictureKeeper | None = None,
     progress: Progress = iter,
+    shared: bool = False,
 ) -> EvaluationReport:
     """Segment pictures and count.
 
@@ -118,10 +127,12 @@ def measure(
         options: thresholds and weights; its outputs are set by the scorer.
         keep: shown every picture with its own quality, to choose the best and worst.
         progress: wraps the indices.
+        shared: the processes of :mod:`training.distributed`, who all call this together, share the pictures; the
+            report of the first one is of all of them.
     """
     settings = dataclasses.replace(options or SegmentOptions(), outputs=scorer.outputs)
     seconds, engine = 0.0, ""
-    for index in progress(indices):
+    for index in progress(share_of(indices) if shared else indices):
         example: Any = example_at(index)
         began = time.perf_counter()
         prediction = segmenter.segment(example.image, scorer.vocabulary, settings)
@@ -130,6 +141,11 @@ def measure(
         quality = scorer.add(example, prediction)
         if keep is not None and not math.isnan(quality):
             keep(quality, example, prediction)
+    if shared:
+        for counts, others, name in gathered((scorer.counts, seconds, engine))[1:]:
+            scorer.merge(counts)
+            seconds += others
+            engine = engine or name
     bundle, numbers = segmenter.bundle, scorer.numbers()
     return EvaluationReport(
         f"{bundle.name} ({bundle.facts.variant} supervision, {bundle.precision})",

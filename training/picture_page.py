@@ -106,14 +106,18 @@ def side_by_side(
     return row
 
 
+Kept = tuple[float, ImageId, Image.Image]
+"""Quality, image id and the row of pictures."""
+
+
 @dataclass
 class BestAndWorst:
     """Keeps the pictures of highest and lowest quality while an evaluation runs; of equals the first."""
 
     data: CocoPanoptic | SemanticSet
     count: int = 8
-    best: list[tuple[float, ImageId, Image.Image]] = field(default_factory=list)
-    worst: list[tuple[float, ImageId, Image.Image]] = field(default_factory=list)
+    best: list[Kept] = field(default_factory=list)
+    worst: list[Kept] = field(default_factory=list)
 
     def __call__(self, quality: float, example: PanopticExample | SemanticExample, prediction: PanopticResult) -> None:
         """Look at one picture; it is drawn only if it is kept."""
@@ -124,10 +128,12 @@ class BestAndWorst:
         if not (in_best or in_worst):
             return
         entry = (quality, example.image_id, side_by_side(example, prediction, self.data))
-        if in_best:
-            self.best = sorted([*self.best, entry], key=lambda e: -e[0])[: self.count]
-        if in_worst:
-            self.worst = sorted([*self.worst, entry], key=lambda e: e[0])[: self.count]
+        self.merge([entry] if in_best else [], [entry] if in_worst else [])
+
+    def merge(self, best: Sequence[Kept], worst: Sequence[Kept]) -> None:
+        """Look at what was kept of later pictures."""
+        self.best = sorted([*self.best, *best], key=lambda e: -e[0])[: self.count]
+        self.worst = sorted([*self.worst, *worst], key=lambda e: e[0])[: self.count]
 
     def page(self, title: str, summary: Sequence[tuple[str, str]]) -> str:
         """A self-contained HTML page."""

@@ -21,6 +21,7 @@ def evaluate_semantic(
     options: SegmentOptions | None = None,
     keep: PictureKeeper | None = None,
     progress: Progress = iter,
+    shared: bool = False,
 ) -> EvaluationReport:
     """Segment pictures with the set's classes and compare the class of every pixel.
 
@@ -31,9 +32,10 @@ def evaluate_semantic(
         options: thresholds and weights.
         keep: shown every picture with its own mean IoU, to choose the best and worst.
         progress: wraps the indices, e.g. in a progress bar.
+        shared: several processes share the pictures; see :func:`training.evaluation_loop.measure`.
     """
     scorer = SemanticScorer(data.vocabulary, segmenter.bundle.training_vocabulary)
-    return measure(segmenter, data.__getitem__, indices, scorer, options, keep, progress)
+    return measure(segmenter, data.__getitem__, indices, scorer, options, keep, progress, shared)
 
 
 class SemanticScorer:
@@ -55,6 +57,15 @@ class SemanticScorer:
         """Count a picture; returns the mean IoU of its own classes, NaN if all of it is void."""
         assert prediction.semantic_map is not None, "semantic output was asked for"
         return self.semantic.add(example.class_map, prediction.semantic_map)
+
+    @property
+    def counts(self) -> MeanIou:
+        """What was counted."""
+        return self.semantic
+
+    def merge(self, counts: MeanIou) -> None:
+        """Add what a scorer of the same data set has counted of other pictures."""
+        self.semantic.merge(counts)
 
     def numbers(self) -> Numbers:
         """Averages over what was added; classes that occur nowhere in the truth take no part."""

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from odise_rt.command_line import CommandParser, command, whole_number
-from odise_rt.errors import CheckpointError, DatasetError, OptionsError, first_line
+from odise_rt.errors import CheckpointError, DatasetError
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints.own_format import save_checkpoint
 from training.command_line import add_classes_argument, parse_arguments
 from training.data.coco_panoptic import CocoPanoptic, PanopticExample
-from training.distributed import everywhere, leave
+from training.distributed import everywhere, leave, start_processes
 from training.example_pictures import PICTURES, ExamplePictures
 from training.experiment import Experiment, experiment
 from training.run_setup import RunParts, prepare_run
@@ -90,28 +87,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="Train no further: write the checkpoint from the last saved state to OUT/checkpoint.",
     )
     return parse_arguments(parser, argv)
-
-
-def start_processes(device: str) -> str:
-    """Join the other processes of a torchrun; returns this process's device.
-
-    Raises:
-        OptionsError: this process has no GPU of its own, or the others cannot be reached.
-    """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return device
-    try:
-        if device.startswith("cuda"):
-            device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
-            torch.cuda.set_device(device)
-        # Rank 0 may compute the feature cache for hours while the others wait.
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(hours=6))
-    except (ValueError, RuntimeError) as exc:
-        raise OptionsError(
-            f"this process cannot join the others on {device} ({first_line(exc)}): start as many as there are GPUs, or "
-            "with --device cpu, by torchrun"
-        ) from exc
-    return device
 
 
 def open_examples(root: Path, split: str | None) -> tuple[CocoPanoptic, list[PanopticExample]] | None:

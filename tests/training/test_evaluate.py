@@ -5,8 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import pickle
 import re
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+import training.evaluation_loop
 from odise_rt import rle
 from odise_rt.errors import OptionsError
 from odise_rt.options import SegmentOptions
@@ -28,8 +34,11 @@ from training.data.semantic_sets import VOID, SemanticSet
 from training.evaluate import main, summary
 from training.evaluation import METRICS, PanopticScorer, data_vocabulary, evaluate, semantic_truth
 from training.evaluation_loop import EvaluationReport, distinct_names
+from training.models.odise import Odise
 from training.picture_page import BestAndWorst
 from training.semantic_evaluation import evaluate_semantic
+
+ODISE_TINY = Path(__file__).parents[2] / "training" / "pretrained" / "odise-tiny"
 
 
 class Oracle:
@@ -94,6 +103,66 @@ def test_an_oracle_with_one_wrong_name(mini_data: Path) -> None:
     page = kept.page("oracle", [("PQ", "70")])
     assert page.count("<img") == 2
     assert "image 2" in page
+
+
+@pytest.mark.parametrize("first", [0, 1, 3])
+def test_what_processes_count_adds_up(first: int, mini_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = CocoPanoptic.from_root(mini_data, "val", with_captions=False)
+    alone, together, other = (BestAndWorst(data, count=2) for _ in range(3))
+    whole = evaluate(Oracle(data), data, range(3), METRICS, keep=alone)  # type: ignore[arg-type]
+    sent: list[bytes] = []
+    monkeypatch.setattr(training.evaluation_loop, "share_of", lambda indices: indices[first:])
+    monkeypatch.setattr(training.evaluation_loop, "gathered", lambda value: sent.append(pickle.dumps(value)) or [])
+    evaluate(Oracle(data), data, range(3), METRICS, keep=other, shared=True)  # type: ignore[arg-type]
+    monkeypatch.setattr(training.evaluation_loop, "share_of", lambda indices: indices[:first])
+    monkeypatch.setattr(training.evaluation_loop, "gathered", lambda value: [value, pickle.loads(sent[0])])
+    report = evaluate(Oracle(data), data, range(3), METRICS, keep=together, shared=True)  # type: ignore[arg-type]
+    assert dataclasses.replace(report, seconds_per_picture=whole.seconds_per_picture).to_dict() == whole.to_dict()
+    together.merge(other.best, other.worst)
+    assert [[e[:2] for e in kept] for kept in (together.best, together.worst)] == [
+        [e[:2] for e in kept] for kept in (alone.best, alone.worst)
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(mini_data: Path, tmp_path: Path) -> None:
+    flags = [str(ODISE_TINY), "--data", str(mini_data), "--device", "cpu", "--threads", "1"]
+    assert main([*flags, "--out", str(tmp_path / "one")]) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "training.evaluate", *flags, "--out", str(tmp_path / "two")]
+    processes = [
+        subprocess.Popen(command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE)
+        for rank in ("0", "1")
+    ]
+    logs = [process.communicate()[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], logs
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
+    assert two.pop("seconds_per_picture") > 0
+    assert two == {key: one[key] for key in two}
+    pictures = [(tmp_path / name / "pictures.html").read_text() for name in ("one", "two")]
+    assert re.findall('src="[^"]*"', pictures[0]) == re.findall('src="[^"]*"', pictures[1])
+
+
+def test_several_processes_refuse_a_bundle_on_one_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bundle.json").write_text("{}")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([str(tmp_path), "--data", "data", "--out", str(tmp_path / "out")]) == 1
+    assert "every process would run on the first GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_on_a_gpu_an_image_stays_there(device: str, mini_frozen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[str] = []
+    monkeypatch.setattr(Odise, "to", lambda self, where: moved.append(where) or self)
+    with evaluate_command.open_segmenter(mini_frozen, device, None) as segmenter:
+        found = segmenter.segment(np.zeros((64, 64, 3), np.uint8), Vocabulary.parse("dog"))
+    assert moved == [device]
+    assert ("pixels_to_segments" in found.facts.seconds) == (device != "cpu"), "the stages in one"
 
 
 def write_instances(path: Path, data: CocoPanoptic) -> None:

@@ -32,11 +32,10 @@ from training.ablation.table import collect, markdown, write_table
 from training.checkpoints.own_format import WEIGHTS_NAME, read_description
 from training.command_line import parse_arguments
 from training.data.coco_panoptic import CocoPanoptic
-from training.distributed import leave, rank, world_size
+from training.distributed import leave, rank, start_processes, world_size
 from training.experiment import Experiment
 from training.experiment import experiment as named_experiment
 from training.run_setup import annotation_fingerprint
-from training.train import start_processes
 
 logger = logging.getLogger("training.ablation")
 

@@ -79,6 +79,15 @@ class InstanceAp:
                     }
                 )
 
+    def merge(self, other: InstanceAp) -> None:
+        """Add other pictures behind these."""
+        images, annotations = len(self.images), len(self.annotations)
+        self.images += [{**image, "id": image["id"] + images} for image in other.images]
+        self.annotations += [
+            {**a, "id": a["id"] + annotations, "image_id": a["image_id"] + images} for a in other.annotations
+        ]
+        self.detections += [{**found, "image_id": found["image_id"] + images} for found in other.detections]
+
     def scores(self, category_ids: Iterable[int]) -> InstanceScores:
         """COCO AP over the given categories."""
         categories = sorted(set(category_ids))

@@ -65,6 +65,10 @@ class MeanIou:
         self.confusion += picture
         return float(np.nanmean(_iou(picture))) if wanted.size else float("nan")
 
+    def merge(self, other: MeanIou) -> None:
+        """Add the counts of other pictures."""
+        self.confusion += other.confusion
+
     def iou(self) -> npt.NDArray[np.float64]:
         """(K,) IoU of each class; NaN for a class absent from the ground truth."""
         return _iou(self.confusion)

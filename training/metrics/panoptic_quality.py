@@ -172,6 +172,10 @@ class PanopticQuality:
         for category_id, counts in picture.items():
             self.counts.setdefault(category_id, CategoryCounts()).add(counts)
 
+    def merge(self, other: PanopticQuality) -> None:
+        """Add the sums over other pictures."""
+        self.add(other.counts)
+
     def scores(self, category_ids: Iterable[int]) -> PanopticScores:
         """Averages over those of ``category_ids`` that occur in ground truth or predictions, as panopticapi's."""
         present = [self.counts[c] for c in category_ids if c in self.counts and self.counts[c].seen]
