@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from odise_rt.windows import window_grid
 from training.experiment import Precision
@@ -108,12 +107,7 @@ class TrainingStep(nn.Module):
             features = frozen_features(self.model, batch.images.to(device, non_blocking=True).float() / 255.0)
         grid = window_grid(batch.side, batch.side, self.model.config.window)
         context = None if batch.caption_context is None else batch.caption_context.to(device)
-        if self.gradient_checkpointing:
-            levels: dict[str, Tensor] = checkpoint(
-                pyramid_from_features, self.model, features, grid, context, use_reentrant=False
-            )
-            return levels
-        return pyramid_from_features(self.model, features, grid, context)
+        return pyramid_from_features(self.model, features, grid, context, self.gradient_checkpointing)
 
     def classified(self, head: MaskPrediction) -> Prediction:
         """One prediction head with its class logits."""

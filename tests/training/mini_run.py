@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+import training.frozen_features
 import training.train
 from training.distributed import leave
 from training.run_log import StepReport
@@ -29,6 +30,7 @@ def run(kind: str, kill_after: int, arguments: list[str]) -> int:
     conftest = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(conftest)
     training.train.experiment = lambda name: conftest.mini_experiment(kind)  # type: ignore[assignment]
+    training.frozen_features.PIXELS_AT_ONCE = conftest.SIDE**2  # so that recomputation goes window by window
     torch.amp.GradScaler = functools.partial(torch.amp.GradScaler, init_scale=conftest.FP16_SCALE)  # type: ignore[misc]
     after_step = Trainer.after_step
 
