@@ -15,15 +15,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from tqdm import tqdm
 
 from odise_rt.errors import CheckpointError, DatasetError
 from odise_rt.vocabulary import Vocabulary
 from training.batches import BatchSource, CachedBatches, LiveBatches
 from training.caption_conditioning import CaptionContexts, CaptionedBatches
-from training.checkpoints.own_format import load_checkpoint
+from training.checkpoints.own_format import load_checkpoint, read_description
 from training.config import OdiseConfig
-from training.data.coco_panoptic import Category, CocoPanoptic
+from training.data.coco_panoptic import Category, CocoPanoptic, coco_root
 from training.data.views import TrainingViews
 from training.distributed import rank, world_size
 from training.evaluation import data_vocabulary
@@ -61,34 +62,41 @@ class RunParts:
 def starting_model(experiment: Experiment, frozen: Path, heads: Path | None = None) -> tuple[Odise, str]:
     """A model with the frozen networks of a checkpoint, and heads newly initialised or those of a checkpoint.
 
+    At no time are two sets of frozen networks in memory.
+
     Returns:
         The model, and the text of its tokenizer file.
 
     Raises:
         CheckpointError: what is taken from the checkpoint has another shape than the experiment's.
     """
-    loaded = load_checkpoint(frozen)
     wanted = experiment.model
-    _check_parts(experiment, frozen, loaded.config, ("vae", "unet", "sd_text", "clip"))
-    kept = None
+    _check_parts(experiment, frozen, _config_of(frozen), ("vae", "unet", "sd_text", "clip"))
+    values = None
     if heads is not None:
-        kept = loaded if heads == frozen else load_checkpoint(heads)
-        _check_parts(experiment, heads, kept.config, ("head", "variant", "features", "conditioning"))
+        _check_parts(experiment, heads, _config_of(heads), ("head", "variant", "features", "conditioning"))
+        if heads != frozen:
+            values = load_checkpoint(heads).model.trained_parameters()
     torch.manual_seed(experiment.seed)
+    # Whole, although only heads are kept of it: what they draw comes after what the other networks have drawn.
     model = build_odise(wanted)
+    _let_go(model)
+    with torch.random.fork_rng([]):
+        loaded = load_checkpoint(frozen)
+    if heads == frozen:
+        values = loaded.model.trained_parameters()
     if experiment.random_unet_seed is not None:
         with torch.random.fork_rng([]):
             torch.manual_seed(experiment.random_unet_seed)
             loaded.model.unet = frozen_networks.build_unet(wanted.unet, wanted.latent_side)
     for part in ("vae", "unet", "clip"):
-        getattr(model, part).load_state_dict(getattr(loaded.model, part).state_dict())
+        getattr(model, part).load_state_dict(getattr(loaded.model, part).state_dict(), assign=True)
     if loaded.model.sd_text is not None and model.sd_text is not None:
-        model.sd_text.load_state_dict(loaded.model.sd_text.state_dict())
+        model.sd_text.load_state_dict(loaded.model.sd_text.state_dict(), assign=True)
     else:
         model.drop_sd_text()
     model.null_text_embedding.copy_(loaded.model.null_text_embedding)
-    if kept is not None:
-        values = kept.model.trained_parameters()
+    if values is not None:
         with torch.no_grad():
             for name, parameter in model.trained_parameters().items():
                 if values[name].shape != parameter.shape:
@@ -103,6 +111,18 @@ def starting_model(experiment: Experiment, frozen: Path, heads: Path | None = No
         with torch.no_grad():
             model.mask_classifier.no_object_embedding.copy_(embedder.embed([""]))
     return model, loaded.tokenizer_json
+
+
+def _config_of(path: Path) -> OdiseConfig:
+    return OdiseConfig.from_dict(read_description(path)["config"])
+
+
+def _let_go(model: Odise) -> None:
+    """Free the memory of the frozen networks' parameters, which keep their shapes."""
+    for network in (model.vae, model.unet, model.sd_text, model.clip):
+        for module in () if network is None else network.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
 
 
 def _check_parts(experiment: Experiment, path: Path, config: OdiseConfig, parts: Sequence[str]) -> None:
@@ -184,7 +204,10 @@ def prepare_run(
             return LiveBatches(views, phase.jitter.crop, caption_words, workers)
         view_seed = seed if phase.cached_view_seed is None else phase.cached_view_seed
         views = TrainingViews(data, class_of, phase.jitter, view_seed, experiment.cropped_out_targets)
-        key = {**facts, "jitter": dataclasses.asdict(phase.jitter), "views": phase.cached_views, "seed": view_seed}
+        jitter = dataclasses.asdict(phase.jitter)
+        if not phase.jitter.diagonal_crops:  # as above
+            del jitter["diagonal_crops"]
+        key = {**facts, "jitter": jitter, "views": phase.cached_views, "seed": view_seed}
         build = functools.partial(open_or_build, cache, key, model, views, phase.cached_views, progress=_progress)
         if rank() == 0:
             with threads_of_all_processes(device):
@@ -221,7 +244,7 @@ def threads_of_all_processes(device: str) -> Iterator[None]:
 def annotation_fingerprint(root: Path, split: str) -> str:
     """Hash of the split's annotation and caption files."""
     digest = hashlib.sha256()
-    for path in sorted((root / "annotations").glob(f"*_{split}.json")):
+    for path in sorted((coco_root(root) / "annotations").glob(f"*_{split}.json")):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()

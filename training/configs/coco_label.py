@@ -11,8 +11,8 @@ COCO holds ``train2017/``, ``annotations/panoptic_train2017.json``, ``annotation
 by ``python -m training.checkpoints``.
 
 Hardware and cost, as the authors give them: 32 V100 (32 GB) for 6 days, about 4,600 GPU hours. A picture is 4 windows,
-2.5 TFLOP of frozen networks each forward, and the UNet's backward pass to its conditioning. This repository has not
-run it.
+2.86 TFLOP of frozen networks each forward (diffusion 2.48, CLIP's image tower 0.38), the UNet's 0.74 once more to
+recompute its activations, and the UNet's backward pass to its conditioning. This repository has not run it.
 
 Expected (published): COCO PQ 55.4, mAP 46.0, mIoU 65.2; ADE20K PQ 22.6, mAP 14.4, mIoU 29.9, with the authors'
 prompt-engineered label files, AP against the data sets' instance files (``training.evaluate --instances``: without it
@@ -31,7 +31,7 @@ def experiment() -> Experiment:
     return Experiment(
         name="coco_label",
         model=preset("odise-sd1"),
-        phases=(Phase(iterations=92_188, batch=64, jitter=JitterOptions()),),
+        phases=(Phase(iterations=92_188, batch=64, jitter=JitterOptions(diagonal_crops=True)),),
         precision="fp16",
         cropped_out_targets=True,
         gradient_checkpointing=True,

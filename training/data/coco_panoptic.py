@@ -24,6 +24,26 @@ from training.data.picture_files import ImageId, check_same_size, read_colours, 
 
 logger = logging.getLogger(__name__)
 
+HELD_OUT = ("val", "val2017", "validation")
+"""Names that a held-out part of a data set has."""
+
+
+def coco_root(root: Path) -> Path:
+    """A data set's own folder: the one named, or ``coco`` in it where it is a folder of data sets, as detectron2's."""
+    inside = root / "coco"
+    return inside if (inside / "annotations").is_dir() and not (root / "annotations").is_dir() else root
+
+
+def parts_of(root: Path) -> list[str]:
+    """Names of a data set's parts, by their panoptic JSON files."""
+    found = (coco_root(root) / "annotations").glob("panoptic_*.json")
+    return sorted(path.stem.removeprefix("panoptic_") for path in found)
+
+
+def held_out_part(root: Path) -> str | None:
+    """The first of :data:`HELD_OUT` that a data set has."""
+    return next((name for name in HELD_OUT if name in parts_of(root)), None)
+
 
 @dataclass(frozen=True)
 class Category:
@@ -162,9 +182,19 @@ class CocoPanoptic:
 
         ``root/annotations/panoptic_{split}.json``, ``root/annotations/captions_{split}.json``, the PNGs in
         ``root/annotations/panoptic_{split}`` (COCO) or ``root/panoptic_{split}``, the pictures in ``root/{split}``.
-        ``with_captions`` None: those that are there.
+        All of it may lie in ``root/coco``. ``with_captions`` None: those that are there.
+
+        Raises:
+            DatasetError: as of the class; of a part that is not there it names those that are.
         """
-        root = Path(root)
+        parts = parts_of(Path(root))
+        root = coco_root(Path(root))
+        if split not in parts:
+            advice = f"its parts are {', '.join(parts)}: name one of them by --split" if parts else "it has none at all"
+            raise DatasetError(
+                f"{root / 'annotations' / f'panoptic_{split}.json'} does not exist: expected {split!r} to be a part of "
+                f"the data set, but {advice}"
+            )
         folder = root / "annotations"
         beside = folder / f"panoptic_{split}"
         captions = folder / f"captions_{split}.json"

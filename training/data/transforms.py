@@ -31,6 +31,9 @@ class JitterOptions:
     """Probability of a horizontal flip."""
     pad_value: int = 128
     """Grey level of the padding, which belongs to no segment."""
+    diagonal_crops: bool = False
+    """One random number places the crop on both axes, as published: it lies on the diagonal of where it could. False:
+    each axis has its own."""
 
     def __post_init__(self) -> None:
         if not 0 < self.smallest <= self.largest:
@@ -72,8 +75,12 @@ def large_scale_jitter(
         picture, segments, max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
     )
     height, width = segments.shape
-    top = random_numbers.randint(0, max(0, height - options.crop))
-    left = random_numbers.randint(0, max(0, width - options.crop))
+    rows, columns = max(0, height - options.crop), max(0, width - options.crop)
+    if options.diagonal_crops:
+        place = random_numbers.random()
+        top, left = round(place * rows), round(place * columns)
+    else:
+        top, left = random_numbers.randint(0, rows), random_numbers.randint(0, columns)
     picture = picture[top : top + options.crop, left : left + options.crop]
     segments = segments[top : top + options.crop, left : left + options.crop]
     if random_numbers.random() < options.flip:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from odise_rt.errors import DatasetError, OptionsError
 from odise_rt.vocabulary import Vocabulary
-from training.data.coco_panoptic import CocoPanoptic, decode_ids
+from training.data.coco_panoptic import CocoPanoptic, decode_ids, parts_of
 from training.evaluation import data_vocabulary
 from training.run_setup import training_categories
 
@@ -110,6 +110,19 @@ def test_reads_the_layout_of_the_real_coco(root: Path) -> None:
     data = CocoPanoptic.from_root(root, "train")
     assert data[1].segments
     assert data.categories[0].synonyms == (data.categories[0].name,)
+
+
+def test_a_folder_of_data_sets_and_the_parts_that_are_there(root: Path, tmp_path: Path) -> None:
+    inside = tmp_path / "datasets" / "coco"
+    shutil.copytree(root, inside)
+    assert len(CocoPanoptic.from_root(inside.parent, "train")) == len(CocoPanoptic.from_root(inside, "train"))
+    (inside / "annotations" / "panoptic_train2017.json").write_text("{}")
+    parts = parts_of(inside)
+    assert {"train", "train2017"} <= set(parts)
+    with pytest.raises(DatasetError, match=f"its parts are {', '.join(parts)}: name one of them by --split"):
+        CocoPanoptic.from_root(inside.parent, "test")
+    with pytest.raises(DatasetError, match=r"panoptic_train.json does not exist.*it has none at all"):
+        CocoPanoptic.from_root(tmp_path, "train")
 
 
 @pytest.mark.parametrize("own", [None, "other ids", "synonyms"])

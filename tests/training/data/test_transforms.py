@@ -52,6 +52,22 @@ def test_scale_one_keeps_a_fitting_picture() -> None:
     assert np.array_equal(large_scale_jitter(picture, ids, options, random.Random(0))[1], ids[:, ::-1])
 
 
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_crops_lie_on_the_diagonal_as_published_or_anywhere(diagonal: bool) -> None:
+    rows, columns = np.mgrid[:100, :200].astype(np.int32)
+    options = JitterOptions(target=200, crop=64, smallest=1.0, largest=1.0, flip=0.0, diagonal_crops=diagonal)
+    places = []
+    for seed in range(200):
+        picture = np.zeros((100, 200, 3), np.uint8)
+        ids = large_scale_jitter(picture, 1000 * rows + columns, options, random.Random(seed))[1]
+        places.append(divmod(int(ids[0, 0]), 1000))
+    top, left = np.array(places).T
+    assert (np.abs(top / 36 - left / 136) <= 0.5 / 36 + 0.5 / 136).all() == diagonal
+    assert {top.min(), top.max()} == {0, 36}, "each place of an axis is reached"
+    assert left.min() < 5
+    assert left.max() > 131
+
+
 def test_large_ids_survive_resizing() -> None:
     ids = np.full((8, 8), 2**24 - 1, np.int32)
     assert (resize_pair(np.zeros((8, 8, 3), np.uint8), ids, 5, 13)[1] == 2**24 - 1).all()
