@@ -35,7 +35,7 @@ from odise_rt.vocabulary import Vocabulary
 from training.checkpoints.own_format import load_checkpoint
 from training.command_line import add_classes_argument, is_bundle, parse_model_arguments
 from training.data.coco_instances import CocoInstances
-from training.data.coco_panoptic import CocoPanoptic
+from training.data.coco_panoptic import HELD_OUT, CocoPanoptic, held_out_part
 from training.data.semantic_formats import SEMANTIC_FORMATS
 from training.data.semantic_sets import SemanticSet
 from training.distributed import gathered, leave, rank, start_processes
@@ -60,7 +60,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, help="Folder of the data set; of a published set also the folder that holds it."
     )
-    parser.add_argument("--split", default="val", help="The part of the data set to measure on.")
+    parser.add_argument(
+        "--split",
+        help="The part of the data set to measure on. Default: val, and of --format coco the first that is there of "
+        f"{', '.join(HELD_OUT)}.",
+    )
     parser.add_argument(
         "--annotations",
         type=Path,
@@ -92,7 +96,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--overlap-threshold", type=float, help="Least share of its mask that a segment keeps. Default: the model's."
     )
-    return parse_model_arguments(parser, argv)
+    parsed = parse_model_arguments(parser, argv)
+    if parsed.split is None:
+        there = held_out_part(parsed.data) if parsed.format == "coco" and parsed.data is not None else None
+        parsed.split = there or "val"
+    return parsed
 
 
 @contextlib.contextmanager

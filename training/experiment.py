@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import math
 import pkgutil
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import training.configs
@@ -170,9 +172,52 @@ def _describes(stored: Any, value: Any) -> bool:
 
 
 def experiment(name: str) -> Experiment:
-    """The experiment of ``training/configs/<name>.py``; raises :class:`ConfigError` with the known names."""
+    """The experiment of ``training/configs/<name>.py``, or of a file of the caller's own whose path ends in ``.py``.
+
+    The file is run: it is Python code, with a function ``experiment()`` as those in ``training/configs`` have.
+
+    Raises:
+        ConfigError: an unknown name, or a file that is missing or has no such function.
+    """
+    if name.endswith(".py"):
+        return _experiment_of_file(Path(name))
     known = sorted(module.name for module in pkgutil.iter_modules(training.configs.__path__))
     if name not in known:
-        raise ConfigError(f"unknown experiment {name!r}: expected one of {', '.join(known)}")
+        raise ConfigError(f"unknown experiment {name!r}: expected one of {', '.join(known)}, or a file NAME.py")
     found: Experiment = importlib.import_module(f"training.configs.{name}").experiment()
     return found
+
+
+def _experiment_of_file(path: Path) -> Experiment:
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist: expected a Python file with a function experiment()")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make = getattr(module, "experiment", None)
+    found = make() if callable(make) else None
+    if not isinstance(found, Experiment):
+        raise ConfigError(f"{path} has no function experiment() that returns an Experiment: see training/configs")
+    return found
+
+
+def changed(
+    found: Experiment, iterations: int | None = None, batch: int | None = None, learning_rate: float | None = None
+) -> Experiment:
+    """An experiment with other numbers, where they are given.
+
+    Raises:
+        ConfigError: iterations or batch of an experiment of several phases, each of which has its own.
+    """
+    sizes = {key: value for key, value in (("iterations", iterations), ("batch", batch)) if value is not None}
+    if sizes and len(found.phases) > 1:
+        raise ConfigError(
+            f"experiment {found.name!r} has {len(found.phases)} phases, each with its own {' and '.join(sizes)}: "
+            "write them into a file of your own"
+        )
+    phases = tuple(dataclasses.replace(phase, **sizes) for phase in found.phases)
+    rate = found.optimizer.learning_rate if learning_rate is None else learning_rate
+    optimizer = dataclasses.replace(found.optimizer, learning_rate=rate)
+    return dataclasses.replace(found, phases=phases, optimizer=optimizer)

@@ -19,10 +19,10 @@ from odise_rt.errors import CheckpointError, DatasetError
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints.own_format import save_checkpoint
 from training.command_line import add_classes_argument, parse_arguments
-from training.data.coco_panoptic import CocoPanoptic, PanopticExample
+from training.data.coco_panoptic import HELD_OUT, CocoPanoptic, PanopticExample, held_out_part
 from training.distributed import everywhere, leave, start_processes
 from training.example_pictures import PICTURES, ExamplePictures
-from training.experiment import Experiment, experiment
+from training.experiment import Experiment, changed, experiment
 from training.run_setup import RunParts, prepare_run
 from training.run_state import load_state, run_origin, saved_states
 from training.sharding import whole_model
@@ -30,14 +30,14 @@ from training.trainer import Trainer
 
 logger = logging.getLogger("training.train")
 
-EXAMPLE_SPLITS = ("val", "val2017", "validation")
-"""Names that a held-out part of a data set has; example pictures are of the first that is there."""
-
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line."""
     parser = CommandParser(prog="python -m training.train", description=__doc__)
-    parser.add_argument("config", help="Name of an experiment in training/configs, e.g. sticker_tiny_label.")
+    parser.add_argument(
+        "config",
+        help="Name of an experiment in training/configs, e.g. sticker_tiny_label, or a file NAME.py, which is run.",
+    )
     parser.add_argument("--data", type=Path, required=True, help="Folder of a COCO-format panoptic data set.")
     parser.add_argument("--split", default="train", help="The part of the data set to train on.")
     add_classes_argument(parser, "to train with and to keep as the training vocabulary")
@@ -56,6 +56,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--cache", type=Path, help="Folder for features of frozen networks. Default: OUT/../feature_cache."
     )
     parser.add_argument("--resume", action="store_true", help="Go on from the last saved state of the run folder.")
+    parser.add_argument("--iterations", type=whole_number(1), help="Length of the training. Default: the experiment's.")
+    parser.add_argument("--batch", type=whole_number(1), help="Pictures of all processes a step. Default: as above.")
+    parser.add_argument("--learning-rate", type=float, help="Peak learning rate. Default: as above.")
     parser.add_argument("--workers", type=whole_number(0), default=2, help="Processes that read and augment pictures.")
     parser.add_argument(
         "--parallel",
@@ -73,7 +76,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--examples",
         help="The part of the data set to draw example predictions of. Default: the first that is there of "
-        f"{', '.join(EXAMPLE_SPLITS)}.",
+        f"{', '.join(HELD_OUT)}.",
     )
     parser.add_argument("--tensorboard", action="store_true", help="Write curves to OUT/tensorboard too.")
     parser.add_argument(
@@ -93,19 +96,19 @@ def open_examples(root: Path, split: str | None) -> tuple[CocoPanoptic, list[Pan
     """The part of a data set to draw example predictions of, and its first pictures, which are read now: what is
     missing is to be known before the training, not hours into it.
 
-    None, with a line in the log, where no name is given and none of :data:`EXAMPLE_SPLITS` is there and whole.
+    None, with a line in the log, where no name is given and no held-out part is there and whole.
 
     Raises:
         DatasetError: the part that is named is missing or broken.
     """
     if split is None:
-        there = [name for name in EXAMPLE_SPLITS if (root / "annotations" / f"panoptic_{name}.json").exists()]
-        if not there:
-            names = ", ".join(EXAMPLE_SPLITS)
+        there = held_out_part(root)
+        if there is None:
+            names = ", ".join(HELD_OUT)
             logger.info("no example predictions will be drawn: %s has no part %s; name one by --examples", root, names)
             return None
         try:
-            return open_examples(root, there[0])
+            return open_examples(root, there)
         except DatasetError as exc:
             logger.warning("no example predictions will be drawn: %s; name another part by --examples", exc)
             return None
@@ -147,7 +150,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
-        config = experiment(arguments.config)
+        config = changed(experiment(arguments.config), arguments.iterations, arguments.batch, arguments.learning_rate)
         device = start_processes(arguments.device)
         states = saved_states(arguments.run)
         if states and not (arguments.resume or arguments.finish):

@@ -165,6 +165,18 @@ def test_on_a_gpu_an_image_stays_there(device: str, mini_frozen: Path, monkeypat
     assert ("pixels_to_segments" in found.facts.seconds) == (device != "cpu"), "the stages in one"
 
 
+@pytest.mark.parametrize(
+    ("form", "there", "split"),
+    [("coco", "val2017", "val2017"), ("coco", "train", "val"), ("voc-21", "val2017", "val")],
+)
+def test_the_part_that_is_held_out_is_measured(form: str, there: str, split: str, tmp_path: Path) -> None:
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    (tmp_path / "coco" / "annotations" / f"panoptic_{there}.json").touch()
+    flags = [str(ODISE_TINY), "--data", str(tmp_path), "--format", form, "--out", "out"]
+    assert evaluate_command.parse(flags).split == split
+    assert evaluate_command.parse([*flags, "--split", "train"]).split == "train"
+
+
 def write_instances(path: Path, data: CocoPanoptic) -> None:
     """The balls of the panoptic truth, and in the first picture one more behind the others."""
     masks = [(example.image_id, example.segment_map == 3) for example in data]

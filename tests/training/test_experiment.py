@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from odise_rt.errors import ConfigError
 from tests.training.conftest import mini_experiment
-from training.experiment import OptimizerOptions
+from training.experiment import OptimizerOptions, changed, experiment
 from training.losses import PointOptions
 
 
@@ -68,3 +69,26 @@ def test_optimizer_options_have_ranges(changes: dict[str, Any]) -> None:
 def test_point_options_have_ranges(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="expected points and oversample_ratio"):
         PointOptions(**changes)
+
+
+def test_a_file_of_ones_own_is_an_experiment(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from training.configs import finetune_label\ndef experiment():\n    return finetune_label.experiment()\n"
+    )
+    assert experiment(str(path)) == experiment("finetune_label")
+    path.write_text("def experiment():\n    return 3\n")
+    for wrong in (path, tmp_path / "missing.py"):
+        with pytest.raises(ConfigError, match=r"(mine|missing)\.py .*experiment\(\)"):
+            experiment(str(wrong))
+
+
+def test_numbers_are_changed_where_one_phase_has_them() -> None:
+    base = experiment("finetune_label")
+    found = changed(base, iterations=7, batch=3, learning_rate=2e-5)
+    assert (found.iterations, found.phases[0].batch, found.optimizer.learning_rate) == (7, 3, 2e-5)
+    assert changed(base) == base
+    two = experiment("sticker_tiny_label")
+    assert changed(two, learning_rate=2e-5).optimizer.learning_rate == 2e-5
+    with pytest.raises(ConfigError, match="2 phases, each with its own batch"):
+        changed(two, batch=3)

@@ -230,13 +230,15 @@ def test_resuming_with_another_config_is_refused(
     "name",
     [
         *("coco_label", "coco_caption", "sticker_tiny_label", "sticker_tiny_caption", "sticker_tiny_refine"),
-        "sticker_tiny_ablation",
+        *("sticker_tiny_ablation", "finetune_label"),
     ],
 )
 def test_experiments_are_consistent(name: str) -> None:
     found = experiment(name)
     assert found.name == name
-    assert found.cropped_out_targets == name.startswith("coco"), "as published; what ships was trained without"
+    full_size = name in ("coco_label", "coco_caption", "finetune_label")
+    assert found.cropped_out_targets == full_size, "as published; what ships was trained without"
+    assert all(phase.jitter.diagonal_crops == full_size for phase in found.phases)
     rates = [found.learning_rate(step) for step in range(found.iterations)]
     peak = found.optimizer.learning_rate
     assert rates[0] == pytest.approx(peak * 0.067)

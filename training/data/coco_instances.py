@@ -51,7 +51,7 @@ class CocoInstances:
             category = number_of(entry, "category_id", where)
             if category not in things:
                 raise DatasetError(f"{where} names category {category}, which is no thing of {data.annotations_path}")
-            if not _is_segmentation(field_of(entry, "segmentation", where)):
+            if not is_segmentation(field_of(entry, "segmentation", where)):
                 raise DatasetError(
                     f"{where} has a segmentation of no known form: expected polygons of three or more points, "
                     "[[x, y, x, y, x, y], ...], or run lengths, {'size': [height, width], 'counts': ...}"
@@ -70,12 +70,12 @@ class CocoInstances:
             DatasetError: run lengths that do not fill the picture.
         """
         return [
-            (_mask(entry["segmentation"], size, entry["where"]), entry["category_id"], entry["iscrowd"])
+            (mask_of(entry["segmentation"], size, entry["where"]), entry["category_id"], entry["iscrowd"])
             for entry in self._entries[image_id]
         ]
 
 
-def _is_segmentation(value: Any) -> bool:
+def is_segmentation(value: Any) -> bool:
     if isinstance(value, dict):
         return isinstance(value.get("size"), list) and isinstance(value.get("counts"), list | str)
     return isinstance(value, list) and len(value) > 0 and all(map(_is_polygon, value))
@@ -91,7 +91,7 @@ def _is_polygon(value: Any) -> bool:
     )
 
 
-def _mask(segmentation: Any, size: tuple[int, int], where: str) -> npt.NDArray[np.bool_]:
+def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> npt.NDArray[np.bool_]:
     height, width = size
     if isinstance(segmentation, list):
         merged = polygon_masks.merge(polygon_masks.frPyObjects(segmentation, height, width))
