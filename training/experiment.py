@@ -211,7 +211,8 @@ def changed(
     Raises:
         ConfigError: iterations or batch of an experiment of several phases, each of which has its own.
     """
-    sizes = {key: value for key, value in (("iterations", iterations), ("batch", batch)) if value is not None}
+    given = (("iterations", iterations), ("batch", batch))
+    sizes: dict[str, Any] = {key: value for key, value in given if value is not None}
     if sizes and len(found.phases) > 1:
         raise ConfigError(
             f"experiment {found.name!r} has {len(found.phases)} phases, each with its own {' and '.join(sizes)}: "
