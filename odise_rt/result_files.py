@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -30,7 +33,8 @@ class Written:
     files: dict[str, int] = field(default_factory=dict)
     """Path inside the folder of results to size in bytes."""
     coco: dict[str, Any] | None = None
-    """Entry of ``panoptic.json``'s annotations, with the image's ``image_file``, ``height`` and ``width``."""
+    """Entry of ``panoptic.json``'s annotations, with the image's ``image_file``, ``height`` and ``width``; its
+    ``image_id`` is the name until :func:`write_coco` numbers it."""
     cvat: str | None = None
     """Entry of ``cvat.xml``, without the image's number."""
 
@@ -116,11 +120,30 @@ def write_result(
         elif kind == "cvat":
             written.cvat = result.to_cvat(file_name, tolerance)
         elif kind == "coco":
+            # Which number an image has is only known of the whole run: until then it is called by its name.
             entry = result.coco_annotation(image_id=name, file_name=f"{name}.png")
             save(f"panoptic/{name}.png", result.save_png)
             size = {"height": result.size[0], "width": result.size[1]}
             written.coco = entry | {"image_file": file_name} | size
     return written
+
+
+def coco_image_ids(names: Iterable[str]) -> dict[str, int]:
+    """Numbers for images in COCO files, whose readers take no text.
+
+    An image whose file is called by a number alone (``000000000139.jpg``) has that number, as in COCO itself, unless it
+    is another one's, too; all others have the numbers from 1 on that are free, in their order.
+
+    Args:
+        names: of the images, each once: paths without the files' endings.
+    """
+    stems = {name: PurePosixPath(name).name for name in names}
+    digits = {name: int(stem) for name, stem in stems.items() if re.fullmatch(r"[0-9]{1,18}", stem)}
+    times = Counter(digits.values())
+    own = {name: number for name, number in digits.items() if times[number] == 1}
+    taken = set(own.values())
+    free = (number for number in itertools.count(1) if number not in taken)
+    return {name: own[name] if name in own else next(free) for name in stems}
 
 
 def write_coco(folder: Path, entries: Callable[[], Iterable[dict[str, Any]]], vocabulary: Vocabulary) -> None:
@@ -133,12 +156,14 @@ def write_coco(folder: Path, entries: Callable[[], Iterable[dict[str, Any]]], vo
     """
     from odise_rt.results import coco_categories
 
+    ids = coco_image_ids(entry["image_id"] for entry in entries())
+
     def image(entry: dict[str, Any]) -> dict[str, Any]:
         size = {"height": entry["height"], "width": entry["width"]}
-        return {"id": entry["image_id"], "file_name": entry["image_file"], **size}
+        return {"id": ids[entry["image_id"]], "file_name": entry["image_file"], **size}
 
     def annotation(entry: dict[str, Any]) -> dict[str, Any]:
-        return {key: entry[key] for key in ("image_id", "file_name", "segments_info")}
+        return {"image_id": ids[entry["image_id"]]} | {key: entry[key] for key in ("file_name", "segments_info")}
 
     with atomic_writer(folder / COCO_FILE) as file:
         file.write(b'{"images": [')

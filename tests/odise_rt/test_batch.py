@@ -88,8 +88,9 @@ def test_finished_files_are_not_done_again(
     after = changes(tmp_path / "o")
     assert {n for n in after if after[n] != before.get(n)} == {"p2.json", "p4.json", "p5.json", "p9.json"}
     coco = json.loads((tmp_path / "o/panoptic.json").read_text())
-    assert [i["id"] for i in coco["images"]] == ["p0", "p1", "p2", "p3", "p4", "p5", "p9"]
-    assert {i["id"]: i["height"] for i in coco["images"]}["p2"] == 70
+    assert [Path(i["file_name"]).stem for i in coco["images"]] == ["p0", "p1", "p2", "p3", "p4", "p5", "p9"]
+    assert [i["id"] for i in coco["images"]] == [a["image_id"] for a in coco["annotations"]] == [1, 2, 3, 4, 5, 6, 7]
+    assert coco["images"][2]["height"] == 70
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_two_runs_may_share_a_folder(label_bundle: Path, photos: Path, tmp_path:
         run = command(label_bundle, photos / f"{name}.png", "--out", tmp_path / "o", "--format", "json,coco")
         assert cli.main(run) == 0
     coco = json.loads((tmp_path / "o/panoptic.json").read_text())
-    assert [i["id"] for i in coco["images"]] == ["p1"]
+    assert [i["file_name"] for i in coco["images"]] == ["p1.png"]
     assert (tmp_path / "o/p0.json").is_file()
 
 
@@ -393,7 +394,7 @@ def test_folders_in_folders(
     assert cli.main(run) == 0
     assert (tmp_path / "o/b/c/p0.json").is_file()
     coco = json.loads((tmp_path / "o/panoptic.json").read_text())
-    assert coco["images"][0] == {"id": "b/c/p0", "file_name": "b/c/p0.png", "height": 60, "width": 96}
+    assert coco["images"][0] == {"id": 1, "file_name": "b/c/p0.png", "height": 60, "width": 96}
     assert (tmp_path / "o/panoptic" / coco["annotations"][0]["file_name"]).is_file()
 
 

@@ -88,8 +88,8 @@ def test_every_format(label_bundle: Path, photo: Path, tmp_path: Path) -> None:
         assert np.asarray(image)[60, 4] == 0
     coco = json.loads((tmp_path / "o/panoptic.json").read_text())
     assert [c["name"] for c in coco["categories"]] == ["red", "green", "blue", "white"]
-    assert coco["images"] == [{"id": "photo", "file_name": "photo.png", "height": 64, "width": 96}]
-    assert coco["annotations"][0]["image_id"] == "photo"
+    assert coco["images"] == [{"id": 1, "file_name": "photo.png", "height": 64, "width": 96}]
+    assert coco["annotations"][0]["image_id"] == 1
 
 
 def test_folder_with_broken_images(
