@@ -58,7 +58,7 @@ def labelme_document(result: PanopticResult, image_path: str, tolerance: float) 
                 "label": segment.label,
                 "points": ring.tolist(),
                 "group_id": segment.id if len(rings) > 1 else None,
-                "description": "" if math.isnan(segment.score) else f"score {segment.score:.3f}",
+                "description": _description(segment),
                 "shape_type": "polygon",
                 "flags": {},
                 "mask": None,
@@ -89,7 +89,10 @@ def cvat_image(result: PanopticResult, file_name: str, tolerance: float) -> str:
         for ring in rings:
             points = ";".join(f"{x:.2f},{y:.2f}" for x, y in ring)
             label = _attribute(segment.label)
-            lines.append(f'<polygon label={label} source="auto" occluded="0" points="{points}" z_order="0"{group}/>')
+            source = "manual" if segment.corrected else "auto"
+            lines.append(
+                f'<polygon label={label} source="{source}" occluded="0" points="{points}" z_order="0"{group}/>'
+            )
     return "\n".join([*lines, "</image>"])
 
 
@@ -118,4 +121,12 @@ def _attribute(text: str) -> str:
 
 def _printable(text: str) -> str:
     """The text without the control characters that XML cannot hold."""
-    return "".join(c for c in text if c >= " " and c not in "\ufffe\uffff" and not "\ud800" <= c <= "\udfff")
+    return "".join(
+        c for c in text if (c >= " " or c in "\t\n\r") and c not in "\ufffe\uffff" and not "\ud800" <= c <= "\udfff"
+    )
+
+
+def _description(segment: Segment) -> str:
+    if segment.corrected:
+        return "corrected"
+    return "" if math.isnan(segment.score) else f"score {segment.score:.3f}"

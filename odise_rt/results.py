@@ -58,8 +58,9 @@ class Segment:
     class_index: int
     """Position of the class in the vocabulary."""
     score: float
-    """Probability of the class in [0, 1]; of joined stuff masks, the best one's; if unknown, that of the best word. NaN
-    where there is none: a class of a semantic map, drawn as a segment, is the sum of many masks."""
+    """Probability of the class in [0, 1]; of joined stuff masks, the best one's; if unknown, that of the best word; 1
+    where a person chose the name. NaN where there is none: a class of a semantic map, drawn as a segment, is the sum of
+    many masks."""
     area: int
     """Number of pixels."""
     box: Box
@@ -73,6 +74,8 @@ class Segment:
     masks, the best one's."""
     track_id: int | None = None
     """In a video: the same number for the same thing, or the same stuff class, in every frame."""
+    corrected: bool = False
+    """Whether a person chose the name."""
 
     def to_dict(self, explain: bool = False) -> dict[str, Any]:
         """Plain JSON types; with ``candidates`` if they are asked for."""
@@ -88,6 +91,8 @@ class Segment:
         }
         if self.track_id is not None:
             data["track_id"] = self.track_id
+        if self.corrected:
+            data["corrected"] = True
         return data | {"candidates": [c.to_dict() for c in self.candidates]} if explain else data
 
 
@@ -293,6 +298,7 @@ class PanopticResult:
                 "iscrowd": 0,
                 "area": s.area,
                 "bbox": [s.box[0], s.box[1], s.box[2] - s.box[0], s.box[3] - s.box[1]],
+                **({"corrected": True} if s.corrected else {}),
             }
             | ({} if math.isnan(s.score) else {"score": round(s.score, 6)})
             for s in self.segments

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from odise_rt.demo.views import colours, download, shown_as
+from odise_rt.demo.views import colours, download, on_top, shown_as
 from odise_rt.files import json_bytes
 from odise_rt.interchange import cvat_document
-from odise_rt.result_files import COCO_FILE
+from odise_rt.result_files import COCO_FILE, coco_image_ids
 from odise_rt.visualize import overlay
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ class Drawn:
 
     @property
     def shown(self) -> PanopticResult:
-        """The result with what is shown as its segments, made anew on each access."""
+        """The result with what is to be seen of each segment, made anew on each access."""
         controls = self.controls
-        return shown_as(self.result, controls.mode, controls.least_score, controls.corrections)
+        return on_top(shown_as(self.result, controls.mode, controls.least_score, controls.corrections))
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,10 @@ def _coco(drawn: Drawn) -> bytes:
     """``panoptic.json`` and its PNG as `odise-rt segment --format coco` lays them out, in one archive."""
     name = PurePath(drawn.picture.name).stem
     result = drawn.shown
-    coco = result.to_coco_panoptic(name, f"{name}.png")
+    (number,) = coco_image_ids([name]).values()
+    coco = result.to_coco_panoptic(number, f"{name}.png")
     size = {"height": result.size[0], "width": result.size[1]}
-    images = [{"id": name, "file_name": drawn.picture.name, **size}]
+    images = [{"id": number, "file_name": drawn.picture.name, **size}]
     data = {"images": images, "annotations": [coco["annotation"]], "categories": coco["categories"]}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -95,8 +96,9 @@ def _labelme(drawn: Drawn) -> bytes:
 
 
 def _cvat(drawn: Drawn) -> bytes:
-    image = drawn.shown.to_cvat(drawn.picture.name)
-    return "".join(cvat_document([image], drawn.result.vocabulary)).encode()
+    shown = drawn.shown
+    image = shown.to_cvat(drawn.picture.name)
+    return "".join(cvat_document([image], shown.vocabulary)).encode()
 
 
 FORMATS = {

@@ -18,10 +18,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from odise_rt.demo.corrections import NONE, Corrections
 from odise_rt.demo.downloads import FORMATS, Drawn
 from odise_rt.demo.examples import Example
 from odise_rt.demo.pictures import SEMANTIC_LONG_EDGE, SHOWN_LONG_EDGE, BoundedCache, Picture, PictureStore
-from odise_rt.demo.views import Correction, view
+from odise_rt.demo.views import view
 from odise_rt.errors import ImageError, InputError, OptionsError, VocabularyError
 from odise_rt.image_run import MaskProposals
 from odise_rt.options import OUTPUTS, Output, SegmentOptions
@@ -95,18 +96,23 @@ class Controls:
     """Segments whose best word is below this are called unknown; 0: never."""
     least_score: float = 0.0
     """Instances below this are not shown."""
-    corrections: tuple[Correction, ...] = ()
-    """Names that the visitor chose for segments of this picture."""
+    corrections: Corrections = NONE
+    """Made by hand in the result of ``words``,"""
+    other_corrections: Corrections = NONE
+    """and in that of ``other``."""
 
     def __post_init__(self) -> None:
         if self.mode not in OUTPUTS:
             raise OptionsError(f"the mode is {self.mode!r}: expected one of {', '.join(OUTPUTS)}")
         if not 0 <= self.least_score <= 1:
             raise OptionsError(f"the least score is {self.least_score!r}: expected a number in [0, 1]")
-        if not all(0 <= x < 1 and 0 <= y < 1 for x, y, _ in self.corrections):
-            raise OptionsError("the place of a corrected name is outside of the picture: expected shares in [0, 1)")
-        if sum(len(label) + 1 for *_, label in self.corrections) > MAX_TEXT:
-            raise OptionsError(f"the corrected names are longer than {MAX_TEXT:,} characters: reload the page")
+        for made in (self.corrections, self.other_corrections):
+            if not all(0 <= x < 1 and 0 <= y < 1 for x, y, _ in made.places):
+                raise OptionsError(
+                    "the place of a corrected segment is outside of the picture: expected shares in [0, 1)"
+                )
+            if sum(len(word or "") + 1 for word in (*made.words, *(label for *_, label in made.places))) > MAX_TEXT:
+                raise OptionsError(f"the corrected names are longer than {MAX_TEXT:,} characters: reload the page")
 
     def options(self) -> SegmentOptions:
         """For the runtime."""
@@ -212,7 +218,9 @@ class Workbench:
             self.segmenter.prepare(vocabulary)
             embedded = time.perf_counter()
             beside = controls.words if views else None
-            views.append(self._view(picture, proposals, dataclasses.replace(controls, words=words, other=None), beside))
+            made = controls.other_corrections if views else controls.corrections
+            alone = dataclasses.replace(controls, words=words, other=None, corrections=made, other_corrections=NONE)
+            views.append(self._view(picture, proposals, alone, beside))
             words_seconds += embedded - start
             names_seconds += time.perf_counter() - embedded
         times = {"network": sum(proposals.seconds.values()), "words": words_seconds, "names": names_seconds}

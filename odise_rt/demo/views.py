@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from odise_rt import rle
+from odise_rt.demo.corrections import NONE, Corrections, corrected, joined
 from odise_rt.options import Output
 from odise_rt.postprocessing import boxes_and_areas
 from odise_rt.results import Candidate, Instance, PanopticResult, Segment
@@ -24,12 +25,8 @@ MAX_SHOWN_INSTANCES = 50
 """More overlapping masks than this are a picture of nothing."""
 
 
-Correction = tuple[float, float, str]
-"""A place in the picture, as shares of its width and height, and what the segment there is called."""
-
-
 def shown_as(
-    result: PanopticResult, mode: Output, least_score: float = 0.0, corrections: Iterable[Correction] = ()
+    result: PanopticResult, mode: Output, least_score: float = 0.0, corrections: Corrections = NONE
 ) -> PanopticResult:
     """A result with what one mode shows as its segments.
 
@@ -37,35 +34,31 @@ def shown_as(
         result: with the output that ``mode`` needs.
         mode: ``"panoptic"``: the segments as they are. ``"semantic"``: one segment for each class that owns a pixel;
             such a segment is the sum of many masks, so its score is NaN. ``"instance"``: the best objects, drawn
-            over each other with the best on top.
+            over each other with the best on top; ``instances`` are then those of the segments, in their order, and the
+            ones without a pixel on top come last.
         least_score: instances below it are left out.
-        corrections: names that a visitor chose in place of the best ones; later ones win.
+        corrections: made by hand; semantic maps have none.
     """
+    return joined(_separate(result, mode, least_score, corrections))[0]
+
+
+def _separate(result: PanopticResult, mode: Output, least_score: float, corrections: Corrections) -> PanopticResult:
+    """As :func:`shown_as`, but what a visitor called by the name of stuff is still a segment of its own."""
     if mode == "semantic":
         return _semantic(result)
+    unknown = _unknown_class(result)
     if mode == "instance":
-        result = _instances(result, shown_instances(result, least_score))
-    return _corrected(result, corrections)
+        return _stacked(corrected(_instances(result, least_score), corrections, unknown))
+    return corrected(dataclasses.replace(result, instances=None), corrections, unknown)
 
 
-def _corrected(result: PanopticResult, corrections: Iterable[Correction]) -> PanopticResult:
-    """Segments are known by a place in them, as their numbers change with thresholds and size; names that are not among
-    a segment's candidates, as those of another vocabulary, change nothing."""
-    segments = list(result.segments)
-    height, width = result.size
-    for x, y, label in corrections:
-        owner = int(result.segment_map[int(y * height), int(x * width)])
-        chosen = next((c for c in segments[owner - 1].candidates if c.label == label), None) if owner else None
-        if chosen is not None:
-            segments[owner - 1] = dataclasses.replace(
-                segments[owner - 1],
-                label=label,
-                class_index=chosen.class_index,
-                score=chosen.score,
-                isthing=result.vocabulary[chosen.class_index].isthing,
-                unknown=False,
-            )
-    return dataclasses.replace(result, segments=tuple(segments))
+def on_top(shown: PanopticResult) -> PanopticResult:
+    """What :func:`shown_as` gave, for formats in which a pixel belongs to one segment: each has the area and box of
+    what is to be seen of it, and those of which nothing is are not there."""
+    boxes, areas = boxes_and_areas(shown.segment_map, len(shown.segments))
+    measured = zip(shown.segments, boxes, areas, strict=True)
+    segments = tuple(dataclasses.replace(s, box=box, area=area) for s, box, area in measured if area)
+    return dataclasses.replace(shown, segments=segments, instances=None)
 
 
 def shown_instances(result: PanopticResult, least_score: float) -> list[Instance]:
@@ -95,11 +88,10 @@ def _semantic(result: PanopticResult) -> PanopticResult:
     return dataclasses.replace(result, segment_map=segment_map, segments=segments)
 
 
-def _instances(result: PanopticResult, instances: list[Instance]) -> PanopticResult:
-    segment_map = np.zeros(result.size, np.int32)
+def _instances(result: PanopticResult, least_score: float) -> PanopticResult:
+    """The best objects as segments, not drawn yet."""
+    instances = shown_instances(result, least_score)
     unknown = _unknown_class(result)
-    for identifier in range(len(instances), 0, -1):
-        segment_map[instances[identifier - 1].mask] = identifier
     segments = tuple(
         Segment(
             i,
@@ -114,7 +106,25 @@ def _instances(result: PanopticResult, instances: list[Instance]) -> PanopticRes
         )
         for i, instance in enumerate(instances, 1)
     )
-    return dataclasses.replace(result, segment_map=segment_map, segments=segments)
+    return dataclasses.replace(result, segments=segments, instances=tuple(instances))
+
+
+def _stacked(result: PanopticResult) -> PanopticResult:
+    """Instances drawn over each other with the first on top, and numbered: first those of which something is seen."""
+    assert result.instances is not None
+    segment_map = np.zeros(result.size, np.int32)
+    for number in range(len(result.instances), 0, -1):
+        segment_map[result.instances[number - 1].mask] = number
+    seen = np.bincount(segment_map.ravel(), minlength=len(result.instances) + 1)[1:] > 0
+    order = [*np.flatnonzero(seen).tolist(), *np.flatnonzero(~seen).tolist()]
+    table = np.zeros(len(order) + 1, np.int32)
+    table[np.array(order, int) + 1] = np.arange(1, len(order) + 1)
+    return dataclasses.replace(
+        result,
+        segment_map=table[segment_map],
+        segments=tuple(dataclasses.replace(result.segments[k], id=i) for i, k in enumerate(order, 1)),
+        instances=tuple(result.instances[k] for k in order),
+    )
 
 
 def _unknown_class(result: PanopticResult) -> int | None:
@@ -144,7 +154,7 @@ def view(
     least_score: float,
     training_vocabulary: Collection[str],
     beside: Vocabulary | None = None,
-    corrections: Iterable[Correction] = (),
+    corrections: Corrections = NONE,
 ) -> dict[str, Any]:
     """Everything that the page draws of one result, as plain JSON types.
 
@@ -154,38 +164,50 @@ def view(
         least_score: for instances.
         training_vocabulary: to mark the names that were seen in training.
         beside: the first vocabulary of a comparison, for the second's colours.
-        corrections: of names.
+        corrections: made by hand.
 
     Returns:
         ``map`` (``width``, ``height``, and the owners of pixels row by row as run lengths: ``ids``, ``lengths``; 0 is
-        nobody) and ``regions``, largest first.
+        nobody), ``regions``, largest first, and ``words``, the names of all classes.
     """
-    shown = shown_as(result, mode, least_score, corrections)
-    seen = result.vocabulary.seen(training_vocabulary)
+    separate = _separate(result, mode, least_score, corrections)
+    shown, parts = joined(separate)
+    seen = shown.vocabulary.seen(training_vocabulary)
     places = label_places(shown.segment_map, len(shown.segments))
+    places_of_parts = label_places(separate.segment_map, len(separate.segments))
     height, width = shown.size
     regions: list[dict[str, Any]] = []
-    for segment, colour, place in zip(shown.segments, colours(shown, beside), places, strict=True):
+    for segment, colour, place, ids in zip(shown.segments, colours(shown, beside), places, parts, strict=True):
+        inside = filter(None, (places_of_parts[i - 1] for i in ids))
         regions.append(
             {
                 "id": segment.id,
                 "label": segment.label,
                 "score": None if math.isnan(segment.score) else round(segment.score, 4),
+                "corrected": segment.corrected,
                 "share": segment.area / (height * width),
                 "thing": segment.isthing,
                 "unknown": segment.unknown,
                 "seen": bool(seen[segment.class_index]) and not segment.unknown,
                 "colour": "#{:02x}{:02x}{:02x}".format(*colour),
                 "ink": ink(colour),
-                "place": None if place is None else [(place[1] + 0.5) / width, (place[0] + 0.5) / height],
+                "place": None if place is None else _share(place, shown.size),
+                "parts": [_share(spot, shown.size) for spot in inside],
                 "names": [_name(candidate, bool(seen[candidate.class_index])) for candidate in segment.candidates],
             }
         )
     if mode == "instance":
-        for region, instance in zip(regions, shown_instances(result, least_score), strict=True):
+        assert shown.instances is not None
+        for region, instance in zip(regions, shown.instances, strict=True):
             region["mask"] = runs(instance.mask)
     regions.sort(key=lambda region: -region["share"])
-    return {"map": {"width": width, "height": height, **runs(shown.segment_map)}, "regions": regions}
+    drawn = {"width": width, "height": height, **runs(shown.segment_map)}
+    return {"map": drawn, "regions": regions, "words": list(shown.vocabulary.names)}
+
+
+def _share(place: tuple[int, int], size: tuple[int, int]) -> list[float]:
+    """The middle of a pixel (row, column) as shares of the width and height."""
+    return [(place[1] + 0.5) / size[1], (place[0] + 0.5) / size[0]]
 
 
 def _name(candidate: Candidate, seen: bool) -> dict[str, Any]:
@@ -208,7 +230,7 @@ def runs(values: np.ndarray) -> dict[str, list[int]]:
 
 
 def download(
-    result: PanopticResult, mode: Output, least_score: float, picture: str, corrections: Iterable[Correction] = ()
+    result: PanopticResult, mode: Output, least_score: float, picture: str, corrections: Corrections = NONE
 ) -> dict[str, Any]:
     """The JSON that visitors download: segments as shown, with masks and best names, the words and how it was made.
 
@@ -217,7 +239,7 @@ def download(
         mode: what is shown.
         least_score: for instances; others are not in the file.
         picture: name of the image file.
-        corrections: of names.
+        corrections: made by hand.
     """
     shown = shown_as(result, mode, least_score, corrections)
     data = dataclasses.replace(shown, instances=None, semantic_map=None).to_dict(rle_masks=True, explain=True)
@@ -225,7 +247,8 @@ def download(
         for segment in data["segments"]:
             del segment["score"], segment["candidates"]
     if mode == "instance":  # masks overlap: whole ones, not what is left of them on the map
-        for segment, instance in zip(data["segments"], shown_instances(result, least_score), strict=True):
+        assert shown.instances is not None
+        for segment, instance in zip(data["segments"], shown.instances, strict=True):
             segment["rle"] = rle.encode(instance.mask)
         data["least_score"] = least_score
-    return {"image": picture, "mode": mode, **data, "vocabulary": result.vocabulary.to_dict()["classes"]}
+    return {"image": picture, "mode": mode, **data, "vocabulary": shown.vocabulary.to_dict()["classes"]}

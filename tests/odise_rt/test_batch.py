@@ -489,7 +489,7 @@ def test_panoptic_set_is_consistent(label_bundle: Path, photos: Path, tmp_path: 
             s["category_id"] for s in annotation["segments_info"] if not categories[s["category_id"]]["isthing"]
         ]
         assert len(seen_stuff) == len(set(seen_stuff))
-        coded_masks = json.loads((tmp_path / f"o/{annotation['image_id']}.rle.json").read_text())
+        coded_masks = json.loads((tmp_path / f"o/{Path(annotation['file_name']).stem}.rle.json").read_text())
         for entry in coded_masks:
             assert np.array_equal(rle.decode(entry["segmentation"]), ids == entry["segment_id"])
 

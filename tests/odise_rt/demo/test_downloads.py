@@ -40,13 +40,23 @@ def test_coco(file: Callable[[str], bytes]) -> None:
         assert archive.namelist() == ["panoptic.json", "panoptic/my.colours.png"]
         data = json.loads(archive.read("panoptic.json"), parse_constant=no_constant)
         ids = np.asarray(Image.open(io.BytesIO(archive.read("panoptic/my.colours.png"))))[..., 0]
-    assert data["images"] == [{"id": "my.colours", "file_name": "my.colours.png", "height": 64, "width": 96}]
+    assert data["images"] == [{"id": 1, "file_name": "my.colours.png", "height": 64, "width": 96}]
     (annotation,) = data["annotations"]
-    assert annotation["image_id"] == "my.colours"
+    assert annotation["image_id"] == 1
     assert annotation["file_name"] == "my.colours.png"
     names = {c["id"]: c["name"] for c in data["categories"]}
     assert [names[s["category_id"]] for s in annotation["segments_info"]] == labels(file)
-    assert {s["id"] for s in annotation["segments_info"]} >= set(np.unique(ids)) - {0}
+    on_top = {int(i): ids == i for i in np.unique(ids) if i}
+    assert {s["id"]: s["area"] for s in annotation["segments_info"]} == {i: mask.sum() for i, mask in on_top.items()}
+    for info in annotation["segments_info"]:
+        left, top, width, height = info["bbox"]
+        rows, columns = np.nonzero(on_top[info["id"]])
+        assert (left, top, left + width - 1, top + height - 1) == (
+            columns.min(),
+            rows.min(),
+            columns.max(),
+            rows.max(),
+        )
     assert ids.shape == (64, 96)
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from odise_rt import ImageError, InputError, OptionsError, Segmenter, SegmentOptions, Vocabulary, VocabularyError
 from odise_rt.demo import session
+from odise_rt.demo.corrections import Corrections
 from odise_rt.demo.examples import find_examples
 from odise_rt.demo.pictures import PictureStore
 from odise_rt.demo.session import Controls, Words, Workbench, clean_name
@@ -123,14 +124,29 @@ def test_corrected_names_are_shown_and_downloaded(
     red = next(region for region in regions if region["label"] == "red")
     kept = [region["label"] for region in regions if region is not red]
     for names in (["blue"], ["green", "blue"], ["blue", "no candidate"]):
-        corrections = tuple((*red["place"], name) for name in names)
+        corrections = Corrections(tuple((*red["place"], name) for name in names))
         state = bench.show(picture, dataclasses.replace(controls, corrections=corrections))["views"][0]
         renamed = next(region for region in state["regions"] if region["place"] == red["place"])
         assert renamed["label"] == "blue"
-        assert renamed["score"] == next(c["score"] for c in red["names"] if c["label"] == "blue")
+        assert (renamed["score"], renamed["corrected"]) == (1, True)
         assert sorted(region["label"] for region in state["regions"]) == sorted([*kept, "blue"])
         document = json.loads(bench.file(picture, state["key"], "json"))
         assert sorted(s["label"] for s in document["segments"]) == sorted([*kept, "blue"])
+
+
+def test_corrections_are_those_of_one_result_of_a_comparison(
+    bench: Workbench, colours: np.ndarray, encode: Encode
+) -> None:
+    picture = bench.add(encode(colours), "colours.png")
+    controls = Controls(COLOURS, other=COLOURS)
+    red = next(r for r in bench.show(picture, controls)["views"][0]["regions"] if r["label"] == "red")
+    made = Corrections(((*red["place"], "blue"),))
+    assert labels(bench.show(picture, dataclasses.replace(controls, corrections=made)), 1) == labels(
+        bench.show(picture, Controls(COLOURS))
+    )
+    state = bench.show(picture, dataclasses.replace(controls, other_corrections=made))
+    assert "red" in labels(state, 0)
+    assert "red" not in labels(state, 1)
 
 
 @pytest.mark.parametrize("mode", ["panoptic", "semantic", "instance"])
@@ -257,9 +273,11 @@ def test_controls_are_checked(bench: Workbench, colours: np.ndarray, encode: Enc
     with pytest.raises(OptionsError, match="least score"):
         Controls(COLOURS, least_score=2.0)
     with pytest.raises(OptionsError, match="outside of the picture"):
-        Controls(COLOURS, corrections=((0.5, 1.0, "red"),))
+        Controls(COLOURS, corrections=Corrections(((0.5, 1.0, "red"),)))
     with pytest.raises(OptionsError, match="corrected names are longer"):
-        Controls(COLOURS, corrections=((0.5, 0.5, "red"),) * 5001)
+        Controls(COLOURS, other_corrections=Corrections(((0.5, 0.5, "red"),) * 5001))
+    with pytest.raises(OptionsError, match="corrected names are longer"):
+        Controls(COLOURS, corrections=Corrections(words=("x" * 20_000,)))
     with pytest.raises(OptionsError, match="overlap_threshold"):
         bench.show(bench.add(encode(colours), "a.png"), Controls(COLOURS, overlap_threshold=7.0))
 
