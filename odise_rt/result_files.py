@@ -138,7 +138,7 @@ def coco_image_ids(names: Iterable[str]) -> dict[str, int]:
         names: of the images, each once: paths without the files' endings.
     """
     stems = {name: PurePosixPath(name).name for name in names}
-    digits = {name: int(stem) for name, stem in stems.items() if re.fullmatch(r"[0-9]{1,18}", stem)}
+    digits = {name: int(stem) for name, stem in stems.items() if re.fullmatch(r"[0-9]{1,15}", stem)}
     times = Counter(digits.values())
     own = {name: number for name, number in digits.items() if times[number] == 1}
     taken = set(own.values())

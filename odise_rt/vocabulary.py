@@ -58,6 +58,8 @@ REGION_NOUNS = frozenset(
 UNKNOWN = "unknown"
 """Name of the class of masks that no word fits; see :attr:`Vocabulary.with_unknown`."""
 
+GIVE_LISTS = "give lists by themselves (each its own --vocab; Vocabulary.load; vocabulary_name)"
+"""An advice in messages, which a page puts in its own words."""
 MAX_WORDS = 200_000
 MAX_WORD_CHARACTERS = 1_000
 MAX_FILE_BYTES = 64 << 20
@@ -162,8 +164,7 @@ class Vocabulary:
             if draft.kind is None and all(map(_is_source, draft.words)):
                 raise VocabularyError(
                     f"among words {', '.join(draft.words)!r} would be a word, and it is the name of a built-in list or "
-                    "a file: give lists by themselves (each its own --vocab; Vocabulary.load; vocabulary_name), or "
-                    f"write 'thing: {draft.words[0]}' for the word"
+                    f"a file: {GIVE_LISTS}, or write 'thing: {draft.words[0]}' for the word"
                 )
         return cls(_merge_names(drafts))
 

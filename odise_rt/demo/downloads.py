@@ -13,6 +13,7 @@ from odise_rt.demo.views import colours, download, on_top, shown_as
 from odise_rt.files import json_bytes
 from odise_rt.interchange import cvat_document
 from odise_rt.result_files import COCO_FILE, coco_image_ids
+from odise_rt.results import coco_categories
 from odise_rt.visualize import overlay
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Format:
     """In place of that of the picture's file."""
     media_type: str
     make: Callable[[Drawn], bytes]
+    in_menu: bool = True
+    """Others are parts from which the page makes files of several pictures."""
 
 
 def _png(image: Image.Image) -> bytes:
@@ -77,18 +80,25 @@ def _result(drawn: Drawn) -> bytes:
 
 def _coco(drawn: Drawn) -> bytes:
     """``panoptic.json`` and its PNG as `odise-rt segment --format coco` lays them out, in one archive."""
-    name = PurePath(drawn.picture.name).stem
-    result = drawn.shown
-    (number,) = coco_image_ids([name]).values()
-    coco = result.to_coco_panoptic(number, f"{name}.png")
-    size = {"height": result.size[0], "width": result.size[1]}
-    images = [{"id": number, "file_name": drawn.picture.name, **size}]
-    data = {"images": images, "annotations": [coco["annotation"]], "categories": coco["categories"]}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(COCO_FILE, _json(data))
-        archive.writestr(f"panoptic/{name}.png", _png(coco["png"]))
+        archive.writestr(COCO_FILE, _coco_document(drawn))
+        archive.writestr(f"panoptic/{PurePath(drawn.picture.name).stem}.png", _ids(drawn))
     return buffer.getvalue()
+
+
+def _coco_document(drawn: Drawn) -> bytes:
+    name = PurePath(drawn.picture.name).stem
+    (number,) = coco_image_ids([name]).values()
+    result = drawn.shown
+    annotation = result.coco_annotation(number, f"{name}.png")
+    size = {"height": result.size[0], "width": result.size[1]}
+    images = [{"id": number, "file_name": drawn.picture.name, **size}]
+    return _json({"images": images, "annotations": [annotation], "categories": coco_categories(result.vocabulary)})
+
+
+def _ids(drawn: Drawn) -> bytes:
+    return _png(drawn.shown.to_png())
 
 
 def _labelme(drawn: Drawn) -> bytes:
@@ -103,10 +113,11 @@ def _cvat(drawn: Drawn) -> bytes:
 
 FORMATS = {
     "overlay": Format("Overlay (PNG)", ".overlay.png", "image/png", _overlay),
-    "json": Format("All of it (JSON)", ".json", "application/json", _result),
+    "json": Format("All of it (JSON)", ".odise.json", "application/json", _result),
     "coco": Format("COCO panoptic (ZIP)", ".coco.zip", "application/zip", _coco),
-    "labelme": Format("LabelMe (JSON)", ".labelme.json", "application/json", _labelme),
+    "labelme": Format("LabelMe (JSON)", ".json", "application/json", _labelme),
     "cvat": Format("CVAT (XML)", ".cvat.xml", "application/xml", _cvat),
-    "png": Format("Segment ids (PNG)", ".panoptic.png", "image/png", lambda drawn: _png(drawn.shown.to_png())),
+    "png": Format("Segment ids (PNG)", ".panoptic.png", "image/png", _ids),
+    "coco-document": Format("COCO panoptic (JSON)", ".coco.json", "application/json", _coco_document, in_menu=False),
 }
-"""By their names in addresses; in the menu's order."""
+"""By their names in addresses; in the menu's order. LabelMe looks for the annotations of ``a.jpg`` in ``a.json``."""

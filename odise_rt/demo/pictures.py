@@ -33,6 +33,10 @@ MAX_ENLARGEMENT = 4
 Value = TypeVar("Value")
 
 
+class GoneError(InputError):
+    """A picture or a result that is not, or no longer, in memory."""
+
+
 class BoundedCache(Generic[Value]):
     """The values used last, at most ``size`` of them; threads may share it."""
 
@@ -83,6 +87,11 @@ class Picture:
         height, width = self.size
         scale = min(long_edge / max(height, width), MAX_ENLARGEMENT)
         return max(1, round(height * scale)), max(1, round(width * scale))
+
+    @property
+    def described(self) -> dict[str, str | int]:
+        """For the page."""
+        return {"token": self.token, "name": self.name, "height": self.size[0], "width": self.size[1]}
 
     @property
     def nbytes(self) -> int:
@@ -149,18 +158,23 @@ class PictureStore:
             owner: session that uses it from now on, if any.
 
         Raises:
-            InputError: it is not, or no longer, in memory.
+            GoneError: it is not, or no longer, in memory.
         """
         with self._lock:
             picture = self._pictures.get(token)
             if picture is None:
-                raise InputError("this picture is no longer in the server's memory: drop it again")
+                raise GoneError("this picture is no longer in the server's memory: drop it again")
             picture.used = self._clock()
             if owner is not None:
                 picture.owner = owner
             self._pictures.move_to_end(token)
             self._tidy(picture)
             return picture
+
+    def remove(self, token: str) -> None:
+        """Drop a picture, if it is here."""
+        with self._lock:
+            self._pictures.pop(token, None)
 
     def forget(self, owner: str) -> None:
         """Drop every picture of a visitor."""

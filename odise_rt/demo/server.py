@@ -16,27 +16,22 @@ import socket
 import tempfile
 import urllib.parse
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from odise_rt.demo.downloads import FORMATS
-from odise_rt.errors import ImageError, InputError, MissingPackageError, OdiseError
+from odise_rt.demo.routes import picture_routes
+from odise_rt.errors import MissingPackageError, OdiseError
 from odise_rt.files import json_bytes
 from odise_rt.listening import WRONG_HOST, is_answered, is_no_cut, server_url
 
 if TYPE_CHECKING:
     import fastapi
 
-    from odise_rt.demo.pictures import Picture
     from odise_rt.demo.session import Workbench
 
 logger = logging.getLogger(__name__)
 
-MAX_UPLOAD_BYTES = 48 << 20
-"""Largest file that may be sent."""
 GRACE_SECONDS = 2
 """How long running requests may take to finish when the server stops."""
-_NAME_HEADER = "x-odise-picture"
 # Gradio compiles its templates in the browser ('unsafe-eval') and starts from inline scripts; all else is ours alone.
 CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -89,7 +84,7 @@ def create_app(bench: Workbench, port: int, hosts: Collection[str] = ()) -> fast
 
     async def build() -> fastapi.FastAPI:
         app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        _add_routes(app, bench)
+        app.router.routes += picture_routes(bench)
         app.add_middleware(_Guard, hosts=hosts)
         mounted: fastapi.FastAPI = gradio.mount_gradio_app(
             app,
@@ -117,68 +112,6 @@ def _prepare_environment() -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_RUN_HISTORY"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
-
-
-def _add_routes(app: fastapi.FastAPI, bench: Workbench) -> None:
-    from starlette.concurrency import run_in_threadpool
-    from starlette.requests import ClientDisconnect, Request
-    from starlette.responses import JSONResponse, Response
-    from starlette.routing import Route
-
-    async def add_picture(request: Request) -> Response:
-        name = request.headers.get(_NAME_HEADER)
-        if name is None:
-            return JSONResponse({"error": f"the header {_NAME_HEADER} is missing: it holds the file's name"}, 400)
-        data = bytearray()
-        try:
-            async for chunk in request.stream():
-                data += chunk
-                if len(data) > MAX_UPLOAD_BYTES:
-                    message = f"The file is larger than {MAX_UPLOAD_BYTES >> 20} MiB: scale the picture down"
-                    return JSONResponse({"error": message}, 413)
-        except ClientDisconnect:
-            return Response(status_code=400)  # to nobody
-        try:
-            picture = await run_in_threadpool(bench.add, bytes(data), urllib.parse.unquote(name))
-        except ImageError as exc:
-            return JSONResponse({"error": str(exc)}, 422)
-        return JSONResponse({"token": picture.token}, 201)
-
-    def send(request: Request, make: Callable[[Picture], Response]) -> Response:
-        try:
-            return make(bench.store.get(request.path_params["token"]))
-        except InputError as exc:
-            return JSONResponse({"error": str(exc)}, 404)
-
-    # Not coroutines: the server runs them in threads, so that drawing a large picture holds up nobody.
-    def shown(request: Request) -> Response:
-        headers = {"cache-control": "private, max-age=3600"}
-        return send(request, lambda picture: Response(picture.shown, media_type="image/jpeg", headers=headers))
-
-    def download(request: Request) -> Response:
-        key, kind = request.path_params["key"], request.path_params["kind"]
-
-        def file(picture: Picture) -> Response:
-            content = bench.file(picture, key, kind)
-            # The two results of a comparison must not have one name.
-            side = f".{request.query_params['side']}" if request.query_params.get("side") in ("A", "B") else ""
-            name = f"{PurePath(picture.name).stem}{side}{FORMATS[kind].suffix}"
-            headers = {"cache-control": "private, no-store", "content-disposition": attachment(name)}
-            return Response(content, media_type=FORMATS[kind].media_type, headers=headers)
-
-        return send(request, file)
-
-    app.router.routes += [
-        Route("/odise/pictures", add_picture, methods=["POST"]),
-        Route("/odise/pictures/{token}/shown.jpg", shown),
-        Route("/odise/pictures/{token}/{key}/{kind}", download),
-    ]
-
-
-def attachment(name: str) -> str:
-    """A Content-Disposition header for a download, for names in any script (RFC 6266)."""
-    plain = "".join(c if c.isascii() and (c.isalnum() or c in "._- ") else "_" for c in name)
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{urllib.parse.quote(name)}"
 
 
 class _Guard:

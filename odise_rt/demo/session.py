@@ -21,7 +21,7 @@ from typing import Any
 from odise_rt.demo.corrections import NONE, Corrections
 from odise_rt.demo.downloads import FORMATS, Drawn
 from odise_rt.demo.examples import Example
-from odise_rt.demo.pictures import SEMANTIC_LONG_EDGE, SHOWN_LONG_EDGE, BoundedCache, Picture, PictureStore
+from odise_rt.demo.pictures import SEMANTIC_LONG_EDGE, SHOWN_LONG_EDGE, BoundedCache, GoneError, Picture, PictureStore
 from odise_rt.demo.views import view
 from odise_rt.errors import ImageError, InputError, OptionsError, VocabularyError
 from odise_rt.image_run import MaskProposals
@@ -30,7 +30,7 @@ from odise_rt.preprocessing import load_image
 from odise_rt.private_words import keep_words_out_of_the_log
 from odise_rt.results import PanopticResult
 from odise_rt.segmenter import Segmenter
-from odise_rt.vocabulary import BUILTIN, Vocabulary
+from odise_rt.vocabulary import BUILTIN, GIVE_LISTS, Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,10 @@ def _parsed(words: Words) -> Vocabulary:
     if text.lower() in BUILTIN:
         parts.insert(0, Vocabulary.builtin(text.lower()))
     elif text or not parts:
-        parts.insert(0, Vocabulary.parse(text))
+        try:
+            parts.insert(0, Vocabulary.parse(text))
+        except VocabularyError as exc:
+            raise VocabularyError(str(exc).replace(GIVE_LISTS, "tick the list below the field")) from exc
     total = parts[0]
     for part in parts[1:]:
         total = total + part
@@ -225,12 +228,7 @@ class Workbench:
             names_seconds += time.perf_counter() - embedded
         times = {"network": sum(proposals.seconds.values()), "words": words_seconds, "names": names_seconds}
         return {
-            "picture": {
-                "token": picture.token,
-                "name": picture.name,
-                "height": picture.size[0],
-                "width": picture.size[1],
-            },
+            "picture": picture.described,
             "mode": controls.mode,
             "views": views,
             "times": {key: round(seconds, 4) for key, seconds in times.items()} | {"ran": ran},
@@ -267,7 +265,8 @@ class Workbench:
             kind: of :data:`odise_rt.demo.downloads.FORMATS`.
 
         Raises:
-            InputError: ``key`` is of no view that was shown lately, or there is no such format.
+            GoneError: ``key`` is of no view that was shown lately.
+            InputError: there is no such format.
         """
         if kind not in FORMATS:
             raise InputError(f"there is no format {kind!r}: expected one of {', '.join(FORMATS)}")
@@ -279,7 +278,7 @@ class Workbench:
     def _recipe(self, picture: Picture, key: str) -> tuple[Controls, Words | None]:
         recipe = self._recipes.get(f"{picture.token} {key}")
         if recipe is None:
-            raise InputError("this result is no longer in the server's memory: change a setting to make it anew")
+            raise GoneError("this result is no longer in the server's memory: change a setting to make it anew")
         return recipe
 
     def _name(self, picture: Picture, controls: Controls) -> PanopticResult:

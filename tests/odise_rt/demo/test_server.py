@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ pytest.importorskip("gradio", reason="Requires: the extra demo")
 from starlette.testclient import TestClient
 
 from odise_rt import Segmenter
-from odise_rt.demo import page, server
+from odise_rt.demo import page, routes, server
 from odise_rt.demo.examples import find_examples
 from odise_rt.demo.pictures import PictureStore
 from odise_rt.demo.session import Controls, Words, Workbench
@@ -26,7 +26,20 @@ from odise_rt.demo.session import Controls, Words, Workbench
 Encode = Callable[..., bytes]
 HOME = "http://127.0.0.1:7860"
 HOSTS = ("localhost", "127.0.0.1", "demo.example")
-SETTINGS = ("red; green; blue; stuff: white", [], False, "", [], "panoptic", 0.0, 0.8, 0.3, 0.7, 0.0, 0.3)
+SETTINGS: dict[str, Any] = {
+    "words": "red; green; blue; stuff: white",
+    "lists": [],
+    "compare": False,
+    "other_words": "",
+    "other_lists": [],
+    "mode": "panoptic",
+    "object_mask_threshold": 0.0,
+    "overlap_threshold": 0.8,
+    "clip_weight_seen": 0.3,
+    "clip_weight_unseen": 0.7,
+    "unknown": 0.0,
+    "least_score": 0.3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +100,7 @@ def test_pictures_in_and_results_out(
     assert png.headers["cache-control"] == "private, no-store"
     result = client.get(f"/odise/pictures/{token}/{key}/json")
     assert {s["label"] for s in result.json()["segments"]} == {"red", "blue"}
-    for side, name in (("?side=B", "Stra_e _.B.json"), ("?side=../x", "Stra_e _.json")):
+    for side, name in (("?side=B", "Stra_e _.B.odise.json"), ("?side=../x", "Stra_e _.odise.json")):
         named = client.get(f"/odise/pictures/{token}/{key}/json{side}").headers["content-disposition"]
         assert f'filename="{name}"' in named
     assert client.get(f"/odise/pictures/{token}/{key}/gif").status_code == 404
@@ -107,7 +120,7 @@ def test_files_that_are_no_pictures(client: TestClient, bench: Workbench, colour
 
 
 def test_large_uploads_are_cut_off(client: TestClient, bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MAX_UPLOAD_BYTES", 1 << 20)
+    monkeypatch.setattr(routes, "MAX_UPLOAD_BYTES", 1 << 20)
     pulled = []
 
     def endless() -> Iterator[bytes]:
@@ -234,88 +247,158 @@ def test_page_offers_no_api(client: TestClient) -> None:
     assert info["unnamed_endpoints"] == {}
 
 
-# ---- what the events of the page do ----------------------------------------------------------------------------------
+# ---- masks and names -------------------------------------------------------------------------------------------------
+
+NOTHING = {"places": [], "words": []}
 
 
-def event(**data: Any) -> Any:
-    return SimpleNamespace(_data=data)
+def masks(client: TestClient, token: str, visitor: str = "visitor") -> Any:
+    return client.post("/odise/masks", json={"visitor": visitor, "token": token})
 
 
-VISITOR: Any = SimpleNamespace(session_hash="visitor")
+def name(client: TestClient, token: str, by_hand: Any = (NOTHING, NOTHING), **settings: Any) -> Any:
+    asked = {"visitor": "visitor", "token": token, "settings": SETTINGS | settings, "by_hand": by_hand}
+    return client.post("/odise/names", json=asked)
 
 
-def find(bench: Workbench, **data: Any) -> Any:
-    return page._on_find(bench)(event(**data), VISITOR).props["found"]
+def labels(answer: Any, index: int = 0) -> set[str]:
+    assert answer.status_code == 200, answer.text
+    return {region["label"] for region in answer.json()["views"][index]["regions"]}
 
 
-def name(bench: Workbench, token: str, *settings: Any, **data: Any) -> tuple[Any, Any]:
-    """What the page is told, and what its field for words gets."""
-    return page._on_name(bench)(event(token=token, **data), VISITOR, *settings)
-
-
-@pytest.mark.parametrize("words", ["", page.STARTING_WORDS])
-def test_example_brings_its_words(bench: Workbench, words: str) -> None:
-    token = find(bench, example=0)["token"]
+def test_masks_then_names(client: TestClient, bench: Workbench, colours: np.ndarray, encode: Encode) -> None:
+    token = send(client, encode(colours)).json()["token"]
+    first = masks(client, token).json()
+    assert first == {"picture": {"token": token, "name": "colours.png", "height": 64, "width": 96}, "ran": True}
+    assert not masks(client, token).json()["ran"]
     assert bench.store.get(token).owner == "visitor"
-    state, brought = name(bench, token, words, *SETTINGS[1:], example=0)
-    assert brought == bench.examples[0].words
-    assert state["picture"]["name"] == bench.examples[0].path.name
-    assert state["views"][0]["classes"] == len(brought.splitlines())
-
-
-def test_example_leaves_words_of_the_visitor(bench: Workbench) -> None:
-    state, brought = name(bench, find(bench, example=0)["token"], *SETTINGS, example=0)
-    assert state["views"][0]["classes"] == 4
-    assert brought == {"__type__": "update"}
-
-
-def test_masks_then_names(bench: Workbench, colours: np.ndarray, encode: Encode) -> None:
-    token = bench.add(encode(colours), "a.png").token
-    assert find(bench, token=token)["ran"]
-    assert not find(bench, token=token)["ran"]
-    state, _ = name(bench, token, *SETTINGS)
-    assert {r["label"] for r in state["views"][0]["regions"]} == {"red", "green", "blue", "white"}
-    again, _ = name(bench, token, "crimson", ["coco"], True, "sky", [], "semantic", *SETTINGS[6:])
-    assert [v["classes"] for v in again["views"]] == [134, 1]
+    assert labels(name(client, token)) == {"red", "green", "blue", "white"}
+    again = name(
+        client, token, words="crimson", lists=["coco"], compare=True, other_words="sky", mode="semantic", least_score=1
+    )
+    assert [view["classes"] for view in again.json()["views"]] == [134, 1]
     assert bench.network_runs == 1
 
 
-def test_forgotten_picture_is_told(bench: Workbench, colours: np.ndarray, encode: Encode) -> None:
-    token = bench.add(encode(colours), "a.png").token
-    find(bench, token=token)
-    page._on_unload(bench)(VISITOR)
-    gone, _ = name(bench, token, *SETTINGS)
-    assert gone["error"] == "This picture is no longer in the server's memory: drop it again"
-    assert gone["gone"], "so that the page sends it again when it is chosen"
+def test_examples(client: TestClient, bench: Workbench) -> None:
+    answer = client.post("/odise/examples/0")
+    assert answer.status_code == 201
+    assert bench.store.get(answer.json()["token"]).name == bench.examples[0].path.name
+    assert client.post("/odise/examples/99").status_code == 422
+    assert client.post("/odise/examples/zero").status_code == 404
 
 
-def test_events_answer_errors_in_words(
-    bench: Workbench, colours: np.ndarray, encode: Encode, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+def test_corrections_come_with_the_question(
+    client: TestClient, bench: Workbench, colours: np.ndarray, encode: Encode
 ) -> None:
-    token = bench.add(encode(colours), "a.png").token
-    state, _ = name(bench, token, "", *SETTINGS[1:])
-    assert state["error"].startswith("The vocabulary is empty")
-    assert "gone" not in state, "words alone mend it"
-    for chosen in ({}, {"token": "x"}, {"example": 99}, {"example": "zero"}):
-        assert "error" in find(bench, **chosen)
+    token = send(client, encode(colours)).json()["token"]
+    regions = {r["label"]: r for r in name(client, token).json()["views"][0]["regions"]}
+    places = [[*regions["red"]["place"], ""], [*regions["green"]["place"], "fire engine"]]
+    answer = name(client, token, [{"places": places, "words": ["fire engine"]}, NOTHING])
+    assert labels(answer) == {"fire engine", "blue", "white"}
+    outside = name(client, token, [NOTHING, {"places": [[0.5, 1.0, "red"]], "words": []}])
+    assert (outside.status_code, outside.json()["error"][:30]) == (422, "The place of a corrected segme")
+
+
+def test_forgotten_pictures_are_told_apart(
+    client: TestClient, bench: Workbench, colours: np.ndarray, encode: Encode
+) -> None:
+    kept, removed, left = (send(client, encode(colours)).json()["token"] for _ in range(3))
+    for token, visitor in ((kept, "another"), (left, "visitor")):
+        assert masks(client, token, visitor).status_code == 200
+    assert client.delete(f"/odise/pictures/{removed}").status_code == 204
+    assert client.delete("/odise/pictures/nobody").status_code == 204
+    assert client.post("/odise/leave", json={"visitor": "visitor"}).status_code == 204
+    for token in (removed, left):
+        for gone in (name(client, token), masks(client, token)):
+            assert gone.status_code == 404, "so that the page sends it again"
+            assert gone.json()["error"] == "This picture is no longer in the server's memory: drop it again"
+    assert labels(name(client, kept)) == {"red", "green", "blue", "white"}
+
+
+def test_errors_are_answered_in_words(
+    client: TestClient, bench: Workbench, colours: np.ndarray, encode: Encode, caplog: Any, monkeypatch: Any
+) -> None:
+    token = send(client, encode(colours)).json()["token"]
+    empty = name(client, token, words="")
+    assert (empty.status_code, empty.json()["error"][:23]) == (422, "The vocabulary is empty")
+    listed = name(client, token, words="coco; dog").json()["error"]
+    assert "tick the list below the field" in listed
+    assert "--vocab" not in listed
+    assert "Vocabulary.load" not in listed
     monkeypatch.setattr(bench.segmenter, "find_masks", lambda *_: 1 / 0)
-    state = find(bench, token=token)
-    assert "unexpected error" in state["error"]
-    assert "division" not in state["error"], "what is inside stays inside"
+    bench.store.get(token).proposals = None
+    failed = masks(client, token)
+    assert failed.status_code == 500
+    assert "unexpected error" in failed.json()["error"]
+    assert "division" not in failed.json()["error"], "what is inside stays inside"
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_comparison_waits_for_words(bench: Workbench, colours: np.ndarray, encode: Encode) -> None:
-    token = bench.add(encode(colours), "a.png").token
-    state, _ = name(bench, token, "red", [], True, " \n", [], *SETTINGS[5:])
-    assert len(state["views"]) == 1
-    assert "error" not in state
-    state, _ = name(bench, token, "red", [], True, "", ["coco"], *SETTINGS[5:])
-    assert [view["classes"] for view in state["views"]] == [1, 133]
+def test_questions_that_nobody_asked(client: TestClient, bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = [b"", b"[]", b"{}", b"[" * 100_000, b"\xff"]
+    wrong += [b'{"visitor": 1, "token": "x"}', b'{"visitor": "a", "token": "x", "more": 1}']
+    for content in wrong:
+        answer = client.post("/odise/masks", content=content)
+        assert answer.status_code == 422, content[:20]
+        assert "reload the page" in answer.json()["error"]
+    for settings in (
+        {"mode": "all"},
+        {"unknown": float("inf")},
+        {"lists": [1]},
+        {"words": None},
+        {"overlap_threshold": 2},
+    ):
+        body = json.dumps({"visitor": "v", "token": "x", "settings": SETTINGS | settings, "by_hand": [NOTHING] * 2})
+        assert client.post("/odise/names", content=body).status_code == 422, settings
+    monkeypatch.setattr(routes, "MAX_QUESTION_BYTES", 1 << 10)
+    assert client.post("/odise/masks", content=b" " * 2000).status_code == 413
 
 
-def test_same_answer_twice_still_differs(bench: Workbench, colours: np.ndarray, encode: Encode) -> None:
-    token = bench.add(encode(colours), "a.png").token
-    first, second = (name(bench, token, "", *SETTINGS[1:])[0] for _ in range(2))
-    assert first["error"] == second["error"]
-    assert first != second, "Gradio passes on what changed, and the page waits for an answer"
+def test_comparison_waits_for_words(client: TestClient, bench: Workbench, colours: np.ndarray, encode: Encode) -> None:
+    token = send(client, encode(colours)).json()["token"]
+    answer = name(client, token, compare=True, other_words=" \n")
+    assert len(answer.json()["views"]) == 1
+    answer = name(client, token, compare=True, other_lists=["coco"])
+    assert [view["classes"] for view in answer.json()["views"]] == [4, 133]
+
+
+def test_only_so_many_wait_and_nobody_works_for_those_who_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "MAX_WAITING", 2)
+
+    class Visit:
+        def __init__(self, gone: bool = False) -> None:
+            self.gone = gone
+
+        async def is_disconnected(self) -> bool:
+            return self.gone
+
+    async def tried() -> None:
+        turns, begun, done = routes.Turns(1), [], asyncio.Event()
+
+        async def work(number: int, gone: bool = False) -> None:
+            async with turns.one(Visit(gone)):  # type: ignore[arg-type]
+                begun.append(number)
+                await done.wait()
+
+        tasks = [asyncio.create_task(work(number, gone=number == 1)) for number in range(4)]
+        await asyncio.sleep(0.01)
+        assert begun == [0]
+        done.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert begun == [0, 2]
+        assert [getattr(result, "status", None) for result in results] == [None, 400, None, 503]
+        await work(4)
+        assert begun[-1] == 4, "the room is free again"
+
+    asyncio.run(tried())
+
+
+def test_page_has_all_its_parts(client: TestClient) -> None:
+    config = client.get("/config").json()
+    (stage,) = [c for c in config["components"] if c["props"].get("elem_id") == "stage"]
+    script = stage["props"]["js_on_load"]
+    for part in page.SCRIPTS:
+        assert (page.ASSETS / part).read_text(encoding="utf-8") in script
+    assert sorted(page.SCRIPTS) == sorted(path.name for path in page.ASSETS.glob("*.js"))
+    assert [d for d in config["dependencies"] if d["backend_fn"]] == [], "Gradio reloads a page that loses one"
