@@ -151,6 +151,8 @@ def segment(args: argparse.Namespace) -> int:
     job = _job(args)
     inputs = find_inputs(args.images, args.recursive, results=args.out)
     keys = job.keys(inputs, Bundle.open(bundle, verify=False).digest)
+    if args.out.exists() and not args.out.is_dir():
+        raise OptionsError(f"--out {args.out} is a file: name a folder, which is made if it is missing")
     args.out.mkdir(parents=True, exist_ok=True)
     with RunLog(args.out) as log, _stopped_by_sigterm(), _own_limit_only():
         pending = inputs if args.overwrite else job.pending(inputs, keys, log)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from odise_rt.errors import OdiseError, OptionsError
+from odise_rt.errors import ImageError, OdiseError, OptionsError
 from odise_rt.inputs import is_image
 from odise_rt.preprocessing import load_image
 from odise_rt.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent / "assets" / "examples"
 MAX_EXAMPLES = 12
@@ -40,16 +43,25 @@ class Example:
 def find_examples(folder: Path | None) -> list[Example]:
     """The first ``MAX_EXAMPLES`` pictures of a folder by name; ``None``: the package's own.
 
+    Pictures that cannot be used are left out, with a warning.
+
     Raises:
-        OptionsError: the folder holds no picture, or one of its files cannot be used.
+        OptionsError: the folder holds no picture that can be used, or words of one cannot be used.
     """
     root = FOLDER if folder is None else folder
     if not root.is_dir():
         raise OptionsError(f"--examples {root} is not a folder: name one that holds pictures")
-    paths = sorted(filter(is_image, root.iterdir()))[:MAX_EXAMPLES]
-    if not paths:
-        raise OptionsError(f"--examples {root} holds no picture: expected files ending in .jpg, .png, .webp, …")
-    return [_read(path) for path in paths]
+    found: list[Example] = []
+    for path in sorted(filter(is_image, root.iterdir())):
+        try:
+            found.append(_read(path))
+        except ImageError as exc:
+            logger.warning("left out of the examples: %s", exc)
+        if len(found) == MAX_EXAMPLES:
+            break
+    if not found:
+        raise OptionsError(f"--examples {root} holds no picture that can be used: expected .jpg, .png, .webp, …")
+    return found
 
 
 def _read(path: Path) -> Example:

@@ -92,6 +92,15 @@ def test_every_format(label_bundle: Path, photo: Path, tmp_path: Path) -> None:
     assert coco["annotations"][0]["image_id"] == 1
 
 
+def test_out_that_is_a_file(
+    label_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "o").write_text("mine")
+    assert segment(label_bundle, photo, "--vocab", WORDS, "--out", tmp_path / "o") == 1
+    assert "o is a file: name a folder" in capsys.readouterr().err
+    assert (tmp_path / "o").read_text() == "mine"
+
+
 def test_folder_with_broken_images(
     label_bundle: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,12 +86,13 @@ def test_labelme(result: PanopticResult) -> None:
 
 
 def test_cvat(result: PanopticResult) -> None:
-    images = [result.to_cvat(name, tolerance=0) for name in ("a.png", 'sub/"quoted" & <b>.png')]
+    names = ["a.png", 'sub/"quoted" & <b>.png', "two\nlines\tand\r.png"]
+    images = [result.to_cvat(name, tolerance=0) for name in names]
     root = ElementTree.fromstring("".join(cvat_document(images, result.vocabulary)))
     assert root.findtext("version") == "1.1"
     assert [n.text for n in root.findall("./meta/task/labels/label/name")] == ["red", "green", "blue", "white"]
     found = root.findall("image")
-    assert [(i.get("id"), i.get("name")) for i in found] == [("0", "a.png"), ("1", 'sub/"quoted" & <b>.png')]
+    assert [(i.get("id"), i.get("name")) for i in found] == [(str(i), name) for i, name in enumerate(names)]
     assert (found[0].get("height"), found[0].get("width")) == ("64", "96")
     for segment in result.segments:
         polygons = [

@@ -12,7 +12,7 @@ function makeDownloads(state, side) {
   for (const { kind, title } of props.formats) formats.append(new Option(title, kind, false, kind === format));
   formats.addEventListener("change", () => (format = formats.value));
   const one = makeButton("download", "Download", () => saving(() => saveOne(current, state, side, formats.value)));
-  const all = makeButton("download all", "All as ZIP", () => saving((mine) => saveAll(side, formats.value, mine)));
+  const all = makeButton("download-all", "All as ZIP", () => saving((mine) => saveAll(side, formats.value, mine)));
   one.setAttribute("aria-label", `Download the result${of}`);
   all.setAttribute("aria-label", `Download the results of all pictures${of} as one ZIP file`);
   all.title = "All pictures as one ZIP file, with what is set now";
@@ -60,11 +60,12 @@ async function saveOne(picture, state, side, kind) {
 async function renewed(picture, set = settings()) {
   for (let attempt = 1; ; attempt += 1) {
     await ready(picture);
+    const { token } = picture;
     try {
       return await askNames(picture, set);
     } catch (error) {
       if (!error.gone || attempt > 1) throw error;
-      sendAgain(picture);
+      sendAgain(picture, token);
     }
   }
 }

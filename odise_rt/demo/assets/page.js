@@ -34,7 +34,6 @@ find(".banner-close").addEventListener("click", () => complain(""));
 function busy(text) {
   find(".busy").hidden = !text;
   find(".busy-text").textContent = text || "";
-  root.setAttribute("aria-busy", text ? "true" : "false");
 }
 
 // what goes on beside what is shown stands in its toolbar.

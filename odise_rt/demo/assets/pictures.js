@@ -93,7 +93,9 @@ async function ready(picture) {
   if (picture.state === "failed") throw new Error(picture.problem);
 }
 
-function sendAgain(picture) {
+// The server has forgotten the picture of a token; two questions may have found that out.
+function sendAgain(picture, token) {
+  if (picture.token !== token) return;
   Object.assign(picture, { state: "waiting", step: "Waiting …", token: "" });
   ahead = Math.max(1, ahead >> 1);
 }
@@ -112,6 +114,7 @@ async function name() {
   askAgain = asking !== null;
   if (asking) return;
   const picture = (asking = chosen);
+  const { token } = picture;
   changed = false;
   tell();
   try {
@@ -121,7 +124,7 @@ async function name() {
     if (picture === chosen) show(answer, picture);
   } catch (error) {
     if (error.gone && !picture.goneBefore) {
-      sendAgain(picture); // but not for ever
+      sendAgain(picture, token); // but not for ever
       picture.goneBefore = true;
     } else if (error.gone) {
       fail(picture, error.message);
@@ -134,6 +137,7 @@ async function name() {
   root.dataset.answer = Number(root.dataset.answer || 0) + 1;
   work();
   if (askAgain || picture !== chosen) name();
+  else look();
   tell();
 }
 
@@ -175,6 +179,7 @@ function tell() {
   const waits = chosen && chosen.state !== "ready" && chosen.state !== "failed";
   busy(waits ? chosen.step : asking && chosen !== current ? "Naming …" : "");
   find(".stop").hidden = !exporting;
+  root.setAttribute("aria-busy", String(Boolean(waits || asking)));
   if (exporting) aside(exporting.text);
   else if (!asking || chosen !== current) aside("");
   else patience = setTimeout(() => aside("Naming …"), PATIENCE);

@@ -87,14 +87,14 @@ let lookAtAnswer = false;
 // Sent by the page when something was set.
 window.addEventListener("odise-set", ({ detail }) => {
   if (detail === "typed" || !chosen) return; // typing alone asks for nothing
-  lookAtAnswer = detail === "applied" && oneColumn.matches;
+  lookAtAnswer ||= detail === "applied" && oneColumn.matches;
   changed = true;
   complain("");
   if (chosen.state === "failed") choose(chosen);
-  else name().then(look);
+  else name();
 });
 function look() {
-  if (!lookAtAnswer || asking) return;
+  if (!lookAtAnswer) return;
   lookAtAnswer = false;
   (find(".banner").hidden ? find(".work") : find(".banner")).scrollIntoView({ block: "start" });
 }

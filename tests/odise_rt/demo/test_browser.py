@@ -14,12 +14,15 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.parse
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -167,15 +170,22 @@ def open_page(browser: Any, demo: Demo) -> Iterator[Callable[..., Any]]:
         if message.type == "error" and "/odise/" not in message.location["url"]:
             failures.append(message.text)
 
-    def opened(width: int = 1400, height: int = 950, dark: bool = False, url: str = demo.url) -> Any:
-        scheme = "dark" if dark else "light"
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    def opened(
+        width: int = 1400, height: int = 950, dark: bool = False, phone: bool = False, forced: bool = False
+    ) -> Any:
+        context = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+            forced_colors="active" if forced else "none",
+            has_touch=phone,
+            is_mobile=phone,
+        )
         contexts.append(context)
         page = context.new_page()
         page.on("request", lambda request: hosts.add(urllib.parse.urlsplit(request.url).netloc))
         page.on("pageerror", lambda error: failures.append(str(error)))
         page.on("console", note)
-        visit(page, url)
+        visit(page, demo.url)
         return page
 
     opened.failures = failures  # type: ignore[attr-defined]
@@ -500,17 +510,17 @@ def picture(name: str, side: int = 256) -> dict[str, Any]:
     return {"name": name, "mimeType": "image/png", "buffer": buffer.getvalue()}
 
 
-def give(page: Any, event: str, *files: dict[str, Any]) -> None:
-    """Drop or paste files onto the stage."""
+def give(page: Any, event: str, *files: dict[str, Any], onto: str = ".stage") -> None:
+    """Drop or paste files."""
     page.evaluate(
-        """([event, files]) => {
+        """([event, files, onto]) => {
             const data = new DataTransfer();
             for (const [name, type, bytes] of files) data.items.add(new File([new Uint8Array(bytes)], name, { type }));
             const options = { bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data };
             const made = event === "drop" ? new DragEvent(event, options) : new ClipboardEvent(event, options);
-            document.querySelector(".stage").dispatchEvent(made);
+            document.querySelector(onto).dispatchEvent(made);
         }""",
-        [event, [[file["name"], file["mimeType"], list(file["buffer"])] for file in files]],
+        [event, [[file["name"], file["mimeType"], list(file["buffer"])] for file in files], onto],
     )
 
 
@@ -555,7 +565,7 @@ def test_several_pictures_at_once(open_page: Callable[..., Any], demo: Demo) -> 
     page.wait_for_function("!document.querySelector('.pictures-place').textContent.includes('work')")
     assert page.inner_text(".picture-name") == "a.png", "others do not push aside what is looked at"
     assert states(page) == ["ready", "failed", "ready"]
-    assert page.inner_text(".pictures-place") == "1 of 3"
+    assert page.inner_text(".pictures-place") == "1 of 3, 1 failed"
     page.click(".picture >> nth=1")
     page.wait_for_selector(".banner:visible")
     assert "notes.txt is not an image" in page.inner_text(".banner-text")
@@ -584,6 +594,351 @@ def test_picture_that_the_server_forgot_is_sent_again(browser: Any, tiny_bundle:
         page.click(".previous")
         wait_until_named(page, "a.png")
         assert small.network_runs == 3
+
+
+def downloaded(page: Any, act: Callable[[], Any]) -> tuple[str, bytes]:
+    """The name and content of the file that something downloads."""
+    with page.expect_download() as started:
+        act()
+    return started.value.suggested_filename, Path(started.value.path()).read_bytes()
+
+
+def forget(page: Any) -> None:
+    """Let the server forget every picture of the page, as it does of one that was not looked at for an hour."""
+    page.evaluate(
+        """() => Promise.all(Array.from(document.querySelectorAll('.photo'), (photo) =>
+            fetch(photo.src.replace('/shown.jpg', ''), { method: 'DELETE' })))"""
+    )
+
+
+def test_network_works_near_the_chosen_picture_alone(open_page: Callable[..., Any], demo: Demo) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    runs = demo.network_runs
+    page.set_input_files(".stage .file", [picture(f"{number:02}.png", 32) for number in range(40)])
+    wait_until_named(page, "00.png")
+    page.wait_for_function("document.querySelector('.pictures-place').textContent === '1 of 40'")
+    assert states(page) == ["ready"] * 21 + ["waiting"] * 19
+    assert demo.network_runs == runs + 21
+    for number in range(1, 40):
+        after(page, lambda: page.click(".next"))
+        assert page.inner_text(".picture-name") == f"{number:02}.png"
+    assert demo.network_runs == runs + 40, "once for every picture"
+    page.wait_for_function("document.querySelector('.pictures-place').textContent === '40 of 40'")
+    assert 20 <= states(page).count("ready") <= 28, "and the server keeps those that are near"
+
+
+def test_download_of_a_forgotten_picture(open_page: Callable[..., Any], demo: Demo) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    upload(page)
+    runs = demo.network_runs
+    forget(page)
+    name, content = downloaded(page, lambda: page.click(".download"))
+    assert name == "example.overlay.png"
+    assert content.startswith(b"\x89PNG")
+    assert demo.network_runs == runs + 1
+    page.route("**/overlay", lambda route: route.fulfill(status=500, body=json.dumps({"error": "No."})))
+    page.click(".download")
+    page.wait_for_selector(".banner:visible")
+    assert page.inner_text(".banner-text") == "No."
+
+
+def test_all_pictures_in_one_file(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    notes = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hello"}
+    page.set_input_files(
+        ".stage .file", [picture("a.png"), picture("000139.jpg"), notes, picture("Ünï.png", 200), picture("a.png", 64)]
+    )
+    wait_until_named(page, "a.png")
+    page.wait_for_function("!document.querySelector('.pictures-place').textContent.includes('work')")
+    page.locator(".legend .row", has_text="peacock").click()
+    page.fill(".other-name", "fire engine")
+    after(page, lambda: page.press(".other-name", "Enter"))
+    page.select_option(".format", "coco")
+    name, content = downloaded(page, lambda: page.click(".download-all"))
+    assert name == "odise_rt.coco.zip"
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.testzip() is None
+        coco = json.loads(archive.read("panoptic.json"))
+        assert [(i["id"], i["file_name"], i["width"]) for i in coco["images"]] == [
+            (1, "a.png", 256),
+            (139, "000139.jpg", 256),
+            (2, "Ünï.png", 200),
+            (3, "a.png", 64),
+        ]
+        assert [a["image_id"] for a in coco["annotations"]] == [1, 139, 2, 3]
+        assert [a["file_name"] for a in coco["annotations"]] == ["a.png", "000139.png", "Ünï.png", "a (2).png"]
+        names = {c["id"]: c["name"] for c in coco["categories"]}
+        found = [{names[s["category_id"]] for s in a["segments_info"]} for a in coco["annotations"]]
+        assert "fire engine" in found[0] - found[1]
+        for annotation in coco["annotations"]:
+            ids = np.asarray(Image.open(io.BytesIO(archive.read(f"panoptic/{annotation['file_name']}")))).astype(int)
+            found_ids = np.unique(ids @ [1, 256, 65536], return_counts=True)
+            areas = {i: n for i, n in zip(*map(np.ndarray.tolist, found_ids), strict=True) if i}
+            assert {s["id"]: s["area"] for s in annotation["segments_info"]} == areas
+    page.select_option(".format", "cvat")
+    with zipfile.ZipFile(io.BytesIO(downloaded(page, lambda: page.click(".download-all"))[1])) as archive:
+        images = ElementTree.fromstring(archive.read("cvat.xml")).findall("image")
+        assert [(i.get("id"), i.get("name")) for i in images][:2] == [("0", "a.png"), ("1", "000139.jpg")]
+        assert len(images) == 4
+    page.select_option(".format", "labelme")
+    with zipfile.ZipFile(io.BytesIO(downloaded(page, lambda: page.click(".download-all"))[1])) as archive:
+        assert archive.namelist() == ["a.json", "000139.json", "Ünï.json", "a (2).json"]
+
+
+def test_names_and_pictures_outlast_the_server(browser: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    port = free_port()
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+    with visited(browser, Demo(tiny_bundle, folders[0], "--port", str(port))) as (first, page):
+        page.fill("#words-a textarea", WORDS)
+        upload(page)
+        page.locator(".legend .row", has_text="peacock").click()
+        after(page, lambda: page.locator(".choice", has_text="umbrella").click())
+        first.stop(signal.SIGKILL)
+        slide(page, "#overlap", 0.7)
+        assert "cannot be reached" in page.inner_text(".banner-text")
+        second = Demo(tiny_bundle, folders[1], "--port", str(port))
+        try:
+            after(page, lambda: page.click("#apply"))
+            assert "umbrella" in names(page)
+            assert page.inner_text(".picture-name") == "example.jpg"
+            assert not page.is_visible(".banner")
+        finally:
+            second.stop()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def test_leaving_with_pictures_asks_first(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    asked: list[str] = []
+    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+    after(page, lambda: page.click(".stage .example >> nth=0"))
+    page.reload()
+    page.wait_for_selector(".stage .drop")
+    assert asked == [], "an example is at hand again"
+    page.click(".drop-title", trial=True)
+    upload(page)
+    page.click(".picture-name")  # browsers ask only of who has touched the page
+    page.reload()
+    assert asked == ["beforeunload"]
+
+
+def test_corrections_belong_to_one_side_of_a_comparison(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    page.fill("#words-b textarea", WORDS) if page.is_visible("#words-b") else None
+    upload(page)
+    after(page, lambda: page.check("#compare input"))
+    type_words(page, WORDS, "#words-b")
+    for side, name in ((0, "umbrella"), (1, "robot")):
+        view = page.locator(".view").nth(side)
+        view.locator(".legend .row", has_text="peacock").click()
+        view.locator(".other-name").fill(name)
+        after(page, lambda view=view: view.locator(".other-name").press("Enter"))  # type: ignore[misc]
+    assert "umbrella" in names(page, 0) - names(page, 1)
+    assert "robot" in names(page, 1) - names(page, 0)
+
+
+def test_segment_gets_a_typed_name_is_left_out_and_put_back(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    upload(page)
+    rows = legend(page)
+    page.locator(".legend .row", has_text="peacock").click()
+    page.fill(".other-name", "  fire engine ")
+    page.mouse.move(*centre(page.locator(".frame")))
+    assert page.input_value(".other-name") == "  fire engine ", "the pointer does not take it away"
+    after(page, lambda: page.press(".other-name", "Enter"))
+    assert ("fire engine", "✎") in [row[:2] for row in legend(page)]
+    assert page.inner_text(".row:focus .name") == "fire engine"
+    type_words(page, WORDS + "\nstuff: snow")
+    assert "fire engine" in names(page), "whatever words there are"
+    assert page.inner_text(".legend .row[aria-selected=true] .name") == "fire engine"
+    after(page, lambda: page.click(".leave-out"))
+    assert "fire engine" not in names(page)
+    assert len(legend(page)) == len(rows) - 1
+    page.select_option(".format", "json")
+    content = json.loads(downloaded(page, lambda: page.click(".download"))[1])
+    assert {s["label"] for s in content["segments"]} == names(page)
+    after(page, lambda: page.click(".put-back"))
+    assert "peacock" in names(page), "with the name that the network gave it"
+    assert not page.is_visible(".put-back")
+
+
+def centre(locator: Any) -> tuple[float, float]:
+    box = locator.bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_keys_name_leave_out_undo_and_walk(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    page.set_input_files(".stage .file", [picture("a.png"), picture("b.png", 200)])
+    wait_until_named(page, "a.png")
+    rows = legend(page)
+    page.focus(".legend .row >> nth=2")
+    other = page.locator(".choice").nth(2).inner_text()
+    after(page, lambda: page.keyboard.press("3"))
+    assert other in names(page)
+    after(page, lambda: page.keyboard.press("z"))
+    assert legend(page) == rows
+    assert page.inner_text(".row:focus .name") == rows[2][0]
+    after(page, lambda: page.keyboard.press("Delete"))
+    assert [row[0] for row in legend(page)] == [row[0] for row in rows[:2] + rows[3:]]
+    assert page.inner_text(".row:focus .name") == rows[3][0], "the focus stays in the list"
+    after(page, lambda: page.keyboard.press("n"))
+    assert page.inner_text(".picture-name") == "b.png"
+    assert page.inner_text(".row:focus .name") == legend(page)[0][0]
+    assert downloaded(page, lambda: page.keyboard.press("d"))[0] == "b.overlay.png"
+    after(page, lambda: page.keyboard.press("ArrowLeft"))
+    assert page.inner_text(".picture-name") == "a.png"
+    page.focus(".other-name") if page.is_visible(".other-name") else page.focus("#words-a textarea")
+    page.keyboard.press("n")
+    page.wait_for_timeout(300)
+    assert page.inner_text(".picture-name") == "a.png", "fields take letters as such"
+
+
+def test_tab_leads_from_a_row_to_its_names_and_the_list_is_one_stop(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    page.set_input_files(".stage .file", [picture(f"{name}.png", 64) for name in "abc"])
+    wait_until_named(page, "a.png")
+    page.wait_for_function("document.querySelector('.pictures-place').textContent === '1 of 3'")
+    page.focus(".legend .row >> nth=0")
+    row = page.inner_text(".row:focus .name")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "choice"
+    assert page.inner_text(".legend .row[aria-selected=true] .name") == row
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate("document.activeElement.className").startswith("row")
+    assert page.locator(".picture[tabindex='0']").count() == 1
+    page.focus(".picture >> nth=0")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("End")
+    assert page.get_attribute(".picture:focus", "aria-label") == "c.png, ready"
+    assert page.inner_text(".picture-name") == "a.png", "only looked at"
+    page.keyboard.press("Enter")
+    wait_until_named(page, "c.png")
+    page.focus(".next")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.className") == "step next", "the focus does not fall off"
+    assert page.get_attribute(".next", "aria-disabled") == "true"
+
+
+def test_files_dropped_anywhere_and_folders(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    give(page, "drop", picture("a.png", 64), onto=".controls")
+    wait_until_named(page, "a.png")
+    page.evaluate(
+        """() => {
+            const photo = () => fetch(document.querySelector('.photo').src).then((answer) => answer.blob());
+            const file = (name, type) => ({
+                name, isDirectory: false,
+                file: (done) => photo().then((blob) => done(new File([blob], name, { type }))),
+            });
+            const folder = (name, entries) => ({ name, isDirectory: true, createReader: () => {
+                const parts = [entries.slice(0, 1), entries.slice(1), []];
+                return { readEntries: (done) => done(parts.shift()) };
+            } });
+            const pictures = ['10.jpg', '9.jpg'].map((name) => file(name, 'image/jpeg'));
+            const more = folder('more', [file('z.jpg', 'image/jpeg')]);
+            const inside = [more, ...pictures, file('notes.txt', 'text/plain')];
+            DataTransferItem.prototype.webkitGetAsEntry = () => folder('shots', inside);
+        }"""
+    )
+    give(page, "drop", picture("shots", 64))
+    wait_until_named(page, "9.jpg")
+    labels = [item.get_attribute("title") for item in page.locator(".picture").all()]
+    assert labels == ["a.png", "9.jpg", "10.jpg", "z.jpg"]
+
+
+def test_file_that_cannot_be_read_is_no_dead_server(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.evaluate("() => { File.prototype.arrayBuffer = () => Promise.reject(new DOMException('', 'NotFoundError')); }")
+    page.set_input_files(".stage .file", [picture("shots", 64), picture("b.png", 64)])
+    page.wait_for_function("document.querySelector('.pictures-place').textContent.includes('2 failed')")
+    assert "cannot be read: it may be a folder" in page.inner_text(".banner-text")
+    assert "shots cannot be read" in page.get_attribute(".picture >> nth=0", "aria-label")
+
+
+def test_picture_is_shown_without_names_if_the_words_cannot_be_used(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", "coco; dog")
+    upload(page)
+    assert "tick the list below the field" in page.inner_text(".banner-text")
+    assert page.inner_text(".picture-name") == "example.jpg"
+    assert page.evaluate("document.querySelector('.photo').naturalWidth") == 256
+    type_words(page, WORDS)
+    assert {"sky", "stone"} <= names(page)
+
+
+def test_phone(open_page: Callable[..., Any]) -> None:
+    page = open_page(390, 844, phone=True)
+    page.fill("#words-a textarea", WORDS)
+    assert page.inner_text(".drop-title").strip() == "Choose pictures"
+    upload(page)
+    order = page.evaluate(
+        "document.querySelector('.stage-column').compareDocumentPosition(document.querySelector('.controls'))"
+    )
+    assert order == 4, "the controls follow, for the eye and the keyboard"
+    assert page.locator(".details").bounding_box()["height"] < 100
+    page.evaluate("document.querySelector('#apply').scrollIntoView()")
+    after(page, lambda: page.tap("#apply"))
+    page.wait_for_timeout(300)
+    assert 0 <= page.locator(".picture-name").bounding_box()["y"] < 200
+    page.fill("#words-a textarea", "")
+    after(page, lambda: page.tap("#apply"))
+    page.wait_for_timeout(300)
+    assert 0 <= page.locator(".banner").bounding_box()["y"] < 200
+
+
+def test_label_of_the_chosen_segment_is_plain(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    upload(page)
+    page.locator(".legend .row", has_text="peacock").click()
+    page.mouse.move(5, 5)
+    shown = {
+        tag.inner_text(): float(tag.evaluate("tag => getComputedStyle(tag).opacity"))
+        for tag in page.locator(".view .label").all()
+    }
+    assert {opacity for name, opacity in shown.items() if name == "peacock"} == {1}
+    assert {opacity for name, opacity in shown.items() if name != "peacock"} == {0.25}
+
+
+def test_targets_are_large_enough_and_seen_in_forced_colours(open_page: Callable[..., Any]) -> None:
+    page = open_page(forced=True)
+    page.fill("#words-a textarea", WORDS)
+    page.set_input_files(".stage .file", [picture("a.png", 64), picture("b.png", 64)])
+    wait_until_named(page, "a.png")
+    page.click(".legend .row >> nth=1")
+    for selector in (".choice", ".thresholds input[type=number]", ".thresholds button", ".keys summary", ".leave-out"):
+        for target in page.locator(selector).all():
+            box = target.bounding_box()
+            assert box is None or min(box["width"], box["height"]) >= 24, selector
+    style = "(element, name) => getComputedStyle(element)[name]"
+    swatches = page.locator(".legend .swatch").evaluate_all("all => all.map(e => getComputedStyle(e).backgroundColor)")
+    assert len(set(swatches)) == len(swatches) > 2
+    for selector in (".legend .row[aria-selected=true]", ".picture[aria-current=true]", "#mode label:has(:checked)"):
+        assert page.locator(selector).evaluate(style, "outlineStyle") == "solid", selector
+
+
+def test_theme_is_remembered(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.click(".theme")
+    page.reload()
+    page.wait_for_selector(".stage .drop")
+    page.wait_for_function("document.body.classList.contains('dark')")
 
 
 def huge_png() -> bytes:

@@ -375,6 +375,17 @@ def test_examples_of_a_folder(tmp_path: Path, segmenter: Segmenter, colours: np.
             bench.add_example(index)
 
 
+def test_broken_examples_are_left_out(tmp_path: Path, colours: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    Image.fromarray(colours).save(tmp_path / "b.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "b.png").read_bytes()[:-60])
+    caplog.set_level(logging.WARNING, "odise_rt")
+    assert [example.title for example in find_examples(tmp_path)] == ["b"]
+    assert "a.png is truncated" in caplog.text
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(OptionsError, match="no picture that can be used"):
+        find_examples(tmp_path)
+
+
 def test_bad_example_folders(tmp_path: Path, colours: np.ndarray) -> None:
     with pytest.raises(OptionsError, match="holds no picture"):
         find_examples(tmp_path)
