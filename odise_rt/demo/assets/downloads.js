@@ -70,18 +70,23 @@ async function renewed(picture, set = settings()) {
   }
 }
 
-// Every picture that has not failed; COCO and CVAT have one document for all of them.
+// Every picture that has not failed. COCO and CVAT have one document for all of them.
 async function saveAll(side, kind, mine) {
   const set = settings();
   const files = [];
   const documents = [];
   const taken = new Set();
-  const list = pictures.filter((picture) => picture.state !== "failed");
+  const list = pictures.slice();
+  let failed = 0;
   for (const [index, picture] of list.entries()) {
     mine.text = `Making file ${index + 1} of ${list.length} …`;
     tell();
-    const state = await renewed(picture, set);
+    const state = await renewed(picture, set).catch((error) => {
+      if (picture.state !== "failed") throw error;
+      failed += 1;
+    });
     if (exporting !== mine) return;
+    if (!state) continue;
     const { blob, name } = await fetchFile(state, side, kind === "coco" ? "coco-document" : kind);
     const stem = unique(state.picture.name.replace(/\.[^.]*$/, ""), taken);
     if (kind === "coco") {
@@ -93,8 +98,9 @@ async function saveAll(side, kind, mine) {
       files.push({ name: stem + name.slice(state.picture.name.replace(/\.[^.]*$/, "").length), blob });
     }
   }
-  if (kind === "coco") files.push({ name: "panoptic.json", blob: new Blob([JSON.stringify(joinedCoco(documents))]) });
-  if (kind === "cvat") files.push({ name: "cvat.xml", blob: new Blob(joinedCvat(documents)) });
+  if (failed) complain(`${failed} of ${list.length} pictures failed and are not in the file.`);
+  if (kind === "coco" && documents.length) files.push({ name: "panoptic.json", blob: new Blob([JSON.stringify(joinedCoco(documents))]) });
+  if (kind === "cvat" && documents.length) files.push({ name: "cvat.xml", blob: new Blob(joinedCvat(documents)) });
   if (exporting === mine && files.length) save({ blob: await zip(files), name: `odise_rt.${kind}.zip` });
 }
 

@@ -659,6 +659,7 @@ def test_all_pictures_in_one_file(open_page: Callable[..., Any]) -> None:
     page.select_option(".format", "coco")
     name, content = downloaded(page, lambda: page.click(".download-all"))
     assert name == "odise_rt.coco.zip"
+    assert page.inner_text(".banner-text") == "1 of 5 pictures failed and are not in the file."
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         assert archive.testzip() is None
         coco = json.loads(archive.read("panoptic.json"))
