@@ -2,7 +2,7 @@
 
 A record (a dict of plain JSON types, one line of :class:`odise_rt.run_log.RunLog`) says what became of an image, a
 frame or a video. Its key says all that its files depend on: the file (path, size, time of change), the bundle, the
-words, the options and the formats. Only what has no record with the right key is worked on.
+words, the options, the engine and the formats. Only what has no record with the right key is worked on.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ class Job:
     """How far in pixels polygons may leave the masks' outlines."""
     every: int = 1
     """Segment every n-th frame of a video."""
+    engine: str = ""
+    """The device and engine that were asked for: of another precision, results differ."""
 
     def __post_init__(self) -> None:
         check_classes(self.formats, len(self.classes))  # better told before the first image
@@ -79,7 +81,7 @@ class Job:
         options = dataclasses.asdict(self.options)
         del options["windows_per_batch"], options["max_pixels"]  # they do not change results
         written = [options.pop("outputs"), options.pop("explain"), self.formats, self.explain, self.tolerance]
-        common: list[Any] = [__version__, bundle_digest, self.vocabulary.content_hash, options, self.every]
+        common: list[Any] = [__version__, bundle_digest, self.vocabulary.content_hash, options, self.every, self.engine]
         return {item.name: f"{_hash([common, *_identity(item.path)])}-{_hash(written)}" for item in inputs}
 
     def pending(self, inputs: Sequence[Input], keys: dict[str, str], log: RunLog) -> list[Input]:

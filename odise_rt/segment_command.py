@@ -186,6 +186,7 @@ def _job(args: argparse.Namespace) -> Job:
         explain=args.explain,
         tolerance=args.polygon_tolerance,
         every=args.every,
+        engine=f"{args.device}, {args.cpu_engine}",
     )
 
 

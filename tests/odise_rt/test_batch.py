@@ -94,7 +94,15 @@ def test_finished_files_are_not_done_again(
 
 
 @pytest.mark.parametrize(
-    "change", [["--unknown", "0.5"], ["--vocab", "car"], ["--format", "json,rle"], ["--explain"], ["--overwrite"]]
+    "change",
+    [
+        ["--unknown", "0.5"],
+        ["--vocab", "car"],
+        ["--format", "json,rle"],
+        ["--explain"],
+        ["--overwrite"],
+        ["--device", "cpu"],
+    ],
 )
 def test_other_options_do_everything_again(label_bundle: Path, photos: Path, tmp_path: Path, change: list[str]) -> None:
     run = command(label_bundle, photos, "--out", tmp_path / "o", "--format", "json")
@@ -345,6 +353,7 @@ def test_keys_name_all_that_results_depend_on(tmp_path: Path) -> None:
         Job(Vocabulary.parse("red"), SegmentOptions(overlap_threshold=0.1), ("json",), tmp_path),
         Job(Vocabulary.parse("red"), SegmentOptions(), ("json", "png"), tmp_path),
         Job(Vocabulary.parse("red"), SegmentOptions(), ("json",), tmp_path, every=2),
+        Job(Vocabulary.parse("red"), SegmentOptions(), ("json",), tmp_path, engine="cpu, openvino-bf16"),
     ):
         keys.add(job.keys([item], "digest")["a"])
     os.utime(path, ns=(1, 1))
@@ -352,7 +361,7 @@ def test_keys_name_all_that_results_depend_on(tmp_path: Path) -> None:
     path.write_bytes(b"12")
     os.utime(path, ns=(1, 1))
     keys.add(base.keys([item], "digest")["a"])
-    assert len(keys) == 8
+    assert len(keys) == 9
     assert base.keys([Input(tmp_path / "none.png", "n")], "digest")
 
 
