@@ -167,7 +167,8 @@ class Trainer:
             if not bool(norm.isfinite()):
                 raise NonFiniteLossError(
                     f"the gradient of iteration {self.iteration} is NaN or infinite; image ids "
-                    f"{list(batch.targets.image_ids)}: lower the learning rate or look at these images, then --resume"
+                    f"{list(batch.targets.image_ids)}: look at these images and go on with --resume, or start a new "
+                    "run with a lower learning rate"
                 )
             self.optimizer.step()
         averaged = mean_over_processes(torch.stack(list(losses.values())))

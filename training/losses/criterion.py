@@ -145,9 +145,9 @@ class Criterion:
         broken = [name for name, loss in losses.items() if not bool(loss.detach().isfinite())]
         if broken:
             raise NonFiniteLossError(
-                f"losses {broken} are NaN or infinite for a batch with image ids {list(targets.image_ids)}: lower the "
-                "learning rate, use bf16 or fp32 instead of fp16, or look at these images; resume from the last "
-                "checkpoint with --resume"
+                f"losses {broken} are NaN or infinite for a batch with image ids {list(targets.image_ids)}: look at "
+                "these images and go on with --resume, or start a new run with a lower learning rate, or with bf16 or "
+                "fp32 instead of fp16"
             )
         return losses
 

@@ -91,8 +91,8 @@ class HungarianMatcher:
         if not bool(finite.all()):
             broken = [image for image, good in zip(targets.image_ids, finite.tolist(), strict=True) if not good]
             raise NonFiniteLossError(
-                f"predictions are NaN or infinite for image ids {broken}: lower the learning rate, use bf16 or fp32 "
-                "instead of fp16, or look at these images; resume from the last checkpoint with --resume"
+                f"predictions are NaN or infinite for image ids {broken}: look at these images and go on with "
+                "--resume, or start a new run with a lower learning rate, or with bf16 or fp32 instead of fp16"
             )
         images, queries, segments = [], [], []
         for index, count in enumerate(targets.counts):
