@@ -162,6 +162,20 @@ def test_unknown_is_what_does_not_reach_the_probability(segmenter: Segmenter, co
     assert all(result.vocabulary[s.class_index].name == s.label for s in result.segments)
 
 
+def test_unknown_has_the_probability_of_the_best_word() -> None:
+    best_words = set()
+    for seed in range(20):
+        masks, classifier = random_masks(seed)
+        whole = classify(masks, classifier).probabilities
+        found = name_queries(masks, classifier, unknown=0.9).probabilities
+        best = whole[:, :-1].max(axis=1, keepdims=True)
+        named = best >= 0.9
+        best_words |= set(whole[~named[:, 0], :-1].argmax(axis=1).tolist())
+        words_and_unknown = np.concatenate([np.where(named, whole[:, :-1], 0), np.where(named, 0, best)], axis=1)
+        assert np.array_equal(found, np.concatenate([words_and_unknown, whole[:, -1:]], axis=1))
+    assert best_words == set(range(6)), "of every class"
+
+
 def test_zero_names_all_and_one_names_none(segmenter: Segmenter, colours: np.ndarray) -> None:
     assert not any(s.unknown for s in segmenter.segment(colours, WORDS, SegmentOptions(unknown=0)).segments)
     result = segmenter.segment(colours, WORDS, SegmentOptions(unknown=1, outputs=("semantic", "instance")))
@@ -291,4 +305,4 @@ def test_instances_of_one_mask_share_its_best_names(
     assert result.instances
     assert len(result.instances) > 2 * len(queries), "nothing was shared: the test tested nothing"
     assert max(map(made.count, queries)) <= 2, "once for its segment, once for its instances"
-    assert all(len(i.candidates) == 3 for i in result.instances)
+    assert {len({name.class_index for name in i.candidates}) for i in result.instances} == {3}, "of no object, too"
