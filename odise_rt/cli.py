@@ -34,7 +34,7 @@ from odise_rt.command_line import CommandParser
 from odise_rt.completion import SHELLS
 from odise_rt.demo import command as demo_command
 from odise_rt.errors import OdiseError
-from odise_rt.model_arguments import BUNDLE_VARIABLE as BUNDLE_VARIABLE
+from odise_rt.model_arguments import add_bundle_argument, named_bundle
 from odise_rt.version import __version__
 
 
@@ -110,7 +110,7 @@ def make_parser() -> argparse.ArgumentParser:
     demo_command.add_parser(commands, common)
 
     inspect = commands.add_parser("inspect", parents=[common], help="Show what a bundle holds and check it.")
-    inspect.add_argument("bundle", type=Path, metavar="BUNDLE", help="The bundle's folder.")
+    add_bundle_argument(inspect, positional=True)
     inspect.add_argument("--no-verify", action="store_true", help="Skip the SHA-256 of the files.")
     inspect.set_defaults(command=_inspect)
 
@@ -154,7 +154,7 @@ def _inspect(args: argparse.Namespace) -> int:
     from odise_rt.bundle import Bundle
     from odise_rt.engine_listing import engine_lines, list_engines
 
-    bundle = Bundle.open(args.bundle, verify=not args.no_verify)
+    bundle = Bundle.open(named_bundle(args, "BUNDLE"), verify=not args.no_verify)
     engines = list_engines(bundle)
     if args.json:
         extra = {"verified": bundle.verified, "digest": bundle.digest, "engines": engines}

@@ -20,6 +20,7 @@ from odise_rt.doctor import REQUIRED
 from odise_rt.inputs import find_inputs, output_names, result_names
 from odise_rt.kernels.native import FOLDER_VARIABLE
 from odise_rt.kernels.sources import STAMP
+from odise_rt.model_arguments import BUNDLE_VARIABLE
 from odise_rt.result_files import FORMATS
 from odise_rt.run_log import FILE_NAME as RUN_LOG
 from tests.odise_rt.fake_bundle import colour_image
@@ -195,7 +196,7 @@ def test_errors_are_one_line(
 def test_missing_bundle(
     photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(cli.BUNDLE_VARIABLE, raising=False)
+    monkeypatch.delenv(BUNDLE_VARIABLE, raising=False)
     assert segment(tmp_path / "nothing", photo, "--vocab", "red") == 1
     assert "no bundle at" in capsys.readouterr().err
     assert cli.main(["segment", str(photo), "--vocab", "red"]) == 1
@@ -205,8 +206,10 @@ def test_missing_bundle(
 def test_bundle_from_the_environment(
     label_bundle: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(cli.BUNDLE_VARIABLE, str(label_bundle))
+    monkeypatch.setenv(BUNDLE_VARIABLE, str(label_bundle))
     assert cli.main(["segment", str(photo), "--vocab", "red", "--out", str(tmp_path / "o"), "-q"]) == 0
+    assert cli.main(["inspect"]) == 0
+    assert cli.main(["export-triton", "--out", str(tmp_path / "repository")]) == 0
 
 
 def test_folder_without_images(label_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from odise_rt.model_arguments import add_bundle_argument, named_bundle
 from odise_rt.options import DEFAULT_MAX_PIXELS
 from odise_rt.serve.limits import DEFAULT_MAX_WORDS
 
@@ -17,7 +18,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> argparse.Argum
     parser: argparse.ArgumentParser = commands.add_parser(
         "export-triton", parents=[common], help="Write a model repository for Triton Inference Server."
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="The bundle's folder.")
+    add_bundle_argument(parser, positional=True)
     parser.add_argument("--out", type=Path, required=True, help="The repository's folder; made.")
     parser.add_argument("--force", action="store_true", help="Replace a repository at --out.")
     parser.add_argument("--name", default="odise", help="Of the model that clients call.")
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace, write: Callable[[str], object]) -> int:
         max_words=args.max_words,
         environment=args.environment,
     )
-    models = export_repository(Bundle.open(args.bundle), args.out, options, args.force)
+    models = export_repository(Bundle.open(named_bundle(args, "BUNDLE")), args.out, options, args.force)
     if args.json:
         write(json.dumps({"repository": str(args.out), "models": models}))
     else:

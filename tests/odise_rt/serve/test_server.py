@@ -18,6 +18,7 @@ from benchmarks.running_server import ROOT, RunningServer, form, running_server
 from odise_rt import Bundle, cli
 from odise_rt.backends.select import open_backend
 from odise_rt.errors import BackendError, MissingPackageError, OptionsError
+from odise_rt.model_arguments import BUNDLE_VARIABLE
 from odise_rt.serve.command import named_vocabulary, settings_from
 from odise_rt.serve.server import ServerSettings, serve
 from odise_rt.serve.worker import Worker, WorkerSettings
@@ -266,10 +267,10 @@ def test_a_gpu_is_looked_for_only_where_it_matters(
 
 
 def test_no_bundle(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.delenv(cli.BUNDLE_VARIABLE, raising=False)
+    monkeypatch.delenv(BUNDLE_VARIABLE, raising=False)
     assert cli.main(["serve"]) == 1
     assert "no bundle was named" in capsys.readouterr().err
-    monkeypatch.setenv(cli.BUNDLE_VARIABLE, "/a/bundle")
+    monkeypatch.setenv(BUNDLE_VARIABLE, "/a/bundle")
     assert settings_from(cli.make_parser().parse_args(["serve", "--device", "cpu"])).worker.bundle == Path("/a/bundle")
     args = cli.make_parser().parse_args(["serve", "--device", "cpu", "/another"])
     assert settings_from(args).worker.bundle == Path("/another")
