@@ -215,10 +215,10 @@ function makeItem(picture) {
 }
 
 // The list is one stop of the Tab key; arrows walk through it.
-function walk(event, items, key = event.key) {
+function walk(event, items) {
   const here = items.indexOf(event.target);
   const [back, forth] = event.currentTarget.dataset.keys.split(" ");
-  const to = { [forth]: here + 1, [back]: here - 1, Home: 0, End: items.length - 1 }[key];
+  const to = { [forth]: here + 1, [back]: here - 1, Home: 0, End: items.length - 1 }[event.key];
   if (here < 0 || to === undefined) return false;
   const target = items[Math.max(0, Math.min(items.length - 1, to))];
   for (const item of items) item.tabIndex = item === target ? 0 : -1;

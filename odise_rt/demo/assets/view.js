@@ -149,7 +149,7 @@ function makeView(content, state, index, count) {
     const swatch = make("span", "swatch");
     swatch.style.background = region.colour;
     const name = make("span", "name", region.label);
-    const score = make("span", "score", region.corrected ? "✎" : figure(region.score));
+    const score = make("span", "score", briefly(region));
     const share = make("span", "share", percent(region.share));
     row.append(swatch, name, score, share);
     const scored = region.score === null ? "" : `, ${told(region)}`;
@@ -157,7 +157,8 @@ function makeView(content, state, index, count) {
     legend.append(row);
     rows.set(region.id, row);
   }
-  if (!number) legend.append(make("li", "none", `No ${noun}: ${lowered(state.mode) ? "" : "lower the thresholds or "}try other words.`));
+  const advice = lowered(state.mode) ? "try other words" : "lower the thresholds or try other words";
+  if (!number) legend.append(make("li", "none", `No ${noun}: ${advice}.`));
 
   let pinned = 0;
   let pinnedPlace = null; // where, as shares of width and height
@@ -298,7 +299,8 @@ function makeView(content, state, index, count) {
     // Which row has the focus, by its place in the picture and in the list.
     focused() {
       const list = Array.from(rows.values());
-      const at = list.findIndex((row) => row === document.activeElement || details.contains(document.activeElement) && row.dataset.id === String(drawn));
+      const inDetails = details.contains(document.activeElement) && rows.get(drawn);
+      const at = list.indexOf(inDetails || document.activeElement);
       return at < 0 ? null : { at, place: regions.get(Number(list[at].dataset.id)).place || [0, 0] };
     },
     focus({ at, place }, samePicture) {
@@ -324,7 +326,7 @@ function makeView(content, state, index, count) {
       const swatch = make("span", "swatch");
       swatch.style.background = region.colour;
       tip.replaceChildren(swatch, make("span", "tip-label", region.label));
-      if (region.score !== null) tip.append(make("span", "tip-score", figure(region.score)));
+      if (region.score !== null) tip.append(make("span", "tip-score", briefly(region)));
       tip.style.left = `${100 * x}%`;
       tip.style.top = `${100 * y}%`;
       tip.classList.toggle("leftward", x > 0.6);
@@ -391,6 +393,7 @@ function makeView(content, state, index, count) {
   return view;
 }
 
+const briefly = (region) => (region.corrected ? "✎" : figure(region.score));
 const told = (region) => (region.corrected ? "named by hand" : `score ${figure(region.score)}`);
 
 // Whether a mode's thresholds are as low as they go.
