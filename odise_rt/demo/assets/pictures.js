@@ -6,6 +6,7 @@
 const AHEAD = 20;
 const BEHIND = 5;
 const KEPT = 28; // at once on the server, which keeps thirty of a visitor
+const RETRY = 2000; // milliseconds
 const pictures = [];
 let ahead = AHEAD; // fewer where the server forgets sooner
 let chosen = null; // to be shown as soon as it can be
@@ -63,6 +64,13 @@ async function work() {
     await prepare(picture);
     picture.state = "ready";
   } catch (error) {
+    if (error.passing && picture !== chosen) {
+      // Nobody looks at it yet: it waits until the server answers again.
+      picture.state = "waiting";
+      working = null;
+      setTimeout(work, RETRY);
+      return tell();
+    }
     fail(picture, error.message);
   }
   working = null;

@@ -4,18 +4,21 @@
 const visitor = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 const address = (path) => new URL(`odise/${path}`, document.baseURI).href;
 
-// An answer; else an error in words, with `status` if the server gave one, and `gone` if it has forgotten what is asked for.
+// An answer; else an error in words, with `status` if the server gave one, `gone` if it has forgotten what is asked for, and
+// `passing` if another try may do.
 async function ask(path, options) {
   let answer;
   try {
     answer = await fetch(address(path), options);
   } catch {
-    throw new Error("The server cannot be reached: it may be stopped, or the network is down. Try again in a moment.");
+    const error = new Error("The server cannot be reached: it may be stopped, or the network is down. Try again in a moment.");
+    throw Object.assign(error, { passing: true });
   }
   if (answer.ok) return answer;
   const content = await answer.json().catch(() => ({}));
   const error = new Error(content.error || `The server answered ${answer.status}: try again in a moment.`);
-  throw Object.assign(error, { status: answer.status, gone: answer.status === 404 });
+  const { status } = answer;
+  throw Object.assign(error, { status, gone: status === 404, passing: status === 503 });
 }
 
 const post = async (path, content) =>

@@ -83,13 +83,25 @@ function arrange() {
 oneColumn.addEventListener("change", arrange);
 arrange();
 
+// What stands below moves up when the banner goes, and a click that has begun must not lose its target: it takes the focus
+// from the field for words, and that sets them.
+let pressed = false;
+window.addEventListener("pointerdown", () => (pressed = true), true);
+for (const type of ["pointerup", "pointercancel"]) window.addEventListener(type, () => (pressed = false), true);
+function takeBack() {
+  const before = find(".banner-text").textContent;
+  const clear = () => find(".banner-text").textContent === before && complain("");
+  if (pressed) window.addEventListener("pointerup", () => setTimeout(clear), { once: true });
+  else clear();
+}
+
 let lookAtAnswer = false;
 // Sent by the page when something was set.
 window.addEventListener("odise-set", ({ detail }) => {
   if (detail === "typed" || !chosen) return; // typing alone asks for nothing
   lookAtAnswer ||= detail === "applied" && oneColumn.matches;
   changed = true;
-  complain("");
+  takeBack();
   if (chosen.state === "failed") choose(chosen);
   else name();
 });

@@ -700,7 +700,9 @@ def test_names_and_pictures_outlast_the_server(browser: Any, tiny_bundle: Path, 
         page.locator(".legend .row", has_text="peacock").click()
         after(page, lambda: page.locator(".choice", has_text="umbrella").click())
         first.stop(signal.SIGKILL)
-        slide(page, "#overlap", 0.7)
+        page.fill("#overlap input[type=number]", "0.7")
+        page.press("#overlap input[type=number]", "Enter")
+        page.wait_for_selector(".banner:visible")
         assert "cannot be reached" in page.inner_text(".banner-text")
         second = Demo(tiny_bundle, folders[1], "--port", str(port))
         try:
@@ -710,6 +712,23 @@ def test_names_and_pictures_outlast_the_server(browser: Any, tiny_bundle: Path, 
             assert not page.is_visible(".banner")
         finally:
             second.stop()
+
+
+def test_lost_connection_fails_no_picture_that_nobody_looks_at(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.fill("#words-a textarea", WORDS)
+    upload(page, picture("a.png", 64))
+    page.context.set_offline(True)
+    page.set_input_files(".stage .file", [picture(f"{name}.png", 64) for name in "bcd"])
+    page.wait_for_selector(".banner:visible")
+    page.wait_for_timeout(300)
+    assert page.inner_text(".picture-name") == "a.png"
+    assert "failed" not in states(page)[2:]
+    page.context.set_offline(False)
+    page.wait_for_function("document.querySelectorAll('.picture[data-state=ready]').length === 3")
+    assert states(page) == ["ready", "failed", "ready", "ready"]
+    page.click(".picture >> nth=1")
+    wait_until_named(page, "b.png")
 
 
 def free_port() -> int:
