@@ -105,7 +105,6 @@ class InstanceAp:
             }
             truth.createIndex()
             evaluation = COCOeval(truth, truth.loadRes([dict(d) for d in self.detections]), "segm")
-            evaluation.params.catIds = categories
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()

@@ -52,14 +52,14 @@ class MeanIou:
         counted = truth != self.ignore
         wanted = truth[counted].astype(np.int64)
         found = predicted[counted].astype(np.int64)
-        found = np.where(found == -1, self.classes, found)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= self.classes):
             raise DatasetError(
                 f"ground truth holds class {int(wanted.min())}..{int(wanted.max())}: expected 0..{self.classes - 1} or "
                 f"the ignored value {self.ignore}"
             )
-        if found.size and (found.min() < 0 or found.max() > self.classes):
+        if found.size and (found.min() < -1 or found.max() >= self.classes):
             raise DatasetError(f"prediction holds a class outside -1..{self.classes - 1}")
+        found = np.where(found == -1, self.classes, found)
         flat = np.bincount(wanted * (self.classes + 1) + found, minlength=self.confusion.size)
         picture = flat.reshape(self.confusion.shape)
         self.confusion += picture
@@ -76,7 +76,7 @@ class MeanIou:
     def scores(self, indices: Iterable[int] | None = None) -> SemanticScores:
         """Averages over ``indices`` (default: all classes) that occur in the ground truth."""
         chosen = np.arange(self.classes) if indices is None else np.array(sorted(indices), dtype=np.int64)
-        values = self.iou()[chosen] if len(chosen) else np.empty(0)
+        values = self.iou()[chosen]
         present = ~np.isnan(values)
         occurring = self.confusion.sum(1) + self.confusion[:, : self.classes].sum(0) > 0
         pixels = int(self.confusion[chosen].sum())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -10,12 +12,14 @@ from training.losses import (
     CaptionWords,
     Criterion,
     CriterionOptions,
+    LossWeights,
     NonFiniteLossError,
     PointOptions,
     Prediction,
     collate_targets,
 )
 from training.losses.criterion import Divisors, classification_loss
+from training.losses.mask_losses import matched_mask_losses
 from training.losses.targets import MaskTargets, SegmentTargets
 
 OPTIONS = CriterionOptions(points=PointOptions(points=64))
@@ -41,6 +45,34 @@ def test_classification_is_weighted_cross_entropy() -> None:
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight=torch.tensor([1.0, 1.0, 1.0, 0.1]))
     weight = Divisors.of_batch([2, 1], queries=5, no_object_weight=0.1, device=logits.device).class_weight
     assert torch.allclose(classification_loss(logits, labels, 0.1, weight), expected)
+
+
+def test_the_published_objective_is_the_default() -> None:
+    assert LossWeights() == LossWeights(classification=2.0, mask=5.0, dice=5.0, word=1.0, void=0.1)
+    assert CriterionOptions() == CriterionOptions(class_cost=2.0, mask_cost=5.0, dice_cost=5.0)
+    assert PointOptions() == PointOptions(points=112 * 112, oversample_ratio=3.0, importance_ratio=0.75)
+
+
+@pytest.mark.parametrize("counts", [[2, 1], [1]])
+def test_losses_are_what_their_names_say(counts: list[int]) -> None:
+    torch.manual_seed(0)
+    targets = targets_of(counts, classes=4)
+    masks, classes, embedding = (torch.randn(len(counts), 6, *size) for size in ((8, 8), (5,), (7,)))
+    criterion = Criterion(OPTIONS)
+    losses = criterion([Prediction(masks, classes)], targets)
+    matches = criterion.matcher.match(classes, masks, targets)
+    labels = torch.full((len(counts), 6), 4)
+    for image, query, segment in zip(matches.image, matches.query, matches.segment, strict=True):
+        labels[image, query] = targets.labels[image, segment]
+    weight = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.1])
+    expected = 2 * F.cross_entropy(classes.flatten(0, 1), labels.flatten(), weight)
+    torch.testing.assert_close(losses["class"], expected)
+    mask, dice = matched_mask_losses(masks, targets, matches, sum(counts), OPTIONS.points, 0)
+    torch.testing.assert_close((losses["mask"], losses["dice"]), (5 * mask, 5 * dice))
+    words = CaptionWords(torch.randn(len(counts), 3, 7), torch.tensor([True] * len(counts)), 10.0)
+    weighty = Criterion(dataclasses.replace(OPTIONS, weights=LossWeights(word=3.0)))
+    word = weighty([Prediction(masks, classes[..., :2], embedding)], targets, words)["word"]
+    torch.testing.assert_close(word, 3 * criterion.grounding(embedding, words.embedding, words.valid, 10.0))
 
 
 def test_losses_of_parts_add_up_to_those_of_the_batch() -> None:
@@ -129,3 +161,12 @@ def test_nan_in_a_class_logit_names_the_batch() -> None:
     classes[0, 0, 0] = float("inf")
     with pytest.raises(NonFiniteLossError, match=r"image ids \[100, 101\]|image ids \[100\]"):
         Criterion(OPTIONS)([Prediction(torch.randn(2, 4, 8, 8), classes)], targets)
+
+
+def test_nan_in_a_word_names_the_loss_and_the_batch() -> None:
+    targets = targets_of([1, 1], classes=1)
+    words = CaptionWords(torch.full((2, 3, 6), float("nan")), torch.tensor([True, True]), 10.0)
+    with pytest.raises(NonFiniteLossError, match=r"losses \['word'\] .* image ids \[100, 101\]"):
+        Criterion(OPTIONS)(
+            [Prediction(torch.randn(2, 4, 8, 8), torch.randn(2, 4, 2), torch.randn(2, 4, 6))], targets, words
+        )

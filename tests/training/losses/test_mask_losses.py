@@ -79,6 +79,17 @@ def test_values_of_a_uniform_prediction() -> None:
     assert float(dice) == pytest.approx((1 - 1001 / 1501) / 2, abs=2e-3)
 
 
+def test_few_points_are_smoothed_by_one_and_masks_are_summed() -> None:
+    masks, zeros = torch.ones(1, 3, 512, 512), torch.zeros(3, dtype=torch.int64)
+    queries = torch.arange(3)
+    targets = MaskTargets(masks, torch.zeros(1, 3, dtype=torch.int64), (3,), (1,), (3,))
+    logits = torch.tensor([0.0, 0.0, 30.0])[None, :, None, None].expand(1, 3, 512, 512)
+    options = PointOptions(points=4, importance_ratio=0.0)
+    cross_entropy, dice = matched_mask_losses(logits, targets, Matches(zeros, queries, queries), 3.0, options, 0)
+    assert float(cross_entropy) == pytest.approx(2 * 0.693147 / 3, abs=1e-5)
+    assert float(dice) == pytest.approx(2 * (1 - (2 * 2 + 1) / (2 + 4 + 1)) / 3, abs=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_nothing_matched_gives_zero_with_a_gradient(dtype: torch.dtype) -> None:
     logits = torch.full((1, 2, 256, 256), -9.0, dtype=dtype, requires_grad=True)

@@ -59,11 +59,32 @@ def test_a_perfect_prediction_is_matched_to_its_segment() -> None:
     assert matches.segment.tolist() == [1, 2, 0]
 
 
+def test_of_equal_masks_the_likelier_class_decides() -> None:
+    """Likelier among the classes of a query, not among the queries."""
+    targets = random_targets([1], classes=1)
+    class_logits = torch.tensor([[[5.0, 8.0], [4.0, 0.0], [0.0, 4.0]]])
+    matches = HungarianMatcher(points=16).match(class_logits, torch.zeros(1, 3, 8, 8), targets)
+    assert matches.query.tolist() == [1]
+
+
 @pytest.mark.parametrize("counts", [[0, 2], [0, 0], [1, 7]], ids=["one empty", "all empty", "more than queries"])
 def test_edge_counts(counts: list[int]) -> None:
     targets = random_targets(counts, classes=3)
     matches = HungarianMatcher(points=16).match(torch.randn(2, 4, 4), torch.randn(2, 4, 8, 8), targets)
     assert len(matches.query) == sum(min(count, 4) for count in counts)
+
+
+def test_costs_of_every_pair_are_its_losses() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(2, 3, 10, generator=generator), torch.rand(2, 4, 10, generator=generator)
+    cross_entropy, dice = pairwise_mask_costs(logits, targets)
+    for image, query, segment in itertools.product(range(2), range(3), range(4)):
+        logit, wanted = logits[image, query], targets[image, segment]
+        expected = F.binary_cross_entropy_with_logits(logit, wanted)
+        assert float(cross_entropy[image, query, segment]) == pytest.approx(float(expected), abs=1e-5)
+        probability = logit.sigmoid()
+        share = (2 * (probability * wanted).sum() + 1) / (probability.sum() + wanted.sum() + 1)
+        assert float(dice[image, query, segment]) == pytest.approx(1 - float(share), abs=1e-5)
 
 
 def test_costs_are_the_losses_of_identical_masks() -> None:

@@ -63,4 +63,11 @@ def test_without_truth_to_find_there_is_no_ap(category: int) -> None:
 def test_what_is_there_and_never_found_scores_zero() -> None:
     metric = InstanceAp()
     metric.add([(box(0, 0, 20, 20), 1, False)], [], (64, 64))
-    assert metric.scores([1]).ap == 0.0
+    scores = metric.scores([1])
+    assert (scores.ap, scores.ap50, scores.ap75) == (0.0, 0.0, 0.0)
+
+
+def test_a_mask_without_pixels_is_no_false_alarm() -> None:
+    metric = InstanceAp()
+    metric.add([(box(0, 0, 20, 20), 1, False)], [(box(0, 0, 0, 0), 1, 0.9), (box(0, 0, 20, 20), 1, 0.5)], (64, 64))
+    assert metric.scores([1]).ap == pytest.approx(100.0)

@@ -19,6 +19,7 @@ def test_by_hand() -> None:
     scores = metric.scores()
     assert scores.miou == scores.miou_with_predicted == pytest.approx(100 * (1 / 2 + 2 / 3) / 2)
     assert scores.pixel_accuracy == pytest.approx(75)
+    assert scores.classes == 2
     assert metric.scores([1]).miou == pytest.approx(200 / 3)
     nothing = metric.scores([2, 3])
     assert nothing.classes == 0
@@ -41,6 +42,7 @@ def test_each_picture_has_its_own_value() -> None:
     assert metric.add(np.array([[0, 0, 1]]), np.array([[0, 1, 1]])) == pytest.approx(1 / 2)
     assert metric.add(np.array([[2, 2]]), np.array([[2, 2]])) == 1
     assert np.isnan(metric.add(np.array([[-1]]), np.array([[0]])))
+    assert MeanIou(3).add(np.array([[2]]), np.array([[2]])) == 1, "a single pixel"
     assert metric.scores().miou == pytest.approx(100 * (1 / 2 + 1 / 2 + 1) / 3)
 
 
@@ -59,7 +61,13 @@ def test_sums_over_pictures_equal_one_big_picture() -> None:
 
 @pytest.mark.parametrize(
     ("truth", "predicted", "message"),
-    [([[0, 1]], [[0]], "sizes"), ([[7]], [[0]], "ground truth holds"), ([[0]], [[9]], "prediction holds")],
+    [
+        ([[0, 1]], [[0]], "sizes"),
+        ([[0, 3]], [[0, 0]], "ground truth holds"),
+        ([[-2, 0]], [[0, 0]], "ground truth holds"),
+        ([[0, 0]], [[0, 3]], "prediction holds"),
+        ([[0, 0]], [[-2, 0]], "prediction holds"),
+    ],
 )
 def test_bad_maps_are_refused(truth: list[list[int]], predicted: list[list[int]], message: str) -> None:
     with pytest.raises(DatasetError, match=message):

@@ -111,6 +111,28 @@ def test_prediction_on_void_or_crowd_is_excused() -> None:
     assert other[8].false_positives == 1, "a crowd of another category excuses nothing"
 
 
+def test_a_prediction_half_of_which_is_excused_is_wrong() -> None:
+    truth, predicted = np.array([[0, 1, 1]]), np.array([[5, 5, 6]])
+    found = [PanopticSegment(5, 8), PanopticSegment(6, 9)]
+    counts = picture_counts(truth, [PanopticSegment(1, 7)], predicted, found)
+    assert (counts[8].false_positives, counts[9].false_positives) == (1, 1)
+
+
+def test_a_crowd_elsewhere_excuses_nothing() -> None:
+    wanted = [PanopticSegment(1, 7), PanopticSegment(2, 9, iscrowd=True)]
+    counts = picture_counts(np.array([[1, 2, 2]]), wanted, np.array([[5, 0, 0]]), [PanopticSegment(5, 9)])
+    assert counts[9].false_positives == 1
+
+
+def test_qualities_by_hand() -> None:
+    counts = CategoryCounts(iou=1.2, true_positives=2, false_positives=1, false_negatives=3)
+    assert (counts.pq, counts.sq, counts.rq) == pytest.approx((1.2 / 4, 0.6, 2 / 4))
+    scores = PanopticQuality({1: counts, 2: CategoryCounts(false_positives=1), 3: CategoryCounts()}).scores([1, 2, 3])
+    assert (scores.pq, scores.sq, scores.rq) == pytest.approx((15, 30, 25)), "that of what never matched is 0"
+    assert scores.categories == 2
+    assert (CategoryCounts().pq, CategoryCounts().sq, CategoryCounts().rq) == (0, 0, 0)
+
+
 def test_a_perfect_prediction_scores_hundred_and_groups_average_classes() -> None:
     truth = np.array([[1, 1, 2, 2, 3, 3]])
     segments = [PanopticSegment(1, 10), PanopticSegment(2, 11), PanopticSegment(3, 12)]
