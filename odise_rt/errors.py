@@ -19,6 +19,9 @@ OdiseError
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 _OUT_OF_MEMORY = (
     "out of memory",
     "out_of_memory",
@@ -106,6 +109,18 @@ def last_line(exc: BaseException) -> str:
 
 def _lines(exc: BaseException) -> list[str]:
     return [line.strip() for line in str(exc).splitlines() if line.strip()] or [type(exc).__name__]
+
+
+@contextlib.contextmanager
+def host_memory(work: str) -> Iterator[None]:
+    """Turn Python's and numpy's MemoryError into an :class:`OutOfMemoryError`; ``work`` is what was done meanwhile."""
+    try:
+        yield
+    except MemoryError as exc:
+        reason = f" ({first_line(exc)})" if str(exc) else ""
+        raise OutOfMemoryError(
+            f"memory ran out on the host while {work}{reason}: free memory, or use smaller images or fewer words"
+        ) from exc
 
 
 def is_out_of_memory(exc: BaseException | str) -> bool:

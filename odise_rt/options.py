@@ -15,6 +15,8 @@ OUTPUTS: tuple[Output, ...] = ("panoptic", "semantic", "instance")
 
 DEFAULT_MAX_PIXELS = 64_000_000
 """Largest accepted image: 64 megapixels are 192 MB decoded, more than any model input needs."""
+MAX_IMAGE_EDGE = 65_535
+"""Most pixels along an edge of an image as given, JPEG's own bound: work along an edge does not grow beyond it."""
 MAX_EXPLAIN = 100
 """Most candidates that a segment can carry."""
 
@@ -52,7 +54,8 @@ class SegmentOptions:
     long_edge: int | None = None
     """Upper bound in pixels on the longer edge. ``None``: the model's (2560 at full size)."""
     max_pixels: int = DEFAULT_MAX_PIXELS
-    """Larger images are refused before they are decoded."""
+    """Images of more pixels are refused before they are decoded; whatever it is, so are those with an edge above 65,535
+    pixels."""
     windows_per_batch: int | None = None
     """Windows that run at a time; fewer need less memory, results agree to rounding. ``None``: chosen by the engine, or
     half of that, and so on, where memory ran out once since the segmenter was loaded."""

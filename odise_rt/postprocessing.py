@@ -376,12 +376,15 @@ def semantic_map(mask_logits: np.ndarray, probabilities: np.ndarray, resizer: Ma
     height, width = resizer.original_size
     table = _ClassTable(probabilities[:, :-1])
     result = np.empty((height, width), np.int32)
-    step = max(1, 8 * BAND_PIXELS // (width * max(len(mask_logits), table.width)))
-    for start in range(0, height, step):
-        rows = slice(start, min(start + step, height))
-        masks = sigmoid(resizer(mask_logits, rows, slice(0, width)))
-        # Pixels first: argmax over the last axis is many times faster than over the first.
-        result[rows] = table.best(masks.reshape(len(masks), -1).T).reshape(-1, width)
+    pixels = max(1, 8 * BAND_PIXELS // max(len(mask_logits), table.width))
+    down, across = max(1, pixels // width), min(pixels, width)
+    for top in range(0, height, down):
+        for left in range(0, width, across):
+            rows, columns = slice(top, min(top + down, height)), slice(left, min(left + across, width))
+            masks = sigmoid(resizer(mask_logits, rows, columns))
+            # Pixels first: argmax over the last axis is many times faster than over the first.
+            best = table.best(masks.reshape(len(masks), -1).T)
+            result[rows, columns] = best.reshape(masks.shape[1:])
     return result
 
 

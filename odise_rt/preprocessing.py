@@ -7,7 +7,8 @@
   result fits the pixels that the caller holds.
 * Transparent pixels are composited over white, as a viewer shows them. 16-bit images lose their low byte. Of an
   animation the first frame counts. Palette, grey, CMYK and the like are converted to RGB.
-* The size is checked on the header, before anything is decoded. A TIFF's tiles, which are decoded whole, are checked
+* The size is checked on the header, before anything is decoded; so is what could cost far more time than pixels do: the
+  scans of a JPEG and the comments of a PPM. A TIFF's tiles, which are decoded whole, are checked
   like images. An AVIF whose header states less than its frame holds is decoded all the same: libavif's own bound of
   16,384 x 16,384 is the only one that Pillow lets it have.
 """
@@ -19,6 +20,8 @@ import functools
 import io
 import logging
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, Union, cast
@@ -26,7 +29,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, Union, cast
 import numpy as np
 
 from odise_rt.errors import ImageError, ImageTooLargeError, OdiseError, OutOfMemoryError, first_line
-from odise_rt.options import DEFAULT_MAX_PIXELS
+from odise_rt.options import DEFAULT_MAX_PIXELS, MAX_IMAGE_EDGE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -68,6 +71,14 @@ SUFFIXES = frozenset(
     )
 )
 """File name endings by which a folder's images are found."""
+MAX_JPEG_SCANS = 100
+"""Scans of a JPEG; progressive pictures have some ten."""
+MAX_JPEG_SEGMENTS = 10_000
+"""Segments of a JPEG; metadata comes in pieces of 64 KiB."""
+_JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # not 0 after 255 in the data, nor restart marks
+_SCAN, _ENDS = 0xDA, (0xD9, 0xD8)  # decoders refuse a second start
+_PPM_KINDS = b"0123456fy"
+_PIECE = 1 << 16
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -94,7 +105,7 @@ def load_image(image: ImageLike, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
     Args:
         image: a path, encoded bytes, an open binary file, a PIL image, or an array of dtype uint8 and shape (h, w),
             (h, w, 1), (h, w, 3) RGB or (h, w, 4) RGBA.
-        max_pixels: larger images are refused.
+        max_pixels: larger images are refused, and so are those with an edge above ``MAX_IMAGE_EDGE`` pixels.
 
     Returns:
         uint8 (h, w, 3) RGB. May share memory with the argument: do not write to it.
@@ -108,7 +119,7 @@ def load_image(image: ImageLike, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
     from PIL import Image
 
     if isinstance(image, Image.Image):
-        _check_size(image.width, image.height, max_pixels, "the PIL image")
+        check_size(image.width, image.height, max_pixels, "the PIL image")
         return _decode(image, "the PIL image", upright=False)
     if isinstance(image, bytes | bytearray | memoryview):
         return _from_file(io.BytesIO(image), f"the image of {len(image):,} bytes", max_pixels)
@@ -156,7 +167,7 @@ def _from_array(array: np.ndarray, max_pixels: int) -> np.ndarray:
         elif array.ndim == 4:
             hint = "; pass the images of a batch as a list"
         raise ImageError(f"the array has shape {array.shape}, expected (h, w), (h, w, 3) RGB or (h, w, 4) RGBA{hint}")
-    _check_size(array.shape[1], array.shape[0], max_pixels, "the array")
+    check_size(array.shape[1], array.shape[0], max_pixels, "the array")
     if array.shape[2] == 1:
         array = np.repeat(array, 3, axis=2)
     elif array.shape[2] == 4:
@@ -171,12 +182,16 @@ def _from_file(file: IO[bytes], name: str, max_pixels: int) -> np.ndarray:
 
     _register_plugins()
     try:
+        file = _rewound(file)
+        _check_head(file, name)
         opened = Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise ImageTooLargeError(
             f"{name} has more pixels than Pillow accepts ({exc}): scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS "
             "as well as max_pixels"
         ) from exc
+    except ImageError:
+        raise
     except UnidentifiedImageError as exc:
         if "HEIF" not in Image.OPEN and _is_heif(file):
             raise ImageError(
@@ -189,10 +204,72 @@ def _from_file(file: IO[bytes], name: str, max_pixels: int) -> np.ndarray:
             f"{name} is not an image that can be read ({first_line(exc)}): expected {_format_list()}"
         ) from exc
     with opened:
-        _check_size(opened.width, opened.height, max_pixels, name)
+        check_size(opened.width, opened.height, max_pixels, name)
         if opened.format == "TIFF":
             _check_tiles(cast("TiffImageFile", opened), max_pixels, name)
         return _decode(opened, name, upright=True)
+
+
+def _rewound(file: IO[bytes]) -> IO[bytes]:
+    """The file at its start; what cannot go back, like a pipe, is read whole."""
+    try:
+        file.seek(0)
+    except (AttributeError, io.UnsupportedOperation):
+        return io.BytesIO(file.read())
+    return file
+
+
+def _check_head(file: IO[bytes], name: str) -> None:
+    """Refuse files that are made to cost far more time than their bytes and pixels do."""
+    start = file.read(3)
+    if start == b"\xff\xd8\xff":
+        _check_jpeg(file, name)
+    elif start[:1] == b"P" and start[1:2] in _PPM_KINDS:
+        _check_ppm(file, name)
+
+
+def _check_jpeg(file: IO[bytes], name: str) -> None:
+    """Count the scans of a JPEG: each one costs a pass over the whole picture, however few bytes it has."""
+    scans = 0
+    for segments, marker in enumerate(_jpeg_markers(file), 1):
+        scans += marker == _SCAN
+        if scans > MAX_JPEG_SCANS or segments > MAX_JPEG_SEGMENTS:
+            raise ImageError(
+                f"{name} is a JPEG of more than {MAX_JPEG_SCANS} scans or {MAX_JPEG_SEGMENTS:,} segments, far more "
+                "than pictures have: save it again"
+            )
+
+
+def _jpeg_markers(file: IO[bytes]) -> Iterator[int]:
+    """Second bytes of the markers with a length up to the end of the first picture, as a decoder meets them."""
+    start, at = 2, 0  # of the piece in the file, behind the mark of the start, and in the piece
+    file.seek(start)
+    piece = file.read(_PIECE)
+    while len(piece) >= 4:
+        found = _JPEG_MARKER.search(piece, at)
+        if found is None or found.end() + 2 > len(piece):
+            start += found.start() if found else max(at, len(piece) - 1)  # the last byte may begin a marker
+            at = 0
+            file.seek(start)
+            piece = file.read(_PIECE)
+            continue
+        marker, length = piece[found.end() - 1], int.from_bytes(piece[found.end() : found.end() + 2], "big")
+        if marker in _ENDS or length < 2:
+            return
+        yield marker
+        at = found.end() + length
+
+
+def _check_ppm(file: IO[bytes], name: str) -> None:
+    """Bound the header of a PPM, which may hold comments of any length, and which Pillow reads byte by byte."""
+    file.seek(0)
+    head = file.read(_PIECE)
+    if len(head) < _PIECE:
+        return
+    text = re.sub(rb"#[^\r\n]*[\r\n]?", b"", head)
+    numbers = 2 if head[1:2] in b"14" else 3
+    if not re.match(rb"\S+(?:\s+\S+){%d}\s" % numbers, text):
+        raise ImageError(f"{name} is a PPM whose header has more than {_PIECE >> 10} KiB: take the comments out of it")
 
 
 @functools.cache
@@ -279,9 +356,20 @@ def _over_white(image: Image.Image) -> Image.Image:
     return background.convert("RGB")
 
 
-def _check_size(width: int, height: int, max_pixels: int, name: str) -> None:
+def check_size(width: int, height: int, max_pixels: int, name: str) -> None:
+    """Check the size of an image, called ``name`` in errors, before work is done for it.
+
+    Raises:
+        ImageError: it has no pixels.
+        ImageTooLargeError: it has more than ``max_pixels`` pixels, or more than ``MAX_IMAGE_EDGE`` along an edge.
+    """
     if width < 1 or height < 1:
         raise ImageError(f"{name} has no pixels ({width} x {height}): expected at least 1 x 1")
+    if max(width, height) > MAX_IMAGE_EDGE:
+        raise ImageTooLargeError(
+            f"{name} has {width} x {height} pixels, at most {MAX_IMAGE_EDGE:,} are accepted along an edge: scale it "
+            "down, or cut it into parts"
+        )
     if width * height > max_pixels:
         raise ImageTooLargeError(
             f"{name} has {width} x {height} = {width * height / 1e6:.1f} megapixels, at most {max_pixels / 1e6:.1f} "
@@ -300,7 +388,7 @@ def _check_tiles(image: TiffImageFile, max_pixels: int, name: str) -> None:
     # Of a tag that is there twice libtiff takes the first one, Pillow the last.
     if len(set(tags)) < len(tags) or not isinstance(width, int) or not isinstance(length, int):
         raise ImageError(f"{name} is broken (its tiles have no certain size): save or download it again")
-    _check_size(width, length, max_pixels, f"a tile of {name}")
+    check_size(width, length, max_pixels, f"a tile of {name}")
 
 
 def _tiff_tags(image: TiffImageFile) -> list[int]:

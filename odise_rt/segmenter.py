@@ -32,13 +32,13 @@ from odise_rt.backends.window_batching import BatchingBackend, Observer, WindowB
 from odise_rt.bundle import Bundle
 from odise_rt.classification import Classification, Classifier, MaskEmbeddings, MaskNames, classify, clip_weights
 from odise_rt.embedding_cache import EmbeddingCache, default_cache_dir
-from odise_rt.errors import ImageError, ImageTooLargeError, InputError, OptionsError, VocabularyError
+from odise_rt.errors import ImageError, InputError, OptionsError, VocabularyError, host_memory
 from odise_rt.files import given_path
 from odise_rt.image_run import BatchPlan, FittingBatches, ImageRun, MaskProposals, Pipeline, PlacedImage, Stopwatch
 from odise_rt.naming import HostMasks, Named, NamingRequest
 from odise_rt.options import ResolvedOptions, SegmentOptions, given_options
 from odise_rt.postprocessing import MaskResizer, find_instances, semantic_map
-from odise_rt.preprocessing import ImageLike, load_image, network_size, padded_size, prepare
+from odise_rt.preprocessing import ImageLike, check_size, load_image, network_size, padded_size, prepare
 from odise_rt.results import Candidate, Instance, PanopticResult, RunFacts, Segment
 from odise_rt.specs import IMAGE_STAGES, LEVELS, STAGES, ModelFacts
 from odise_rt.text_embeddings import Progress, TextEmbedder, model_key
@@ -231,6 +231,7 @@ class Segmenter:
         words.result_classes(settings.unknown)  # raises now if "unknown" is taken, before the network runs
         return settings
 
+    @host_memory("encoding words")
     def prepare(self, vocabulary: Vocabulary | str, progress: Progress | None = None) -> None:
         """Encode a vocabulary ahead of its first use, e.g. to show progress for thousands of words.
 
@@ -241,11 +242,13 @@ class Segmenter:
         Raises:
             VocabularyError: the vocabulary is empty or malformed.
             BackendError: the text encoder failed.
+            OutOfMemoryError: memory ran out.
         """
         self._embedder.embed(_vocabulary(vocabulary), progress)
 
     # ---- first half: pixels to masks -------------------------------------------------------------------------------
 
+    @host_memory("looking for masks")
     def find_masks(self, image: ImageLike, options: SegmentOptions | None = None) -> MaskProposals:
         """Run the network on an image: mask proposals and their embeddings, independent of any word.
 
@@ -308,6 +311,7 @@ class Segmenter:
         watch.lap("network")
         return MaskProposals(masks=found.masks, embeddings=found.embeddings, **on_gpu.facts(watch))
 
+    @host_memory("segmenting an image")
     def _segment_on_gpu(
         self, pipeline: Pipeline, image: ImageLike, words: Vocabulary, settings: ResolvedOptions
     ) -> PanopticResult:
@@ -333,11 +337,7 @@ class Segmenter:
         pixels: np.ndarray | DeviceArray
         if is_on_device(image):
             pixels = pipeline.view(image)
-            if pixels.shape[0] * pixels.shape[1] > settings.max_pixels:
-                raise ImageTooLargeError(
-                    f"the image on the GPU is {pixels.shape[1]} x {pixels.shape[0]}, at most "
-                    f"{settings.max_pixels / 1e6:.1f} megapixels are accepted: raise max_pixels in SegmentOptions"
-                )
+            check_size(pixels.shape[1], pixels.shape[0], settings.max_pixels, "the image on the GPU")
         else:
             pixels = load_image(image, settings.max_pixels)
         original = (pixels.shape[0], pixels.shape[1])
@@ -387,6 +387,7 @@ class Segmenter:
 
     # ---- second half: masks and words to segments ------------------------------------------------------------------
 
+    @host_memory("naming masks")
     def name_masks(
         self, proposals: MaskProposals, vocabulary: Vocabulary | str, options: SegmentOptions | None = None
     ) -> PanopticResult:
@@ -404,6 +405,7 @@ class Segmenter:
                 ``unknown``.
             OptionsError: the options are no :class:`SegmentOptions`.
             BackendError: the text encoder failed.
+            OutOfMemoryError: memory ran out.
         """
         words = _vocabulary(vocabulary)
         settings = given_options(options).resolve(self.facts)
@@ -445,6 +447,7 @@ class Segmenter:
         facts = self._run_facts(proposals, words, seen, settings, proposals.seconds | watch.seconds)
         return PanopticResult(named.segment_map, segments, classes, facts, semantic, instances)
 
+    @host_memory("classifying masks")
     def classify_masks(
         self, proposals: MaskProposals, vocabulary: Vocabulary | str, options: SegmentOptions | None = None
     ) -> Classification:
@@ -460,6 +463,7 @@ class Segmenter:
             VocabularyError: the vocabulary is empty or malformed.
             OptionsError: the options are no :class:`SegmentOptions`.
             BackendError: the text encoder failed.
+            OutOfMemoryError: memory ran out.
         """
         words = _vocabulary(vocabulary)
         settings = given_options(options).resolve(self.facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import dataclass
 
 import numpy as np
@@ -268,6 +269,23 @@ def test_semantic_agrees_with_the_reference(seed: int, monkeypatch: pytest.Monke
     ours = semantic_map(case.logits, case.probabilities, case.resizer)
     chosen = np.take_along_axis(scores, ours[None], axis=0)[0]
     np.testing.assert_allclose(chosen, scores.max(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(65_535, 1), (1, 65_535), (2, 32_768)])
+def test_memory_of_a_semantic_map_does_not_depend_on_the_shape(size: tuple[int, int]) -> None:
+    logits = np.full((2, 4, 4), 9.0, np.float32)
+    rows = np.random.default_rng(0).dirichlet(np.ones(501), 2).astype(np.float32)
+
+    def peak(shape: tuple[int, int]) -> int:
+        resizer = MaskResizer((4, 4), (16, 16), shape)
+        tracemalloc.start()
+        try:
+            semantic_map(logits, rows, resizer)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(size) < 1.2 * peak((256, 256))
 
 
 @pytest.mark.parametrize("seed", range(6))

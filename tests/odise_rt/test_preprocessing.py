@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from odise_rt import ImageError, OutOfMemoryError
+from odise_rt import ImageError, OutOfMemoryError, preprocessing
 from odise_rt.errors import ImageTooLargeError
 from odise_rt.preprocessing import FORMATS, _register_plugins, load_image, network_size, prepare
 from tests.odise_rt.fake_bundle import colour_image
@@ -254,6 +254,73 @@ def test_huge_image_is_refused_before_it_is_decoded() -> None:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with pytest.raises(ImageError, match=r"100\.0 megapixels.*max_pixels"):
             load_image(png_header(10_000, 10_000))
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 65_536), (65_536, 1), (25_000_000, 1)])
+def test_edges_are_bounded(width: int, height: int) -> None:
+    array = np.zeros((height, width), np.uint8)
+    for image in (png_header(width, height), array, Image.fromarray(array)):
+        with pytest.raises(ImageTooLargeError, match=rf"{width} x {height} pixels, at most 65,535 .* along an edge"):
+            load_image(image)
+
+
+def test_longest_edges_are_accepted() -> None:
+    for shape in ((65_535, 1), (1, 65_535)):
+        array = np.zeros(shape, np.uint8)
+        assert load_image(encoded(Image.fromarray(array))).shape[:2] == shape
+        assert load_image(array).shape[:2] == shape
+
+
+def many_scans(count: int) -> bytes:
+    """A progressive JPEG of 10 scans, whose last one is repeated until there are ``count``."""
+    data = encoded(Image.fromarray(colour_image(48, 96)), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * (count - data.count(b"\xff\xda")) + data[-2:]
+
+
+def test_scans_of_a_jpeg_are_bounded(tmp_path: Path) -> None:
+    image = load_image(many_scans(10))
+    assert np.array_equal(load_image(many_scans(100)), image)
+    path = tmp_path / "scans.jpg"
+    for count in (101, 6_000):
+        path.write_bytes(many_scans(count))
+        for source in (many_scans(count), path, io.BytesIO(many_scans(count))):
+            with pytest.raises(ImageError, match=r"more than 100 scans.*save it again"):
+                load_image(source)
+
+
+@pytest.mark.parametrize("piece", [4, 5, 7, 64, 1 << 16])
+def test_scans_are_counted_as_a_decoder_meets_them(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those in metadata, in the data of a scan, where 255 is followed by 0 or a restart, or behind the end."""
+    monkeypatch.setattr(preprocessing, "_PIECE", piece)
+    comment = b"\xff\xfe\x00\x0c" + b"\xff\xda\x00\x02" * 2 + b"\xff\xff"
+    scan = b"\xff\xff\xda\x00\x03\x01" + b"\x11\xff\x00\xda\x00\x02\xff\xd0\xff\xd7\xda\xff\xff\x00"
+    data = b"\xff\xd8" + comment + scan * 3 + b"\xff\xd9" + scan
+    assert list(preprocessing._jpeg_markers(io.BytesIO(data))) == [0xFE, 0xDA, 0xDA, 0xDA]
+    for end in range(len(data)):
+        assert len(list(preprocessing._jpeg_markers(io.BytesIO(data[:end])))) <= 4
+    assert list(preprocessing._jpeg_markers(io.BytesIO(b"\xff\xd8\xff\xe0\x00\x01" + scan))) == []
+
+
+def test_segments_of_a_jpeg_are_bounded() -> None:
+    data = encoded(Image.fromarray(colour_image(48, 96)), "JPEG")
+    assert load_image(data[:2] + b"\xff\xfe\x00\x02" * 9_000 + data[2:]).shape == (48, 96, 3)
+    with pytest.raises(ImageError, match="10,000 segments"):
+        load_image(data[:2] + b"\xff\xfe\x00\x02" * 10_001 + data[2:])
+
+
+@pytest.mark.parametrize("kind", [b"P6", b"P5", b"P4"])
+@pytest.mark.parametrize("place", [b"# \n2 2 255\n", b"2 # \n2 255\n", b"2 2#\n 255\n", b"2 2 25#\n5\n"])
+def test_comments_of_a_ppm_are_bounded(kind: bytes, place: bytes) -> None:
+    pixels = bytes(range(200, 212))
+    if kind == b"P4":
+        place = place.replace(b" 255", b"").replace(b" 25#\n5", b"#\n")
+    for comment in (b"", b"made by hand", b"x" * 60_000):
+        image = load_image(kind + b"\n" + place.replace(b"#", b"#" + comment) + pixels)
+        assert image.shape == (2, 2, 3)
+    with pytest.raises(ImageError, match="64 KiB"):
+        load_image(kind + b"\n" + place.replace(b"#", b"#" + b"x" * 70_000) + pixels)
+    assert load_image(kind + b"\n" + place + pixels + b"#" * 70_000).shape == (2, 2, 3)
 
 
 @pytest.mark.parametrize("side", [10_000, 60_000])

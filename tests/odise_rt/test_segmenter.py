@@ -18,6 +18,7 @@ from odise_rt import (
     ImageError,
     InputError,
     OptionsError,
+    OutOfMemoryError,
     PanopticResult,
     Segmenter,
     SegmentOptions,
@@ -272,6 +273,20 @@ def test_wrong_arguments_are_named(segmenter: Segmenter, label_bundle: Path, col
         Segmenter.load(label_bundle, device="tpu")  # type: ignore[arg-type]
     with pytest.raises(OptionsError, match="threads"):
         Segmenter.load(label_bundle, threads=0)
+
+
+@pytest.mark.parametrize("part", ["load_image", "prepare", "MaskResizer", "semantic_map", "find_instances"])
+def test_lack_of_memory_on_the_host_is_typed(
+    segmenter: Segmenter, colours: np.ndarray, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise MemoryError("Unable to allocate 3 GiB")
+
+    monkeypatch.setattr(f"odise_rt.segmenter.{part}", fail)
+    options = SegmentOptions(outputs=("panoptic", "semantic", "instance"))
+    for images in (colours, [colours]):  # one image, and a list
+        with pytest.raises(OutOfMemoryError, match=r"on the host .* \(Unable to allocate 3 GiB\): free memory"):
+            segmenter.segment(images, "red", options)
 
 
 def test_cuda_is_refused_where_it_does_not_work(label_bundle: Path) -> None:
