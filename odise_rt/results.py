@@ -254,9 +254,9 @@ class PanopticResult:
         """The segment map in COCO's panoptic coding: RGB with id = R + 256 G + 65536 B."""
         from PIL import Image
 
-        ids = self.segment_map.astype(np.uint32)
-        coded = np.stack([ids & 255, (ids >> 8) & 255, (ids >> 16) & 255], axis=-1).astype(np.uint8)
-        return Image.fromarray(coded)
+        height, width = self.segment_map.shape
+        ids = np.ascontiguousarray(self.segment_map, "<i4").view(np.uint8).reshape(height, width, 4)
+        return Image.fromarray(np.ascontiguousarray(ids[..., :3]))
 
     def save_png(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`to_png`, atomically.

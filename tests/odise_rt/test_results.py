@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,23 @@ def test_png_holds_the_ids(result: PanopticResult, tmp_path: Path) -> None:
 def test_png_holds_ids_beyond_a_byte(result: PanopticResult) -> None:
     big = PanopticResult(np.array([[0, 255, 256, 70_000]], np.int32), (), result.vocabulary, result.facts)
     assert np.asarray(big.to_png())[0].tolist() == [[0, 0, 0], [255, 0, 0], [0, 1, 0], [112, 17, 1]]
+
+
+@pytest.mark.parametrize("kind", ["<i4", ">i4", "<i8", "u1"])
+def test_id_png_of_any_map_needs_little_memory(kind: str) -> None:
+    ids = np.random.default_rng(0).integers(0, 1 << 24, (500, 800)).astype(kind)
+    for segment_map in (ids, ids[:, ::-2].T):
+        values = segment_map.astype(np.int64)
+        coded = np.stack([values & 255, values >> 8 & 255, values >> 16], axis=-1)
+        result = PanopticResult(segment_map, (), Vocabulary.parse("red"), None)
+        assert np.array_equal(np.asarray(result.to_png()), coded)
+    result = PanopticResult(ids, (), Vocabulary.parse("red"), None)
+    tracemalloc.start()
+    try:
+        result.to_png()
+        assert tracemalloc.get_traced_memory()[1] < 2 * 4 * ids.size
+    finally:
+        tracemalloc.stop()
 
 
 def test_coco_panoptic(result: PanopticResult) -> None:
