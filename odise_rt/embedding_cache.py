@@ -9,6 +9,7 @@ logged, and the words are encoded again.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import json
 import logging
 import os
@@ -32,6 +33,11 @@ DEFAULT_MAX_BYTES = 1 << 30
 """Room for a lexicon of 200,000 words at full size (4 KB a word) beside others."""
 MAX_FILES_SEARCHED = 512
 """How many lists of a model are searched for single words: those of five lexicons of 100,000 words."""
+
+_FILES_PER_FIND = 64
+"""Files that a search may list, on average."""
+_SHARE_MADE_FREE = 16
+"""One part in so many of the bound is made free at a time, so that not every list that comes measures all others."""
 
 # RuntimeError covers what zipfile does not implement, and encryption.
 _READ_ERRORS = (
@@ -84,6 +90,12 @@ class EmbeddingCache:
         self._folder = self._root / model_key
         self._max_bytes = max_bytes
         self._indices: dict[str, _FileIndex] = {}
+        self._listed: list[str] = []
+        self._finds_left = 0
+        """Searches until the folder is listed again."""
+        self._room = 0
+        """Bytes that may be written until all folders are measured again."""
+        self._warned = False
         self._lock = threading.Lock()
 
     def holds(self, size: int) -> bool:
@@ -121,7 +133,7 @@ class EmbeddingCache:
         found: dict[str, dict[str, np.ndarray]] = {}
         missing = set(prompts)
         wanted = _hashes(missing)
-        for path, index in self._indexed(self._recent()[:MAX_FILES_SEARCHED]):
+        for path, index in self._indexed(self._recent()):
             if not missing:
                 break
             if not (set(columns) <= index.columns and index.may_hold(wanted)):
@@ -142,14 +154,23 @@ class EmbeddingCache:
             logger.info("text cache: a list of %d prompts (%d MB) exceeds the bound", len(prompts), size >> 20)
             return
         text = np.frombuffer(json.dumps(list(prompts)).encode(), dtype=np.uint8)
+        path = self._path(key)
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with atomic_writer(self._path(key)) as file:
+            with atomic_writer(path) as file:
                 np.savez(file, prompts=text, **{name: np.asarray(a) for name, a in arrays.items()})  # type: ignore[arg-type]
         except OSError as exc:
-            logger.warning("text cache: cannot write to %s (%s); words will be encoded again", self._folder, exc)
+            level = logging.DEBUG if self._warned else logging.WARNING  # else twice for every new vocabulary
+            self._warned = True
+            logger.log(level, "text cache: cannot write to %s (%s); words will be encoded again", self._folder, exc)
             return
-        self._shrink()
+        with self._lock:
+            self._listed = [str(path), *(p for p in self._listed if p != str(path))][:MAX_FILES_SEARCHED]
+            with contextlib.suppress(OSError):
+                self._room -= _size_on_disk(path.stat())
+            full = self._room <= 0
+        if full:
+            self._shrink()
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.npz"
@@ -201,9 +222,19 @@ class EmbeddingCache:
         return prompts, arrays
 
     def _recent(self) -> list[str]:
-        """This model's files, most recently used first."""
-        entries = [(stat.st_mtime, path) for path, stat in _files(self._folder) if path.endswith(".npz")]
-        return [path for _, path in sorted(entries, reverse=True)]
+        """This model's files, at most ``MAX_FILES_SEARCHED``, most recently used first.
+
+        A listing costs as much as there are files, so the more there are, the longer it is kept; what this process
+        stores meanwhile is added.
+        """
+        with self._lock:
+            if self._finds_left > 0:
+                self._finds_left -= 1
+                return self._listed
+            entries = [(stat.st_mtime, path) for path, stat in _files(self._folder) if path.endswith(".npz")]
+            self._listed = [path for _, path in heapq.nlargest(MAX_FILES_SEARCHED, entries)]
+            self._finds_left = len(entries) // _FILES_PER_FIND
+            return self._listed
 
     def _shrink(self) -> None:
         """Remove the least recently used files beyond the bound, and temporary files that killed processes left."""
@@ -211,15 +242,24 @@ class EmbeddingCache:
         for folder in _folders(self._root):
             for path, stat in _files(folder):
                 if path.endswith(".npz"):
-                    entries.append((stat.st_mtime, stat.st_size, path))
+                    entries.append((stat.st_mtime, _size_on_disk(stat), path))
                 elif path.endswith(".tmp") and time.time() - stat.st_mtime > 3600:
                     _remove(path)
         total = sum(size for _, size, _ in entries)
-        for _, size, path in sorted(entries):
-            if total <= self._max_bytes:
-                break
-            _remove(path)
-            total -= size
+        spare = self._max_bytes // _SHARE_MADE_FREE
+        if total > self._max_bytes:
+            for _, size, path in sorted(entries):
+                if total <= self._max_bytes - spare:
+                    break
+                _remove(path)
+                total -= size
+        with self._lock:
+            self._room = min(self._max_bytes - total, spare)  # others may write, too
+
+
+def _size_on_disk(stat: os.stat_result) -> int:
+    """Bytes that a file takes up: small ones whole blocks, where the system tells."""
+    return max(stat.st_size, getattr(stat, "st_blocks", 0) * 512)
 
 
 def _files(folder: str | Path) -> Iterator[tuple[str, os.stat_result]]:

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -42,7 +43,8 @@ BATCH = 32
 CHUNK = 2048
 """Prompts of one file on disk: 2 to 6 MB at full size, and less than a minute of encoding on a CPU."""
 MEMORY_BYTES = 128 << 20
-"""Bound on embeddings in memory: about 30,000 words at full size."""
+"""Bound on embeddings in memory, with what leads to them: about 30,000 words at full size."""
+_LIST_BYTES, _PROMPT_BYTES = 1000, 400  # of Python's objects; measured
 
 _MASK, _CLIP = "mask_text_embedding", "text_embedding"
 
@@ -257,25 +259,36 @@ class _WordList:
     """Embeddings of one vocabulary under one prompt."""
 
     vocabulary: str
-    """Hash of the vocabulary's words."""
-    index: Mapping[str, int]
-    """Prompt to row."""
+    """Hash of its words."""
+    prompts: Sequence[str]
+    """Of its rows."""
     arrays: Mapping[str, np.ndarray]
+    size: int
+    """Bytes of memory."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self.arrays))
 
 
 class _Memory:
-    """Least recently used word lists, bounded by bytes; those of the latest vocabulary always stay."""
+    """Least recently used word lists, bounded by bytes; those of the latest vocabulary always stay.
+
+    Every method costs what it touches (lists that it drops, prompts that it is given), however much is kept.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._lists: OrderedDict[str, _WordList] = OrderedDict()
+        self._holders: dict[tuple[str, ...], dict[str, dict[str, int]]] = {}
+        """Names of arrays to prompt to the lists that hold it, the latest last, each with its row there."""
+        self._size = 0
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all embeddings."""
-        with self._lock:
-            return self._size()
+        """Bytes of all embeddings, and of what leads to them."""
+        return self._size
 
     def get(self, key: str) -> Mapping[str, np.ndarray] | None:
         with self._lock:
@@ -286,25 +299,50 @@ class _Memory:
             return entry.arrays
 
     def find(self, prompts: Sequence[str], columns: Mapping[str, int]) -> dict[str, dict[str, np.ndarray]]:
-        with self._lock:
-            entries = [e for e in reversed(self._lists.values()) if set(columns) <= set(e.arrays)]
         found: dict[str, dict[str, np.ndarray]] = {}
-        for entry in entries:
-            for prompt in prompts:
-                if prompt in entry.index and prompt not in found:
-                    row = entry.index[prompt]
-                    found[prompt] = {name: entry.arrays[name][row] for name in columns}
+        with self._lock:
+            tables = [table for names, table in self._holders.items() if set(columns) <= set(names)]
+            for table in tables:
+                for prompt in prompts:
+                    holders = table.get(prompt)
+                    if holders and prompt not in found:
+                        latest = next(reversed(holders))
+                        arrays, row = self._lists[latest].arrays, holders[latest]
+                        found[prompt] = {name: arrays[name][row] for name in columns}
         return found
 
     def put(self, key: str, vocabulary: str, prompts: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
+        size = sum(a.nbytes for a in arrays.values()) + _overhead(prompts)
+        entry = _WordList(vocabulary, prompts, arrays, size)
         with self._lock:
-            self._lists[key] = _WordList(vocabulary, {p: i for i, p in enumerate(prompts)}, arrays)
-            size = self._size()
-            for oldest in list(self._lists):
-                if size <= self._max_bytes:
+            self._drop(key)
+            self._lists[key] = entry
+            self._size += size
+            table = self._holders.setdefault(entry.names, {})
+            for row, prompt in enumerate(prompts):
+                table.setdefault(prompt, {})[key] = row
+            while self._size > self._max_bytes:
+                oldest = next(iter(self._lists))
+                if oldest == key:  # behind it are those of the same vocabulary alone
                     break
-                if self._lists[oldest].vocabulary != vocabulary:
-                    size -= sum(a.nbytes for a in self._lists.pop(oldest).arrays.values())
+                if self._lists[oldest].vocabulary == vocabulary:
+                    self._lists.move_to_end(oldest)
+                else:
+                    self._drop(oldest)
 
-    def _size(self) -> int:
-        return sum(a.nbytes for entry in self._lists.values() for a in entry.arrays.values())
+    def _drop(self, key: str) -> None:
+        entry = self._lists.pop(key, None)
+        if entry is None:
+            return
+        self._size -= entry.size
+        table = self._holders[entry.names]
+        for prompt in entry.prompts:
+            holders = table.get(prompt, {})
+            holders.pop(key, None)  # gone already where a prompt occurs twice
+            if not holders:
+                table.pop(prompt, None)
+
+
+def _overhead(prompts: Sequence[str]) -> int:
+    """Bytes that a word list needs beside its embeddings: of a single word, more than those at tiny scale."""
+    return _LIST_BYTES + sum(_PROMPT_BYTES + sys.getsizeof(prompt) for prompt in prompts)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+import tracemalloc
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from odise_rt import BackendError, Bundle, Vocabulary, text_embeddings
+from odise_rt import BackendError, Bundle, Vocabulary, embedding_cache, text_embeddings
 from odise_rt.backends.ort import OrtBackend
 from odise_rt.backends.pool import StagePool
 from odise_rt.embedding_cache import CACHE_VARIABLE, EmbeddingCache, default_cache_dir
@@ -208,12 +210,14 @@ def test_damaged_entry_is_discarded(
 
 
 def test_disk_cache_is_bounded_and_drops_the_oldest(label_bundle: Path, tmp_path: Path) -> None:
-    setup = Setup(label_bundle, tmp_path, max_bytes=6_000)
+    on_disk = embedding_cache._size_on_disk
+    bound = 8 * 4096
+    setup = Setup(label_bundle, tmp_path, max_bytes=bound)
     for i in range(12):
         setup(f"red; thing {i}")
         for path in files(tmp_path):
             os.utime(path, (path.stat().st_mtime - 10,) * 2)
-    assert sum(p.stat().st_size for p in files(tmp_path)) <= 6_000
+        assert sum(on_disk(p.stat()) for p in files(tmp_path)) <= bound
     last = Setup(label_bundle, tmp_path)
     last("red; thing 11")
     assert last.encoded == 0
@@ -232,9 +236,11 @@ def test_folder_that_cannot_be_written_only_costs_time(
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     setup = Setup(label_bundle, blocked)
-    with caplog.at_level(logging.WARNING):
-        assert setup("red").mask_text.shape == (1, 5)
-    assert "cannot write" in caplog.text
+    with caplog.at_level(logging.DEBUG):
+        for word in ("red", "green", "blue"):
+            assert setup(word).mask_text.shape == (1, 5)
+    told = [record.levelno for record in caplog.records if "cannot write" in record.message]
+    assert told == [logging.WARNING] + [logging.DEBUG] * 5, "one warning, not two for each vocabulary"
 
 
 def test_nothing_half_written_is_left(label_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,6 +265,13 @@ def test_two_threads_encode_a_word_once(label_bundle: Path) -> None:
     assert all(r.mask_text is results[0].mask_text for r in results)
 
 
+@pytest.fixture
+def embeddings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds count embeddings and nothing else, so that a test can say how many words fit."""
+    monkeypatch.setattr(text_embeddings, "_overhead", lambda prompts: 0)
+
+
+@pytest.mark.usefixtures("embeddings_alone")
 def test_memory_is_bounded(label_bundle: Path) -> None:
     opened = Bundle.open(label_bundle, verify=False)
     stages = StagePool(OrtBackend("cpu", 1), opened, keep=frozenset())
@@ -268,6 +281,7 @@ def test_memory_is_bounded(label_bundle: Path) -> None:
     assert 200 < embedder._memory.nbytes <= 400
 
 
+@pytest.mark.usefixtures("embeddings_alone")
 def test_memory_forgets_what_was_not_used_longest(label_bundle: Path) -> None:
     opened = Bundle.open(label_bundle, verify=False)
     backend = CountingBackend()
@@ -278,6 +292,86 @@ def test_memory_forgets_what_was_not_used_longest(label_bundle: Path) -> None:
     assert sum(backend.runs) == 2 * 4
     embedder.embed(Vocabulary.parse("green"))
     assert sum(backend.runs) == 2 * 5
+
+
+def test_memory_counts_what_one_word_lists_really_need() -> None:
+    memory = text_embeddings._Memory(1 << 30)
+    tracemalloc.start()
+    try:
+        for number in range(2000):
+            word = [f"a photo of the word {number}."]
+            memory.put(f"{number:064d}", f"{-number:064d}", word, {"embedding": np.zeros((1, 8), np.float32)})
+        real = tracemalloc.get_traced_memory()[0]
+        more = [f"a photo of the other word {number}." for number in range(20_000)]
+        memory.put("long", "list", more, {"embedding": np.zeros((20_000, 8), np.float32)})
+        longer = tracemalloc.get_traced_memory()[0] - real
+    finally:
+        tracemalloc.stop()
+    counted = sum(entry.size for key, entry in memory._lists.items() if key != "long")
+    assert 0.7 * real < counted < 1.5 * real
+    assert 0.7 * longer < memory._lists["long"].size < 1.5 * longer
+    assert memory.nbytes == counted + memory._lists["long"].size
+
+
+def test_memory_keeps_its_count_and_finds_what_is_there() -> None:
+    """Against the plain meaning: of the lists that are kept, the latest that was put and holds the prompt."""
+    rng = np.random.default_rng(0)
+    memory = text_embeddings._Memory(40_000)
+    for number in range(300):
+        prompts = [f"word {i}" for i in rng.integers(0, 40, rng.integers(1, 9))]
+        names = (("mask",), ("clip",), ("clip", "mask"))[number % 3]
+        arrays = {name: np.full((len(prompts), 2), number, np.float32) for name in names}
+        memory.put(f"key {number % 90}", f"vocabulary {number // 2}", prompts, arrays)
+        memory.get(f"key {rng.integers(0, 90)}")
+        assert memory.nbytes == sum(entry.size for entry in memory._lists.values()) <= 40_000
+        there = {p for entry in memory._lists.values() if "mask" in entry.arrays for p in entry.prompts}
+        found = memory.find([f"word {i}" for i in range(40)], {"mask": 2})
+        assert set(found) == there
+        for prompt, row in found.items():
+            holding = [e for e in memory._lists.values() if prompt in e.prompts and "mask" in e.arrays]
+            assert any(np.array_equal(row["mask"], e.arrays["mask"][e.prompts.index(prompt)]) for e in holding)
+    assert 5 < len(memory._lists) < 90
+    held = [key for table in memory._holders.values() for holders in table.values() for key in holders]
+    assert set(held) == set(memory._lists), "what is dropped is forgotten"
+
+
+def test_memory_touches_only_what_it_is_asked_for() -> None:
+    """Not every list that is kept, of which there may be a hundred thousand: nothing walks over them."""
+
+    class Untouched(OrderedDict[str, Any]):
+        def values(self) -> Any:
+            raise AssertionError("walked over all lists")
+
+        items = keys = values
+
+    memory = text_embeddings._Memory(2000 * 1000)
+    memory._lists = Untouched()
+    steps = 0
+
+    class Counted(text_embeddings._WordList):
+        def __getattribute__(self, name: str) -> Any:
+            nonlocal steps
+            steps += 1
+            return super().__getattribute__(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_embeddings, "_WordList", Counted)
+        for number in range(2000):
+            memory.put(f"{number}", f"{number}", [f"word {number}"], {"embedding": np.zeros((1, 2), np.float32)})
+        assert steps < 8 * 2000
+        steps = 0
+        memory.find([f"new {number}" for number in range(1000)], {"embedding": 2})
+        memory.find(["word 1999"], {"embedding": 2})
+    assert len(memory._lists) > 1000
+    assert steps < 10
+
+
+def test_a_list_that_comes_again_is_counted_once() -> None:
+    memory = text_embeddings._Memory(1 << 20)
+    for word in ("red", "green"):
+        memory.put("key", "words", [word, word], {"embedding": np.zeros((2, 3), np.float32)})
+    assert memory.nbytes == memory._lists["key"].size
+    assert memory.find(["red", "green"], {"embedding": 3}).keys() == {"green"}
 
 
 def test_progress_is_told(label_bundle: Path) -> None:
@@ -337,11 +431,11 @@ def test_long_lists_are_stored_in_chunks(label_bundle: Path, tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("short_chunks")
 def test_chunks_of_a_list_above_the_bound_push_nothing_out(label_bundle: Path, tmp_path: Path) -> None:
-    bound = 4 * 5 * 300 - 1  # bytes of the smaller embeddings
+    bound = 4 * 5 * 1000 - 1  # bytes of the smaller embeddings
     Setup(label_bundle, tmp_path, max_bytes=bound)("red; green")
     before = files(tmp_path)
     assert len(before) == 2
-    Setup(label_bundle, tmp_path, max_bytes=bound)(many(300))
+    Setup(label_bundle, tmp_path, max_bytes=bound)(many(1000))
     assert files(tmp_path) == before
 
 
@@ -379,6 +473,7 @@ def test_killed_embedding_keeps_whole_chunks(label_bundle: Path, tmp_path: Path)
     assert again.encoded == 2 * 8
 
 
+@pytest.mark.usefixtures("embeddings_alone")
 def test_list_of_one_vocabulary_does_not_push_out_its_other_prompts(label_bundle: Path) -> None:
     """Larger than the bound: both prompts' embeddings stay, else every image would encode one of them again."""
     opened = Bundle.open(label_bundle, verify=False)
@@ -412,6 +507,64 @@ def test_a_long_list_does_not_hold_up_others(label_bundle: Path) -> None:
 def test_bound_holds_the_largest_vocabulary_at_full_size() -> None:
     cache = EmbeddingCache(Path("nowhere"), "key")
     assert cache.holds(MAX_WORDS * 4 * (256 + 768))
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files of a disk cache whose facts were asked for while folders were listed."""
+    log: list[str] = []
+    real = embedding_cache._files
+
+    def listed(folder: str | Path) -> Iterator[tuple[str, os.stat_result]]:
+        for path, facts in real(folder):
+            log.append(path)
+            yield path, facts
+
+    monkeypatch.setattr(embedding_cache, "_files", listed)
+    return log
+
+
+def test_many_lists_on_disk_are_not_listed_for_every_word(
+    tmp_path: Path, looked_at: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding_cache, "_FILES_PER_FIND", 8)
+    cache = EmbeddingCache(tmp_path, "model")
+    for number in range(100):
+        cache.store(f"key{number}", [f"word {number}"], {"embedding": np.zeros((1, 3), np.float32)})
+    assert len(looked_at) < 10, "there is room: nothing is measured"
+    for number in range(100, 130):
+        assert cache.find([f"word {number}"], {"embedding": 3}) == {}
+        cache.store(f"key{number}", [f"word {number}"], {"embedding": np.full((1, 3), number, np.float32)})
+        assert cache.find([f"word {number}"], {"embedding": 3})[f"word {number}"]["embedding"][0] == number
+    assert len(looked_at) < 60 * 12
+    EmbeddingCache(tmp_path, "model").store("others", ["other"], {"embedding": np.zeros((1, 3), np.float32)})
+    assert any(cache.find(["other"], {"embedding": 3}) for _ in range(20)), "another process's lists come with the next"
+
+
+def test_a_full_cache_on_disk_is_not_measured_for_every_word(tmp_path: Path, looked_at: list[str]) -> None:
+    bound = 96 * 4096
+    cache = EmbeddingCache(tmp_path, "model", max_bytes=bound)
+    for number in range(192):
+        cache.store(f"key{number:04d}", [f"word {number}"], {"embedding": np.zeros((1, 3), np.float32)})
+        os.utime(tmp_path / "text" / "model" / f"key{number:04d}.npz", (number, number))
+    left = sorted(files(tmp_path))
+    assert sum(embedding_cache._size_on_disk(p.stat()) for p in left) <= bound
+    assert [p.name for p in left] == [f"key{number:04d}.npz" for number in range(192 - len(left), 192)]
+    assert len(left) > 80
+    assert len(looked_at) < 192 * 96 / 4
+
+
+def test_a_small_file_counts_as_its_blocks() -> None:
+    class Facts:
+        st_size = 1000
+        st_blocks = 8
+
+    facts: Any = Facts()
+    assert embedding_cache._size_on_disk(facts) == 4096
+    Facts.st_size = 5000  # sparse, or compressed by the file system
+    assert embedding_cache._size_on_disk(facts) == 5000
+    del Facts.st_blocks
+    assert embedding_cache._size_on_disk(facts) == 5000
 
 
 def test_a_list_on_disk_is_looked_into_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
