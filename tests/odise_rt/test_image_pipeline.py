@@ -407,6 +407,8 @@ def test_an_image_on_the_gpu_is_read_there(bundle: Bundle, gpu: Calls) -> None:
             segmenter.segment(OnGpu(image, strides=(720, 6, 1)), WORDS)
         with pytest.raises(ImageTooLargeError, match="120 x 80"):
             segmenter.segment(OnGpu(image), WORDS, SegmentOptions(max_pixels=1000))
+        with pytest.raises(ImageTooLargeError, match=r"65536 x 1 pixels, at most 65,535 .* along an edge"):
+            segmenter.segment(OnGpu(np.zeros((1, 65_536, 3), np.uint8)), WORDS)
     with on(bundle, "cpu") as segmenter, pytest.raises(ImageError, match="passes images through host memory"):
         segmenter.segment(OnGpu(image), WORDS)
 
