@@ -198,7 +198,9 @@ def test_lack_of_memory_is_not_called_a_broken_file(monkeypatch: pytest.MonkeyPa
         load_image(encoded(Image.fromarray(colour_image(48, 96))))
 
 
-@pytest.mark.parametrize(("error", "reason"), [(OSError("no\n such chunk"), "no such chunk"), (OSError(), "OSError")])
+@pytest.mark.parametrize(
+    ("error", "reason"), [(OSError("no such chunk\nin 12"), "no such chunk"), (OSError(), "OSError")]
+)
 def test_why_a_file_is_broken_is_told(monkeypatch: pytest.MonkeyPatch, error: OSError, reason: str) -> None:
     def fail(image: Image.Image) -> None:
         raise error
