@@ -9,7 +9,8 @@
     BUNDLE/engines/<key>/     engines for one device, each with the facts that its validity depends on
 
 A bundle is treated as untrusted until :meth:`Bundle.open` has checked it: paths stay inside the folder, every listed
-file has the recorded SHA-256, and every stage has the inputs and outputs that this version expects.
+file has the recorded SHA-256, graphs name no weights but those listed with them, and every stage has the inputs and
+outputs that this version expects.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import numpy as np
 from odise_rt.cores import usable_cores
 from odise_rt.errors import BundleError
 from odise_rt.files import given_path
+from odise_rt.onnx_files import external_files
 from odise_rt.specs import LATENT_CHANNELS, STAGES, ModelFacts, StageSpec, stage_specs
 
 logger = logging.getLogger(__name__)
@@ -115,7 +117,7 @@ class Bundle:
         Args:
             path: the bundle's folder.
             verify: compare the SHA-256 of every listed file (about 1 GB/s for each core). Leave it on for bundles
-                from elsewhere; structure, version and paths are checked in any case.
+                from elsewhere; structure, version and paths, those inside the graphs as well, are checked in any case.
             graphs: whether the files of the stages must be there. ``False``: another server (Triton) runs the stages,
                 and the bundle holds facts, constants and the tokenizer alone.
 
@@ -133,6 +135,13 @@ class Bundle:
             _safe_path(root, relative)
         if verify:
             bundle._verify(files)
+        if graphs:
+            for entry in bundle.stages.values():
+                _check_weights(root, entry.file)
+                for key, file in entry.variants.items():
+                    # TensorRT's engines hold their weights. ONNX Runtime would take a graph of any name.
+                    if key.startswith("ort-") or file.path.suffix not in (".plan", ".engine"):
+                        _check_weights(root, file)
         return bundle
 
     @classmethod
@@ -289,6 +298,21 @@ def _stage_file(root: Path, stage: str, data: Mapping[str, Any], present: bool) 
     if weights not in extra and (root / weights).exists():
         raise BundleError(f"{weights} lies beside its graph but {MANIFEST_NAME} has no hash for it; {_REBUILD}")
     return StageFile(path, data["sha256"], extra)
+
+
+def _check_weights(root: Path, file: StageFile) -> None:
+    """Refuse a graph that names weights which are not listed with it: an engine would read them all the same."""
+    if file.path.suffix != ".onnx":  # an engine would take it for a file of another format
+        raise BundleError(f"the graph {file.path} in {MANIFEST_NAME} has another name than *.onnx; {_REBUILD}")
+    listed = {PurePosixPath(relative) for relative in file.extra_files}
+    folder = PurePosixPath(file.path.relative_to(root).as_posix()).parent
+    for location in external_files(file.path):
+        # ONNX Runtime takes names with an asterisk for addresses in its memory.
+        if "*" in location or folder / location not in listed:
+            raise BundleError(
+                f"{file.path} takes weights from {location[:200]!r}, and {MANIFEST_NAME} has no hash for that: "
+                "refused; get the bundle elsewhere"
+            )
 
 
 def _stage_entry(root: Path, spec: StageSpec, data: Mapping[str, Any], present: bool) -> StageEntry:

@@ -33,6 +33,7 @@ from odise_rt.engine_check import Bounds, Case, OutputCheck
 from odise_rt.engine_facts import TITLES, EngineFacts, EngineKind, Machine, Mismatch
 from odise_rt.errors import BundleError
 from odise_rt.files import write_json
+from odise_rt.onnx_files import external_files
 from odise_rt.specs import StageSpec
 
 logger = logging.getLogger(__name__)
@@ -192,6 +193,12 @@ def open_engine(folder: Path) -> Engine:
             raise BundleError(f"{path} has no SHA-256 for {needed}; {again}")
     for name in files:
         _inside(folder, name)
+    if facts.engine == "ort-cuda":
+        for location in external_files(engine.path) - files.keys():
+            raise BundleError(
+                f"{engine.path} takes weights from {location[:200]!r}, and {ENGINE_FILE} has no SHA-256 for that; "
+                f"{again}"
+            )
     return engine
 
 

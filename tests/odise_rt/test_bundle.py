@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -56,7 +57,8 @@ def test_hash_is_that_of_hashlib(tmp_path: Path) -> None:
 def test_altered_file_is_found(new_bundle: NewBundle, victim: str) -> None:
     root = new_bundle()
     content = bytearray((root / victim).read_bytes())
-    content[len(content) // 2] ^= 1
+    place = len(content) - 1 if victim.endswith(".onnx") else len(content) // 2  # there a graph stays one
+    content[place] ^= 1
     (root / victim).write_bytes(bytes(content))
     with pytest.raises(BundleError, match=f"{victim} was altered"):
         Bundle.open(root)
@@ -177,6 +179,74 @@ def test_weights_without_a_hash_are_refused(new_bundle: NewBundle) -> None:
     edited(root, lambda m: m["stages"]["unet_tap"].update(extra_files={"onnx/unet_tap.onnx.data": sha}))
     bundle = Bundle.open(root)
     assert bundle.stage_file("unet_tap").digest != bundle.stage_file("unet_tap").sha256
+
+
+def naming(path: Path, location: str) -> None:
+    """Let the graph in a file take its first weights from another file."""
+    model = onnx.load(path)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    path.write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("place", ["stage", "variant"])
+@pytest.mark.parametrize(
+    "location",
+    ["other.bin", "../constants.npz", "../../outside.bin", "/outside.bin", "sub/../w.data", "*/_ORT_MEM_ADDR_/*"],
+)
+def test_weights_that_a_graph_names_and_the_manifest_does_not_are_refused(
+    new_bundle: NewBundle, location: str, place: str
+) -> None:
+    root = new_bundle()
+    for outside in (root / "onnx/other.bin", root.parent / "outside.bin", root / "onnx/w.data"):
+        outside.write_bytes(bytes(1 << 16))
+    path = root / "onnx/mask_decoder.onnx"
+    if place == "variant":
+        path = root / "onnx/fast.onnx"
+        path.write_bytes((root / "onnx/mask_decoder.onnx").read_bytes())
+    naming(path, location)
+
+    def edit(manifest: dict[str, Any]) -> None:
+        stage = manifest["stages"]["mask_decoder"]
+        extra = {"onnx/w.data": digest(root / "onnx/w.data")}
+        entry = {"file": f"onnx/{path.name}", "sha256": digest(path), "extra_files": extra}
+        stage.update(entry if place == "stage" else {"variants": {"ort-cpu": entry}})
+
+    edited(root, edit)
+    for verify in (True, False):
+        with pytest.raises(BundleError, match=r"takes weights from .* has no hash for that: refused"):
+            Bundle.open(root, verify=verify)
+
+
+@pytest.mark.parametrize("location", ["w.data", "./w.data", "deep/w.data"])
+def test_weights_that_a_graph_names_are_hashed(new_bundle: NewBundle, location: str) -> None:
+    root = new_bundle()
+    path, weights = root / "onnx/mask_decoder.onnx", root / "onnx" / location
+    weights.parent.mkdir(exist_ok=True)
+    weights.write_bytes(bytes(1 << 16))
+    naming(path, location)
+    extra = {weights.relative_to(root).as_posix(): digest(weights)}
+    edited(root, lambda m: m["stages"]["mask_decoder"].update(sha256=digest(path), extra_files=extra))
+    assert Bundle.open(root).verified
+    weights.write_bytes(bytes(100))
+    with pytest.raises(BundleError, match=r"w\.data was altered"):
+        Bundle.open(root)
+
+
+@pytest.mark.parametrize("variant", [False, True])
+@pytest.mark.parametrize("name", ["clip_text.ort", "clip_text.plan"])
+def test_a_name_that_engines_take_for_another_format_is_refused(
+    new_bundle: NewBundle, name: str, variant: bool
+) -> None:
+    root = new_bundle()
+    path = root / "onnx" / name
+    path.write_bytes((root / "onnx/clip_text.onnx").read_bytes())
+    entry = {"file": f"onnx/{name}", "sha256": digest(path)}
+    edited(root, lambda m: m["stages"]["clip_text"].update({"variants": {"ort-cpu": entry}} if variant else entry))
+    with pytest.raises(BundleError, match=r"another name than \*\.onnx"):
+        Bundle.open(root)
 
 
 def test_variant_of_an_engine_is_preferred(new_bundle: NewBundle) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from odise_rt import Bundle, BundleError, engines
@@ -164,6 +166,23 @@ def test_altered_files_are_found(bundle: Bundle) -> None:
     replace_file(engine, "clip_image.plan", engine.path.read_bytes() + b" ")
     with pytest.raises(BundleError, match=r"clip_image\.plan was altered"):
         open_engine(engine.folder).verify_files()
+
+
+@pytest.mark.parametrize("location", ["other.bin", "../../constants.npz", "/outside.bin"])
+def test_a_graph_takes_weights_from_files_of_its_engine_alone(bundle: Bundle, location: str) -> None:
+    engine = write_engine(bundle, "clip_image", "ort-cuda")
+    (engine.folder / "other.bin").write_bytes(bytes(1 << 16))
+    model = onnx.load(engine.path)
+    model.graph.initializer[0].external_data.add(key="location", value=location)
+    content = model.SerializeToString()
+    replace_file(engine, engine.path.name, content)
+    files = {**engine.files, engine.path.name: hashlib.sha256(content).hexdigest()}
+    alter(engine.folder, lambda d: d.update(files=files))
+    with pytest.raises(BundleError, match="takes weights from"):
+        open_engine(engine.folder)
+    if location == "other.bin":
+        alter(engine.folder, lambda d: d["files"].update({location: "0" * 64}))
+        assert location in open_engine(engine.folder).files
 
 
 def test_reference_of_another_stage_or_damaged(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,7 +237,7 @@ def test_closed_segmenter_says_so(label_bundle: Path, colours: np.ndarray) -> No
 
 def test_a_load_that_fails_keeps_nothing(new_bundle: Callable[[], Path], open_stages: list[str]) -> None:
     root = new_bundle()
-    (root / "onnx" / "mask_decoder.onnx").write_bytes(b"no graph")
+    (root / "onnx" / "mask_decoder.onnx").write_bytes(b"\x08\x09")  # a version, and no graph
     with pytest.raises(BackendError, match="mask_decoder"):
         Segmenter.load(root, device="cpu", threads=1, verify=False)
     assert open_stages == []
