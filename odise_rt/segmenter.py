@@ -20,7 +20,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
 
@@ -46,6 +46,9 @@ from odise_rt.vocabulary import Vocabulary
 from odise_rt.windows import Stitcher, WindowGrid, cut_windows, window_grid
 
 logger = logging.getLogger(__name__)
+
+AnyImage = TypeVar("AnyImage", bound=ImageLike)
+"""The kind of the images of a list, which may be narrower than all that an image may be."""
 
 
 class Segmenter:
@@ -169,9 +172,14 @@ class Segmenter:
         options: SegmentOptions | None = None,
     ) -> list[PanopticResult]: ...
 
+    @overload  # a list of paths alone is none of images of any kind to type checkers
+    def segment(
+        self, image: list[AnyImage], vocabulary: Vocabulary | str, options: SegmentOptions | None = None
+    ) -> list[PanopticResult]: ...
+
     def segment(
         self,
-        image: ImageLike | list[ImageLike] | tuple[ImageLike, ...],
+        image: ImageLike | list[ImageLike] | list[AnyImage] | tuple[ImageLike, ...],
         vocabulary: Vocabulary | str,
         options: SegmentOptions | None = None,
     ) -> PanopticResult | list[PanopticResult]:
