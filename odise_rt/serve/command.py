@@ -16,6 +16,7 @@ from odise_rt.kernels.native import why_no_kernels
 from odise_rt.listening import add_listening_arguments
 from odise_rt.model_arguments import add_bundle_argument, add_engine_arguments, named_bundle
 from odise_rt.serve.limits import MAX_CONNECTIONS, Limits
+from odise_rt.serve.log import log_with_time
 
 TOKEN_VARIABLE = "ODISE_RT_TOKEN"
 
@@ -94,6 +95,12 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> argparse.Argum
     )
     limits.add_argument("--upload-timeout", type=float, default=defaults.upload_timeout, help="Seconds for the upload.")
     limits.add_argument(
+        "--keep-alive",
+        type=float,
+        default=75.0,
+        help="Seconds for which an idle connection is kept; more than a load balancer keeps its own.",
+    )
+    limits.add_argument(
         "--shutdown-delay",
         type=float,
         default=0.0,
@@ -113,6 +120,7 @@ def run(args: argparse.Namespace, write: Callable[[str], object]) -> int:
     from odise_rt.serve.server import serve
 
     settings = settings_from(args)
+    log_with_time(args.json)
 
     def say(event: str, url: str) -> None:
         if args.json:
@@ -143,7 +151,14 @@ def settings_from(args: argparse.Namespace) -> Any:
     bundle = named_bundle(args, "BUNDLE")
     if args.in_process and (args.replicas != 1 or args.max_replicas or args.ray_address):
         raise OptionsError("--in-process serves one model without Ray: leave out --replicas and --ray-address")
-    for name in ("max_request_mb", "shutdown_delay", "drain_seconds", "cpus_per_replica", "gpus_per_replica"):
+    for name in (
+        "max_request_mb",
+        "keep_alive",
+        "shutdown_delay",
+        "drain_seconds",
+        "cpus_per_replica",
+        "gpus_per_replica",
+    ):
         value = getattr(args, name)
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise OptionsError(f"--{name.replace('_', '-')} is {value}: expected a finite number of at least 0")
@@ -198,6 +213,7 @@ def settings_from(args: argparse.Namespace) -> Any:
         port=args.port,
         token=_token(args.token_file),
         allowed_hosts=tuple(args.allow_host),
+        keep_alive=args.keep_alive,
         shutdown_delay=args.shutdown_delay,
         drain=args.drain_seconds,
     )

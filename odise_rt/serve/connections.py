@@ -41,7 +41,8 @@ class _Deadline:
 
 def bounded_connections() -> type[asyncio.Protocol]:
     """uvicorn's protocol for HTTP in pure Python, with deadlines for a request's head, for the rest of a body that was
-    answered already, and for reading an answer.
+    answered already, and for reading an answer. A request with two kinds of length is answered with 400, and its
+    connection closed.
 
     uvicorn bounds the size if it is told so (``h11_max_incomplete_event_size``).
 
@@ -51,9 +52,19 @@ def bounded_connections() -> type[asyncio.Protocol]:
     import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
+    class OneLength(h11.Connection):
+        def next_event(self) -> Any:
+            event = super().next_event()
+            if isinstance(event, h11.Request):
+                lengths = {name for name, _ in event.headers} & {b"content-length", b"transfer-encoding"}
+                if len(lengths) > 1:  # RFC 9112, 6.1: a proxy may see the end of the body elsewhere than this server
+                    raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
+            return event
+
     class BoundedConnection(H11Protocol):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
+            self.conn = OneLength(h11.SERVER, self.config.h11_max_incomplete_event_size or MAX_HEAD_BYTES)
             self._head = _Deadline(self.loop, HEAD_SECONDS, self._close)
             self._rest = _Deadline(self.loop, REST_SECONDS, self._close)
             self._answer = _Deadline(self.loop, ANSWER_SECONDS, self._abort)

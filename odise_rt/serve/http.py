@@ -73,7 +73,10 @@ class Context:
                 "odise_requests_inside": ("Requests with a place in the queue.", lambda: self.admission.inside),
                 "odise_queue_capacity": ("Places in the queue.", lambda: self.admission.capacity),
                 "odise_replicas": ("Copies of the model that are loaded.", lambda: self.dispatcher.state().replicas),
-                "odise_ready": ("1 when requests are served.", lambda: self.dispatcher.state().ready),
+                "odise_ready": (
+                    "1 when requests are served, as /readyz says.",
+                    lambda: self.dispatcher.state().ready and not self.stopping,
+                ),
             },
         )
 
@@ -137,7 +140,7 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
         except ClientDisconnect:  # in the middle of its upload
             return Response(status_code=STATUS_CLIENT_GONE)
         fields = parse_fields([*request.query_params.multi_items(), *form])
-        answer = await _dispatch(context, SegmentRequest(image, fields), request.receive)
+        answer = await _dispatch(context, SegmentRequest(image, fields, request.state.request_id), request.receive)
         if answer is None:
             return Response(status_code=STATUS_CLIENT_GONE)
         context.metrics.answer(answer)
@@ -186,10 +189,12 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
             },
         }
 
+    @app.head("/healthz", include_in_schema=False)  # what some balancers and uptime monitors ask with
     @app.get("/healthz", summary="Whether the server lives", tags=["operation"])
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get(
         "/readyz",
         summary="Whether requests are served now",
@@ -326,18 +331,21 @@ class _Envelope:
                 scope["state"]["until_sent"] = until_sent
                 problem = self._gate(scope["path"], headers)
                 if problem is not None:
+                    scope["route"] = _route(scope)
                     await _problem_response(problem, scope, context.metrics)(scope, receive, send_with_headers)
                 else:
                     await self._app(scope, receive, send_with_headers)
         except Exception as exc:  # the outermost boundary
-            problem = problem_from(exc)
+            problem = problem_from(exc, request_id)
             if status == 0:
                 await _problem_response(problem, scope, context.metrics)(scope, receive, send_with_headers)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             seconds = time.monotonic() - started
             context.metrics.request(route, status, seconds)
-            logger.info("%s %s %s %d %.3f s", request_id, scope["method"], route, status, seconds)
+            failed = status >= 500 and route != "/readyz"  # whose 503 is an answer, and comes every few seconds
+            level = logging.WARNING if failed else logging.INFO
+            logger.log(level, "%s %s %s %d %.3f s", request_id, scope["method"], route, status, seconds)
 
     def _gate(self, path: str, headers: dict[bytes, str]) -> Problem | None:
         context = self._context
@@ -351,6 +359,12 @@ class _Envelope:
                     "unauthorized", "expected the header 'Authorization: Bearer TOKEN' with this server's token"
                 )
         return None
+
+
+def _route(scope: MutableMapping[str, Any]) -> Any:
+    """The route of a request that the router has not seen; ``None`` if there is none."""
+    matches = (route.matches(scope) for route in scope["app"].routes)
+    return next((child["route"] for match, child in matches if match.value and "route" in child), None)
 
 
 async def _send_in_pieces(send: Send, message: Message) -> None:

@@ -85,8 +85,13 @@ class RequestRefused(Exception):
         self.problem = Problem(kind, message, retry_after)
 
 
-def problem_from(exc: BaseException) -> Problem:
-    """The problem that an exception amounts to. Unexpected ones are logged here and tell the client nothing."""
+def problem_from(exc: BaseException, request_id: str) -> Problem:
+    """The problem that an exception amounts to. Unexpected ones are logged here and tell the client nothing.
+
+    Args:
+        exc: what was raised.
+        request_id: written into the log, by which a client's report is found there.
+    """
     if isinstance(exc, RequestRefused):
         return exc.problem
     message = " ".join(str(exc).split())
@@ -100,10 +105,10 @@ def problem_from(exc: BaseException) -> Problem:
         if isinstance(exc, kind):
             return Problem(name, message)
     if isinstance(exc, OutOfMemoryError | MemoryError):
-        logger.error("out of memory: %s", message)
+        logger.error("%s out of memory: %s", request_id, message)
         return Problem("out_of_memory", "the server ran out of memory on this image: send a smaller one or short_edge")
     if isinstance(exc, BackendError):
-        logger.error("the engine failed: %s", message)
-        return Problem("engine_failed", "the engine failed on this request; the server's log says why")
-    logger.error("unexpected error", exc_info=exc)
-    return Problem("internal", "an unexpected error; the server's log has the details under this request's time")
+        logger.error("%s the engine failed: %s", request_id, message)
+        return Problem("engine_failed", "the engine failed; the server's log says why under this request's id")
+    logger.error("%s unexpected error", request_id, exc_info=exc)
+    return Problem("internal", "an unexpected error; the server's log has the details under this request's id")

@@ -26,8 +26,6 @@ from odise_rt.serve.worker import WorkerSettings
 
 logger = logging.getLogger(__name__)
 
-_KEEP_ALIVE_SECONDS = 5
-
 
 @dataclass(frozen=True)
 class ServerSettings:
@@ -43,6 +41,9 @@ class ServerSettings:
     token: str | None = None
     allowed_hosts: tuple[str, ...] = ()
     """Further names that requests may use; on a loopback address only its own names are answered by default."""
+    keep_alive: float = 75.0
+    """Seconds for which an idle connection is kept: longer than a load balancer keeps its own, or that may send
+    a request while this end closes."""
     shutdown_delay: float = 0.0
     """Seconds for which a server that was told to stop still takes requests, while ``/readyz`` says 503."""
     drain: float | None = None
@@ -137,7 +138,7 @@ def _serve(
         http=bounded_connections(),
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         ws="none",
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]  # given to call_later, which takes parts
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=int(settings.drain if settings.drain is not None else worker.limits.timeout) + 1,
     )

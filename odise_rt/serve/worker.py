@@ -37,6 +37,8 @@ class SegmentRequest:
     """Encoded."""
     fields: Mapping[str, Any]
     """Values of :data:`odise_rt.serve.fields.FIELDS`."""
+    id: str = "-"
+    """Of the request, for the log."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Worker:
         try:
             return self._segment(request)
         except Exception as exc:  # the boundary: everything becomes a typed answer
-            return Answer(problem=problem_from(exc), batches=self._take_batches())
+            return Answer(problem=problem_from(exc, request.id), batches=self._take_batches())
 
     def _segment(self, request: SegmentRequest) -> Answer:
         values = request.fields

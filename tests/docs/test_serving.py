@@ -12,8 +12,8 @@ from odise_rt import cli
 from odise_rt.serve.openapi import DESCRIPTION
 
 PAGE = (Path(__file__).parents[2] / "docs/serving.md").read_text(encoding="utf-8")
-OF_OTHERS = {"--data-binary", "--form-string", "--model-repository"}
-"""Options of curl and tritonserver."""
+OF_OTHERS = {"--data-binary", "--form-string", "--model-repository", "--preload"}
+"""Options of curl, tritonserver and gunicorn."""
 
 
 def options(command: str) -> dict[str, argparse.Action]:

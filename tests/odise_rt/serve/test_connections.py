@@ -189,3 +189,21 @@ def test_reading_an_answer_bit_by_bit_does_not_help(monkeypatch: pytest.MonkeyPa
             return got
 
     assert asyncio.run(scenario()) < LARGE
+
+
+LENGTHS = (b"Content-Length: 5", b"Transfer-Encoding: chunked")
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, LENGTHS[::-1]])
+def test_a_body_of_two_lengths_is_refused_and_nothing_behind_it_is_answered(lengths: tuple[bytes, bytes]) -> None:
+    first = b"POST / HTTP/1.1\r\nHost: localhost\r\n%b\r\n%b\r\n\r\n0\r\n\r\n" % lengths
+
+    async def scenario() -> bytes:
+        async with listening() as connect:
+            reader, writer = await connect()
+            writer.write(first + HEAD + b"four")
+            return await asyncio.wait_for(reader.read(), 5)  # to the end of the connection
+
+    answers = asyncio.run(scenario())
+    assert answers.startswith(b"HTTP/1.1 400 ")
+    assert answers.count(b"HTTP/1.1") == 1

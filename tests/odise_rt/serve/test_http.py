@@ -298,11 +298,27 @@ def test_a_replica_that_dies_is_retryable(client_of: Callable[..., Any]) -> None
 
 
 def test_unexpected_errors_tell_nothing(client_of: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.ERROR):
+    with caplog.at_level(logging.WARNING):
         response = post(client_of(raising(RuntimeError("the secret of /etc/shadow"))), **COLOURS)
-    problem(response, 500, "internal")
+    error = problem(response, 500, "internal")
     assert "secret" not in response.text
     assert "the secret" in caplog.text  # the log has it
+    assert "under this request's id" in error["message"]
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("odise_rt")]
+    assert {error["request_id"]} == {line.split()[0] for line in ours}
+    assert f"{error['request_id']} POST /v1/segment 500" in caplog.text
+
+
+def test_every_failure_is_in_the_log_under_its_request(
+    client_of: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    client = client_of(raising(RequestRefused("replica_died", "it died")))
+    identity = problem(post(client, **COLOURS), 503, "replica_died")["request_id"]
+    client.context.stopping = True
+    problem(client.get("/readyz"), 503, "shutting_down")  # a probe's answer is no failure
+    warned = [r.getMessage() for r in caplog.records if r.name.startswith("odise_rt") and r.levelno >= logging.WARNING]
+    assert len(warned) == 1
+    assert warned[0].startswith(f"{identity} POST /v1/segment 503 ")
 
 
 @pytest.mark.parametrize(
@@ -508,6 +524,31 @@ def test_a_token_guards_the_api_but_not_the_probes(client_of: Callable[..., Any]
         assert response.headers["www-authenticate"] == "Bearer"
     assert client.get("/v1/bundle", headers={"Authorization": "Bearer correct horse"}).status_code == 200
     assert all(client.get(path).status_code == 200 for path in ("/healthz", "/readyz", "/metrics"))
+    counted = client.get("/metrics").text
+    assert 'odise_requests_total{route="/v1/bundle",status="401"} 3.0' in counted
+    client.get("/v1/vocabularies/of-a-scanner")
+    client.get("/v1/nothing")
+    counted = client.get("/metrics").text
+    assert 'odise_requests_total{route="/v1/vocabularies/{name}",status="401"} 1.0' in counted
+    assert 'odise_requests_total{route="other",status="401"} 1.0' in counted
+    assert "scanner" not in counted
+
+
+def test_probes_may_ask_for_the_head_alone(client_of: Callable[..., Any]) -> None:
+    client = client_of(raising(AssertionError()))
+    for path in ("/healthz", "/readyz"):
+        assert client.head(path).status_code == client.get(path).status_code == 200
+        assert client.post(path).status_code == 405
+    client.context.stopping = True
+    assert client.head("/readyz").status_code == 503
+
+
+def test_the_gauge_says_what_readyz_says(client_of: Callable[..., Any]) -> None:
+    client = client_of(raising(AssertionError()))
+    assert "odise_ready 1.0" in client.get("/metrics").text
+    client.context.stopping = True
+    assert client.get("/readyz").status_code == 503
+    assert "odise_ready 0.0" in client.get("/metrics").text
 
 
 def test_other_names_of_the_host_are_not_answered(client_of: Callable[..., Any]) -> None:

@@ -104,6 +104,37 @@ def test_requests_are_taken_for_the_delay_of_a_shutdown(label_bundle: Path, tmp_
         assert server.process.wait(20) == 0
 
 
+def test_idle_connections_are_kept_as_told_and_end_with_the_server(label_bundle: Path, tmp_path: Path) -> None:
+    with running_server(label_bundle, tmp_path, [*IN_PROCESS, "--keep-alive", "30"]) as server:
+        server.wait_for("ready")
+        connection = server.connect()
+        for _ in range(2):
+            connection.request("GET", "/healthz")
+            assert connection.getresponse().read() == b'{"status":"ok"}'
+            assert connection.sock is not None
+            time.sleep(0.2)
+        stopped = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+        assert time.monotonic() - stopped < 15
+        assert connection.sock.recv(1) == b""
+        connection.close()
+
+
+def test_keep_alive_is_given_to_the_listener(label_bundle: Path, tmp_path: Path) -> None:
+    with running_server(label_bundle, tmp_path, [*IN_PROCESS, "--keep-alive", "0.5"]) as server:
+        server.wait_for("ready")
+        connection = server.connect()
+        connection.request("GET", "/healthz")
+        connection.getresponse().read()
+        started = time.monotonic()
+        assert connection.sock is not None
+        assert connection.sock.recv(1) == b""
+        assert time.monotonic() - started < 4
+        connection.close()
+    assert settings_from(cli.make_parser().parse_args(["serve", str(label_bundle), "--device", "cpu"])).keep_alive == 75
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -284,6 +315,7 @@ def test_no_bundle(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
         (["--drain-seconds", "-5"], "--drain-seconds is -5.0"),
         (["--shutdown-delay", "inf"], "--shutdown-delay is inf: expected a finite number"),
         (["--drain-seconds", "nan"], "--drain-seconds is nan"),
+        (["--keep-alive", "-1"], "--keep-alive is -1.0"),
         (["--cpus-per-replica", "nan"], "--cpus-per-replica is nan"),
         (["--object-store-mb", "-5"], "--object-store-mb is -5"),
         (["--max-batch-windows", "-3"], "max_windows is -3"),
