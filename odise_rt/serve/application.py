@@ -127,7 +127,9 @@ class RayDispatcher:
             MissingPackageError: Ray is not installed.
         """
         if importlib.util.find_spec("ray") is None:  # not imported yet: it reads its environment when it is
-            raise MissingPackageError("serving with replicas needs Ray: pip install 'odise_rt[serve]'")
+            raise MissingPackageError(
+                "serving with replicas needs Ray: pip install 'odise_rt[serve]', or serve with --in-process"
+            )
         folder = worker.bundle.root if isinstance(worker.bundle, Bundle) else Path(worker.bundle)
         self._worker = dataclasses.replace(worker, bundle=folder.resolve())  # to open it and compare its hashes there
         self._replicas = replicas

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from odise_rt.bundle import Bundle
 from odise_rt.errors import MissingPackageError
 from odise_rt.listening import WRONG_HOST, is_answered
-from odise_rt.serve import openapi
+from odise_rt.serve import MISSING_PACKAGES, openapi
 from odise_rt.serve.dispatch import Dispatcher
 from odise_rt.serve.fields import parse_fields
 from odise_rt.serve.limits import Admission, Limits
@@ -98,7 +98,7 @@ def create_app(context: Context, lifespan: Any = None) -> Any:
         from starlette.exceptions import HTTPException
         from starlette.requests import ClientDisconnect
     except ImportError as exc:
-        raise MissingPackageError("serving needs more packages: pip install 'odise_rt[serve]'") from exc
+        raise MissingPackageError(MISSING_PACKAGES) from exc
 
     app = FastAPI(
         title="odise_rt",
@@ -382,7 +382,7 @@ def _docs_page() -> str:
     if _docs_path("swagger-ui-bundle.js") is None:
         return (
             "<!doctype html><title>odise_rt</title><p>The API is described in <a href='/openapi.json'>/openapi.json</a>"
-            ". For a page to try it on: <code>pip install 'odise_rt[serve]'</code>"
+            ". For a page to try it on: <code>pip install 'odise_rt[serve-local]'</code>"
         )
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>odise_rt</title>"

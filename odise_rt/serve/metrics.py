@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from odise_rt.errors import MissingPackageError
+from odise_rt.serve import MISSING_PACKAGES
 from odise_rt.serve.problems import STATUS_CLIENT_GONE
 from odise_rt.serve.worker import Answer
 
@@ -29,7 +30,7 @@ class Metrics:
         try:
             import prometheus_client as prometheus
         except ImportError as exc:
-            raise MissingPackageError("serving needs more packages: pip install 'odise_rt[serve]'") from exc
+            raise MissingPackageError(MISSING_PACKAGES) from exc
         drop_creation_times: Any = prometheus.disable_created_metrics
         drop_creation_times()  # a second series for each first one, of use to nobody here
         self._prometheus = prometheus

@@ -17,6 +17,7 @@ from typing import Any
 from odise_rt.bundle import Bundle
 from odise_rt.errors import BackendError, MissingPackageError, OdiseError
 from odise_rt.listening import DEFAULT_HOST, answered_hosts, is_loopback, is_no_cut, listen, server_url
+from odise_rt.serve import MISSING_PACKAGES
 from odise_rt.serve.application import RayDispatcher, ReplicaSettings
 from odise_rt.serve.connections import MAX_HEAD_BYTES, bounded_connections
 from odise_rt.serve.dispatch import Dispatcher, LocalDispatcher
@@ -62,7 +63,7 @@ def serve(settings: ServerSettings, say: Callable[[str, str], None]) -> None:
         MissingPackageError: a package of the extra ``serve`` is missing.
     """
     if importlib.util.find_spec("uvicorn") is None:
-        raise MissingPackageError("serving needs more packages: pip install 'odise_rt[serve]'")
+        raise MissingPackageError(MISSING_PACKAGES)
     worker = settings.worker
     # Here, so that a broken one is reported before anything is started. Replicas compare the hashes of what they read.
     bundle = worker.bundle if isinstance(worker.bundle, Bundle) else Bundle.open(worker.bundle, verify=worker.verify)
