@@ -11,6 +11,7 @@ import numpy as np
 
 from odise_rt.backends.base import Device
 from odise_rt.backends.ort import CUDA_OPTIONS, PROVIDERS, import_onnxruntime
+from odise_rt.cores import usable_cores
 from odise_rt.serve.triton.bls import backend_utils
 
 
@@ -29,8 +30,12 @@ class TritonPythonModel:
         providers: list[Any] = [PROVIDERS["cpu"]]
         if device == "cuda":
             providers.insert(0, (wanted, CUDA_OPTIONS | {"device_id": args["model_instance_device_id"]}))
+        # The stages of an image take turns, copies of one run side by side.
+        copies = sum(int(group.get("count", 1)) for group in config.get("instance_group", ()))
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = max(1, usable_cores() // max(1, copies))
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        self._session = ort.InferenceSession(str(path), providers=providers)
+        self._session = ort.InferenceSession(str(path), options, providers=providers)
         if self._session.get_providers()[0] != wanted:
             raise RuntimeError(f"{path} was to run on {wanted} and does not: see the server's log")
 

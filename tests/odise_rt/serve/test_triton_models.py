@@ -128,16 +128,19 @@ def test_a_stage_runs_on_the_device_of_its_instance(monkeypatch: pytest.MonkeyPa
     asked: list[Any] = []
 
     class Session:
-        def __init__(self, path: str, providers: list[Any]) -> None:
+        def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
             asked.extend(providers)
+            assert options.intra_op_num_threads == 3  # two copies share the cores
 
         def get_providers(self) -> list[str]:
             names = [p if isinstance(p, str) else p[0] for p in asked]
             return names if works else names[1:]
 
-    monkeypatch.setattr(stage_model, "import_onnxruntime", lambda device: SimpleNamespace(InferenceSession=Session))
+    ort = SimpleNamespace(InferenceSession=Session, SessionOptions=SimpleNamespace)
+    monkeypatch.setattr(stage_model, "usable_cores", lambda: 6)
+    monkeypatch.setattr(stage_model, "import_onnxruntime", lambda device: ort)
     arguments = {
-        "model_config": json.dumps({"input": [], "output": []}),
+        "model_config": json.dumps({"input": [], "output": [], "instance_group": [{"count": 2}]}),
         "model_repository": "models/odise_unet_tap",
         "model_version": "1",
         "model_instance_kind": kind,
