@@ -50,7 +50,7 @@ def external_files(path: Path) -> set[str]:
                 return _locations(content)
             except ValueError as exc:
                 raise BundleError(
-                    f"{path} is no ONNX graph ({exc}): get the bundle elsewhere, or export it again"
+                    f"{path} is no ONNX graph ({exc}): copy the bundle again, or export it again"
                 ) from exc
 
 
