@@ -6,7 +6,7 @@ row and column are shifted back to end at the border. Where windows overlap, the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,16 +108,8 @@ class Stitcher:
             level = self._levels[name]
             # Only the last row and column can overlap their neighbours, so only those cells are divided.
             for axis, starts in ((2, grid.tops), (3, grid.lefts)):
-                overlap = _overlap(starts, grid.side, stride)
-                if overlap is not None:
+                if len(starts) > 1:
                     index = [slice(None)] * 4
-                    index[axis] = overlap
+                    index[axis] = slice(starts[-1] // stride, (starts[-2] + grid.side) // stride)
                     level[tuple(index)] *= 0.5
         return dict(self._levels)
-
-
-def _overlap(starts: Sequence[int], side: int, stride: int) -> slice | None:
-    """Cells that two windows share along one axis, if any."""
-    if len(starts) < 2 or starts[-1] == starts[-2] + side:
-        return None
-    return slice(starts[-1] // stride, (starts[-2] + side) // stride)

@@ -90,6 +90,16 @@ def test_agrees_with_the_formulas(variant: str, seed: int) -> None:
     np.testing.assert_allclose(np.exp(ours.clip_log_probabilities).sum(axis=1), 1, atol=1e-5)
 
 
+def test_probabilities_of_many_words_sum_to_one() -> None:
+    """Each has something added to it, which is not to add up."""
+    rng = np.random.default_rng(0)
+    text = normalise(rng.standard_normal((5000, 3), np.float32))
+    masks = MaskEmbeddings(rng.standard_normal((2, 3), np.float32), rng.standard_normal((2, 3), np.float32), None)
+    words, seen = EmbeddedVocabulary(text, text), np.zeros(5000, bool)
+    found = classify(masks, words, np.arange(5000), seen, make_facts(), text[0], 0.3, 0.7)
+    np.testing.assert_allclose(found.probabilities.sum(axis=1, dtype=np.float64), 1, atol=1e-5)
+
+
 def test_opposed_classifiers_do_not_give_nan() -> None:
     """A class that one classifier rules out underflows to p = 0; log p = -inf times weight 0 would be NaN."""
     axes = np.eye(3, dtype=np.float32)

@@ -79,10 +79,11 @@ def test_a_single_window_is_never_copied() -> None:
     grid = window_grid(128, 128, 128)
     canvas = np.zeros((1, 3, 128, 128), np.float32)
     assert cut_windows(canvas, grid) is canvas
-    features = {"s2": np.zeros((1, 4, 32, 32), np.float32)}
+    features = {"s2": np.ones((1, 4, 32, 32), np.float32)}
     stitcher = Stitcher(grid, {"s2": 4})
     stitcher.add(features)
     assert stitcher.finish()["s2"] is features["s2"]
+    assert (features["s2"] == 1).all()
 
 
 def test_several_windows_are_a_contiguous_batch() -> None:
