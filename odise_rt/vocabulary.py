@@ -398,7 +398,7 @@ class Draft:
     def finish(self) -> VocabularyClass:
         """The class: each word once, and a kind by its words if none was written."""
         first_spelling = {_key(w): w for w in reversed(self.words)}
-        keys = list(dict.fromkeys(map(_key, self.words)))
+        keys = dict.fromkeys(map(_key, self.words))
         isthing = self.kind == "thing" if self.kind else not any(_head_noun(k) in REGION_NOUNS for k in keys)
         return VocabularyClass(tuple(first_spelling[k] for k in keys), isthing, self.id)
 
@@ -416,7 +416,7 @@ def read_drafts(path: str | os.PathLike[str]) -> tuple[list[Draft], bool]:
     others = [line for line in lines if not _OPENSEG_LINE.match(line)]
     if lines and not others:
         return _openseg_drafts(path, "\n".join(lines), None), True
-    if len(lines) > 1 and len(others) < len(lines):
+    if len(others) < len(lines):
         raise VocabularyError(
             f"{path} has lines of the form id:name,synonym and others, such as {others[0].strip()[:60]!r}: expected "
             "one form in all lines"
@@ -448,10 +448,10 @@ def _json_drafts(data: Any) -> list[Draft]:
         for key in ("classes", "categories"):
             if isinstance(data.get(key), list):
                 return _json_drafts(data[key])
-        if data and all(isinstance(v, list) for v in data.values()) and set(data) <= {"things", "stuff"}:
+        if all(isinstance(v, list) for v in data.values()) and set(data) <= {"things", "stuff"}:
             drafts = [_class_from_json(item, "thing") for item in data.get("things", [])]
             return drafts + [_class_from_json(item, "stuff") for item in data.get("stuff", [])]
-        if data and all(isinstance(v, list) and all(isinstance(w, str) for w in v) for v in data.values()):
+        if all(isinstance(v, list) and all(isinstance(w, str) for w in v) for v in data.values()):
             return [Draft(_words([str(k), *v])) for k, v in data.items()]
     raise VocabularyError(
         f"a vocabulary came as {_shape_of(data)}: expected a list of classes, {{'classes': [...]}}, "
@@ -466,9 +466,9 @@ def _openseg_drafts(
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
-        identifier, colon, names = line.partition(":")
+        identifier, _, names = line.partition(":")
         words = [w for w in map(clean_text, names.split(",")) if w]
-        if not colon or not identifier.strip().isdecimal() or not words:
+        if not identifier.strip().isdecimal() or not words:
             raise VocabularyError(f"{path}, line {number}: {line[:60]!r} is not 'id:synonym,synonym': correct it")
         if _IGNORED_OPENSEG_NAME in words:
             continue
@@ -492,10 +492,7 @@ def _words(item: Any) -> list[str]:
     words = [item] if isinstance(item, str) else item
     if not isinstance(words, Sequence) or not words or not all(isinstance(w, str) for w in words):
         raise VocabularyError(f"a class came as {_shape_of(item)}: expected a word or a list of synonyms")
-    cleaned = [clean_text(w) for w in words]
-    if not all(cleaned):
-        raise VocabularyError(f"a class has an empty word among {list(words)!r}: remove it")
-    return cleaned
+    return [clean_text(w) for w in words]
 
 
 def _class_from_json(item: Any, kind: Kind | None = None) -> Draft:

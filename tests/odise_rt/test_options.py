@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from odise_rt import OptionsError, SegmentOptions
+from odise_rt.specs import MAX_EDGE
 from tests.odise_rt.fake_bundle import make_facts
 
 
@@ -25,7 +26,7 @@ def test_defaults_are_the_models() -> None:
 
 def test_published_defaults() -> None:
     facts = make_facts()
-    assert (facts.object_mask_threshold, facts.overlap_threshold) == (0.0, 0.8)
+    assert (facts.object_mask_threshold, facts.overlap_threshold, facts.clip_visible_threshold) == (0.0, 0.8, 0.5)
 
 
 def test_given_values_win_even_when_zero() -> None:
@@ -38,8 +39,8 @@ def test_given_values_win_even_when_zero() -> None:
 def test_one_given_edge_moves_the_other() -> None:
     assert SegmentOptions(short_edge=500).resolve(make_facts()).long_edge == 500
     assert SegmentOptions(long_edge=40).resolve(make_facts()).short_edge == 40
-    square = SegmentOptions(short_edge=500, long_edge=500).resolve(make_facts())
-    assert (square.short_edge, square.long_edge) == (500, 500)
+    square = SegmentOptions(short_edge=MAX_EDGE, long_edge=MAX_EDGE).resolve(make_facts())
+    assert (square.short_edge, square.long_edge) == (MAX_EDGE, MAX_EDGE)
 
 
 def test_panoptic_is_always_computed() -> None:
@@ -62,7 +63,7 @@ def test_resolved_options_are_json() -> None:
         {"clip_weight_unseen": True},
         {"short_edge": 0},
         {"short_edge": 64.0},
-        {"short_edge": 100_000},
+        {"short_edge": MAX_EDGE + 1},
         {"short_edge": 300, "long_edge": 200},
         {"max_pixels": 0},
         {"max_pixels": None},

@@ -18,7 +18,7 @@ from PIL import Image
 
 from odise_rt import ImageError, OptionsError, PanopticResult, Segmenter, SegmentOptions, Vocabulary, rle
 from odise_rt.files import atomic_writer, write_json
-from odise_rt.results import category_ids, coco_categories
+from odise_rt.results import Instance, category_ids, coco_categories
 
 MASKS = hnp.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
 
@@ -91,6 +91,12 @@ def test_dict_is_json_and_complete(result: PanopticResult) -> None:
     assert data["facts"]["device"] == "cpu"
     alone = PanopticResult(result.segment_map, result.segments, result.vocabulary, result.facts).to_dict()
     assert set(alone) == {"height", "width", "segments", "facts"}
+
+
+def test_mask_of_an_instance_by_hand() -> None:
+    bits = np.packbits(np.array([[1, 0], [1, 1], [0, 1]], bool))
+    instance = Instance("cat", 0, 0.9, 4, (2, 1, 4, 4), (4, 5), bits)
+    assert instance.mask.astype(int).tolist() == [[0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 0]]
 
 
 def test_dict_without_masks_has_none(result: PanopticResult) -> None:

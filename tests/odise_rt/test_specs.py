@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from odise_rt.errors import BackendError, BundleError
-from odise_rt.specs import STAGES, ModelFacts, StageSpec, TensorSpec, stage_specs
+from odise_rt.specs import IMAGE_STAGES, STAGES, ModelFacts, StageSpec, TensorSpec, stage_specs
 from tests.odise_rt.fake_bundle import make_facts
 
 
 def test_there_are_five_stages_in_running_order() -> None:
     assert tuple(stage_specs(make_facts())) == STAGES
+    assert (*IMAGE_STAGES, "clip_text") == STAGES
 
 
 def test_bundles_of_this_schema_version_have_these_graphs() -> None:
@@ -55,9 +56,13 @@ def test_only_the_caption_variant_has_object_logits() -> None:
 
 def test_facts_and_specs_survive_json() -> None:
     facts = make_facts("caption")
-    assert ModelFacts.from_dict(json.loads(json.dumps(facts.to_dict()))) == facts
+    data = json.loads(json.dumps(facts.to_dict()))
+    assert data == facts.to_dict()
+    assert ModelFacts.from_dict(data) == facts
     for name, spec in stage_specs(facts).items():
-        assert StageSpec.from_dict(name, json.loads(json.dumps(spec.to_dict()))) == spec
+        data = json.loads(json.dumps(spec.to_dict()))
+        assert data == spec.to_dict()
+        assert StageSpec.from_dict(name, data) == spec
 
 
 def test_shapes_follow_the_symbols() -> None:
@@ -74,11 +79,13 @@ def test_arrays_are_checked_against_the_spec() -> None:
     spec = stage_specs(make_facts())["clip_mask"]
     good = {"image": np.zeros((1, 3, 5, 7), np.float32), "mask_logits": np.zeros((1, 6, 2, 3), np.float32)}
     assert spec.check(good) == {"h": 5, "w": 7, "Q": 6, "mh": 2, "mw": 3}
+    assert spec.check(good | {"image": np.zeros((1, 3, 1, 1), np.float32)})["h"] == 1
     bad = [
         {"image": good["image"]},
         good | {"mask_logits": good["mask_logits"].astype(np.float64)},
         good | {"mask_logits": good["mask_logits"][0]},
         good | {"image": np.zeros((1, 4, 5, 7), np.float32)},
+        good | {"image": np.zeros((2, 3, 5, 7), np.float32)},
         good | {"image": np.zeros((1, 3, 0, 7), np.float32)},
     ]
     for arrays in bad:
@@ -110,6 +117,7 @@ def test_one_symbol_has_one_value() -> None:
     ],
 )
 def test_facts_that_contradict_themselves_are_refused(change: dict[str, object], message: str) -> None:
+    assert make_facts(test_short_edge=160, test_long_edge=160, context_length=3)
     with pytest.raises(BundleError, match=message):
         make_facts(**change)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 import tracemalloc
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -98,8 +99,9 @@ def test_rows_are_the_words_in_order_and_normalised(label_bundle: Path) -> None:
 def test_label_has_two_prompts_and_caption_one(label_bundle: Path, caption_bundle: Path) -> None:
     for bundle, passes in ((label_bundle, 2), (caption_bundle, 1)):
         setup = Setup(bundle, None)
-        setup("red; green; blue")
+        embedded = setup("red; green; blue")
         assert setup.encoded == 3 * passes
+        assert (embedded.mask_text.shape, embedded.clip_text.shape) == ((3, 5), (3, 8))
 
 
 def test_memory_is_asked_first(label_bundle: Path) -> None:
@@ -118,10 +120,13 @@ def test_only_new_words_are_encoded(label_bundle: Path, tmp_path: Path) -> None:
     assert same(together, Setup(label_bundle, None)("white; blue, red"))
 
 
-def test_disk_serves_the_next_process(label_bundle: Path, tmp_path: Path) -> None:
+def test_disk_serves_the_next_process(label_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Setup(label_bundle, tmp_path)("red; green")
     later = Setup(label_bundle, tmp_path)
-    assert same(later("red; green"), first)
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddingCache, "find", lambda *_: pytest.fail("a known list was looked for word by word"))
+        patch.setattr(EmbeddingCache, "store", lambda *_: pytest.fail("a known list was written again"))
+        assert same(later("red; green"), first)
     assert later.encoded == 0
     another = Setup(label_bundle, tmp_path)
     assert np.array_equal(another("white; green").clip_text[1], first.clip_text[1])
@@ -252,8 +257,15 @@ def test_nothing_half_written_is_left(label_bundle: Path, tmp_path: Path, monkey
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
-def test_two_threads_encode_a_word_once(label_bundle: Path) -> None:
+def test_two_threads_encode_a_word_once(label_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setup = Setup(label_bundle, None)
+    run = CountingStage.run
+
+    def slow(self: CountingStage, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        time.sleep(0.02)  # the other threads come meanwhile
+        return run(self, inputs)
+
+    monkeypatch.setattr(CountingStage, "run", slow)
     words = "; ".join(f"thing {i}" for i in range(40))
     results: list[EmbeddedVocabulary] = []
     threads = [threading.Thread(target=lambda: results.append(setup(words))) for _ in range(4)]
@@ -262,6 +274,7 @@ def test_two_threads_encode_a_word_once(label_bundle: Path) -> None:
     for thread in threads:
         thread.join()
     assert setup.encoded == 80
+    assert len(results) == 4
     assert all(r.mask_text is results[0].mask_text for r in results)
 
 
@@ -613,9 +626,14 @@ def test_a_text_encoder_that_gives_no_numbers_is_an_error(
 ) -> None:
     setup = Setup(label_bundle, tmp_path)
     run = CountingStage.run
-    monkeypatch.setattr(
-        CountingStage, "run", lambda self, inputs: {k: np.full_like(v, np.nan) for k, v in run(self, inputs).items()}
-    )
+
+    def spoilt(self: CountingStage, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        outputs = {name: array.copy() for name, array in run(self, inputs).items()}
+        for array in outputs.values():
+            array[0, 1] = np.nan
+        return outputs
+
+    monkeypatch.setattr(CountingStage, "run", spoilt)
     with pytest.raises(BackendError, match="embeddings that are not numbers"):
         setup("red")
     assert files(tmp_path) == []

@@ -63,6 +63,7 @@ def test_lines_comments_and_empty_parts() -> None:
 def test_repeated_words_count_once() -> None:
     vocabulary = Vocabulary.parse("cat, Cat, CAT , kitten; cat, pussycat; dog")
     assert [c.words for c in vocabulary] == [("cat", "kitten", "pussycat"), ("dog",)]
+    assert Vocabulary.parse("Cat, cat").words == ("Cat",), "as it was first spelt"
 
 
 def test_one_word_may_belong_to_several_classes() -> None:
@@ -83,6 +84,7 @@ def test_prefix_without_a_word() -> None:
 def test_contradicting_kinds() -> None:
     with pytest.raises(VocabularyError, match="as a thing and as stuff"):
         Vocabulary.parse("stuff: cat; thing: cat")
+    assert summary(Vocabulary.parse("stuff: cat; stuff: cat")) == [(("cat",), False)]
 
 
 def test_emoji_and_other_scripts_are_words() -> None:
@@ -105,11 +107,14 @@ def test_parsing_keeps_order_and_loses_no_word(classes: list[list[str]]) -> None
 def test_kind_of_merged_classes_follows_all_their_words() -> None:
     assert summary(Vocabulary.parse("cat; cat, sky")) == [(("cat", "sky"), False)]
     assert summary(Vocabulary.parse("sky; thing: sky")) == [(("sky",), True)]
+    assert summary(Vocabulary.parse("thing: sky; sky")) == [(("sky",), True)]
 
 
-def test_merged_classes_have_the_first_id_that_was_given() -> None:
+def test_merged_classes_have_the_first_id_that_was_given(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "odise_rt")
     classes = [{"name": "cat"}, {"name": "cat", "id": 7}, {"name": "dog", "id": 0}, {"name": "cat", "id": 8}, "dog"]
     assert [(c.name, c.id) for c in Vocabulary.from_dict(classes)] == [("cat", 7), ("dog", 0)]
+    assert [record.getMessage().split("'")[1] for record in caplog.records] == ["cat", "cat", "dog"]
 
 
 @given(st.text(max_size=60))
@@ -143,12 +148,18 @@ def test_lists() -> None:
         (["cat", ["dog", "hound"]], [(("cat",), True), (("dog", "hound"), True)]),
         ({"classes": [{"name": "cat", "synonyms": ["kitty"], "kind": "stuff"}]}, [(("cat", "kitty"), False)]),
         ({"categories": [{"id": 3, "name": "sky", "isthing": 1}]}, [(("sky",), True)]),
-        ({"things": ["sky"], "stuff": ["cat"]}, [(("sky",), True), (("cat",), False)]),
+        ({"categories": [{"name": "cat", "isthing": 0}]}, [(("cat",), False)]),
+        ([{"name": "cat", "kind": "stuff", "isthing": 1}], [(("cat",), False)]),
+        (["cat", "dog", ["cat", "kitty"]], [(("cat", "kitty"), True), (("dog",), True)]),
+        (
+            {"things": ["sky"], "stuff": ["cat", {"name": "dog"}]},
+            [(("sky",), True), (("cat",), False), (("dog",), False)],
+        ),
         ({"cat": ["kitty"], "sky": []}, [(("cat", "kitty"), True), (("sky",), False)]),
     ],
 )
 def test_json_forms(data: Any, expected: list[Any], tmp_path: Path) -> None:
-    path = tmp_path / "words.json"
+    path = tmp_path / "Words.JSON"
     path.write_text(json.dumps(data))
     assert summary(Vocabulary.from_json(path)) == expected
     assert Vocabulary.load(path) == Vocabulary.load(str(path)) == Vocabulary.from_dict(data)
@@ -230,7 +241,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_openseg_file(tmp_path: Path) -> None:
     path = tmp_path / "labels.txt"
-    path.write_text("0:invalid_class_id\n1:person,child\n \n2:sky\n5:window \n7:sky\n")
+    path.write_text("0:invalid_class_id\n1:person,child\n \n 2 :sky\n5:window \n7:sky\n")
     vocabulary = Vocabulary.load(path)
     assert [(c.id, c.words, c.isthing) for c in vocabulary] == [
         (1, ("person", "child"), True),
@@ -263,6 +274,12 @@ def test_text_file_of_classes(tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
     path.write_text("\ufeff# things\ncat, kitty\nstuff: dog\ncat, pussycat\n", encoding="utf-8")
     assert summary(Vocabulary.load(path)) == [(("cat", "kitty", "pussycat"), True), (("dog",), False)]
+
+
+def test_a_file_without_words_is_an_empty_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("\n# nothing\n")
+    with pytest.raises(VocabularyError, match="the vocabulary is empty"):
+        Vocabulary.load(tmp_path / "words.txt")
 
 
 def test_a_file_of_another_order_of_size_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,20 +341,24 @@ def test_seen_means_any_synonym_was_in_training() -> None:
     vocabulary = Vocabulary.parse("auto, Car; bicycle; blue  Sky")
     assert vocabulary.seen(["car", "blue sky", "truck"]).tolist() == [True, False, True]
     assert not vocabulary.seen([]).any()
+    assert Vocabulary((VocabularyClass(("Blue  sky",)),)).seen(["blue sky"]).all()
 
 
 def test_sum_merges_classes_of_one_name() -> None:
     total = Vocabulary.parse("cat, kitty; stuff: person") + Vocabulary.builtin("coco")
     assert len(total) == 133
     assert total[0].words == ("cat", "kitty")
+    assert total[0].isthing
     assert not total[1].isthing, "the earlier class keeps its kind"
+    with pytest.raises(TypeError):
+        total + "cat"  # type: ignore[operator]
 
 
 def test_hashes_tell_vocabularies_apart() -> None:
     one, other = Vocabulary.parse("cat; dog"), Vocabulary.parse("cat; stuff: dog")
     assert one.content_hash == Vocabulary.parse(" cat;dog ").content_hash
     assert one.content_hash != other.content_hash
-    assert one.words_hash == other.words_hash
+    assert one.words_hash == other.words_hash != Vocabulary.parse("cat; hound").words_hash
     assert one == Vocabulary.parse("cat; dog")
 
 
@@ -378,7 +399,7 @@ def test_ten_thousand_classes() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("# mine\n0:invalid_class_id\n1:cat,kitten\n2:dog\n", ["cat", "dog"]),
+        ("# mine\n0:invalid_class_id\n1:cat,kitten\n  # its friend\n2:dog\n", ["cat", "dog"]),
         ("cat, kitten\n# a remark\ndog\n", ["cat", "dog"]),
     ],
 )
@@ -406,6 +427,8 @@ def test_lists_are_taken_for_tuples() -> None:
 def test_classes_of_other_types_are_refused() -> None:
     with pytest.raises(VocabularyError, match="came as 'coconut': expected strings"):
         VocabularyClass("coconut")  # type: ignore[arg-type]
+    with pytest.raises(VocabularyError, match="expected strings"):
+        VocabularyClass(("cat", 3))  # type: ignore[arg-type]
     with pytest.raises(VocabularyError, match="class 0 came as str"):
         Vocabulary(("cat",))  # type: ignore[arg-type]
     for nothing in (None, 3):
@@ -413,7 +436,7 @@ def test_classes_of_other_types_are_refused() -> None:
             VocabularyClass(nothing)  # type: ignore[arg-type]
         with pytest.raises(VocabularyError, match="came as"):
             Vocabulary(nothing)  # type: ignore[arg-type]
-        with pytest.raises(VocabularyError, match="expected a list of words"):
+        with pytest.raises(VocabularyError, match=f"expected a list of words, got {type(nothing).__name__} {nothing}"):
             Vocabulary.from_lists(stuff=nothing)  # type: ignore[arg-type]
     with pytest.raises(VocabularyError, match="no built-in"):
         Vocabulary.builtin(["coco"])  # type: ignore[arg-type]
