@@ -95,8 +95,8 @@ def test_probabilities_of_many_words_sum_to_one() -> None:
     rng = np.random.default_rng(0)
     text = normalise(rng.standard_normal((5000, 3), np.float32))
     masks = MaskEmbeddings(rng.standard_normal((2, 3), np.float32), rng.standard_normal((2, 3), np.float32), None)
-    words, seen = EmbeddedVocabulary(text, text), np.zeros(5000, bool)
-    found = classify(masks, words, np.arange(5000), seen, make_facts(), text[0], 0.3, 0.7)
+    words, weights = EmbeddedVocabulary(text, text), np.full(5000, 0.7, np.float32)
+    found = classify(masks, Classifier(make_facts(), text[0], words, np.arange(5000), weights))
     np.testing.assert_allclose(found.probabilities.sum(axis=1, dtype=np.float64), 1, atol=1e-5)
 
 

@@ -505,7 +505,7 @@ def test_example_pictures_are_of_the_part_that_is_there(
     shutil.copytree(mini_data, data)
     for path in [data / "val", data / "panoptic_val", data / "annotations" / "panoptic_val.json"]:
         path.rename(path.with_name(path.name.replace("val", split or "test")))
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "training")
     found = training.train.open_examples(data, None)
     assert (None if found is None else found[0].images_path) == (None if split is None else data / split)
     assert ("has no part val, val2017, validation; name one by --examples" in caplog.text) == (split is None)
@@ -524,6 +524,7 @@ def test_a_part_whose_pictures_are_missing_is_done_without(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("WARNING", "training")
     data, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(mini_data, data)
     (data / lost).write_bytes(b"cut off")
@@ -547,6 +548,8 @@ def test_a_failure_of_drawing_ends_no_training(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("WARNING", "training")
+
     def fail(self: object, step: int) -> None:
         self.model.eval()  # type: ignore[attr-defined]
         raise error

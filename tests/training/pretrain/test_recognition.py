@@ -98,7 +98,7 @@ def test_the_command_writes_what_it_found(
 def test_a_folder_without_a_model_is_one_error(
     tiny: OdiseConfig, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(CheckpointError, match="unet cannot be read"):
+    with pytest.raises(CheckpointError, match="unet does not exist: train it"):
         recognition.load_diffusion(tmp_path, tiny, tokenizer, "cpu")
     assert recognition.main(["--diffusion", str(tmp_path), "--checkpoint", str(SHIPPED)]) == 1
     error = capsys.readouterr().err
