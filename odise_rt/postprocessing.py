@@ -69,7 +69,7 @@ def bilinear_taps(target: int, source: int) -> tuple[np.ndarray, np.ndarray]:
         int64 (target, 2) source positions and their float64 (target, 2) weights, which sum to 1.
     """
     position = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0)
-    low = np.minimum(position.astype(np.int64), source - 1)
+    low = position.astype(np.int64)
     fraction = position - low
     return np.stack([low, np.minimum(low + 1, source - 1)], axis=1), np.stack([1 - fraction, fraction], axis=1)
 
@@ -297,7 +297,10 @@ def _assign_pixels(
 
 
 def _block_extremes(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Largest and smallest mask logit of every block and its neighbours: bounds for any pixel that reads the block."""
+    """Largest and smallest mask logit of every block and those before it, above and to the left.
+
+    A pixel reads two blocks along an axis at most, so these are bounds for it at the last block that it reads.
+    """
     high, low = logits, logits
     for axis in (0, 1):
         starts = np.arange(0, logits.shape[axis], BLOCK)
@@ -309,12 +312,11 @@ def _block_extremes(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _spread(blocks: np.ndarray, extreme: np.ufunc, axis: int) -> np.ndarray:
-    """Each entry combined with its two neighbours along an axis."""
+    """Each entry combined with the one before it along an axis."""
     spread: np.ndarray = blocks.copy()
-    here, there = [slice(None)] * 2, [slice(None)] * 2
-    here[axis], there[axis] = slice(1, None), slice(None, -1)
-    extreme(spread[tuple(here)], blocks[tuple(there)], out=spread[tuple(here)])
-    extreme(spread[tuple(there)], blocks[tuple(here)], out=spread[tuple(there)])
+    here, before = [slice(None)] * 2, [slice(None)] * 2
+    here[axis], before[axis] = slice(1, None), slice(None, -1)
+    extreme(blocks[tuple(here)], blocks[tuple(before)], out=spread[tuple(here)])
     return spread
 
 

@@ -186,6 +186,21 @@ def test_empty_mask_makes_no_segment() -> None:
     assert merge(simple_case([EMPTY], [[0.9, 0.1]], [True]), overlap=0.0)[1] == []
 
 
+def test_a_mask_takes_part_above_the_threshold_and_not_at_it() -> None:
+    case = simple_case([FULL], [[0.75, 0.25]], [True])
+    assert merge(case, threshold=0.74)[1] == [(0, True)]
+    assert merge(case, threshold=0.75)[1] == []
+
+
+def test_a_single_pixel_is_a_segment() -> None:
+    logits = np.full((1, 4, 4), -9.0, np.float32)
+    logits[0, 2, 1] = 9
+    resizer = MaskResizer((4, 4), (16, 16), (4, 4))
+    segment_map, found = merge_panoptic(logits, np.array([[0.9, 0.1]]), np.array([True]), resizer, 0.0, 0.8)
+    assert [(s.area, s.box) for s in found] == [(1, (1, 2, 2, 3))]
+    assert segment_map.sum() == segment_map[2, 1] == 1
+
+
 def test_full_mask_takes_everything() -> None:
     segment_map, found = merge(simple_case([FULL], [[0.9, 0.1]], [True]))
     assert (segment_map == 1).all()
@@ -327,7 +342,7 @@ def test_an_instance_whose_parts_lie_far_apart(monkeypatch: pytest.MonkeyPatch) 
     """Bands of rows see different columns of it, and some see nothing."""
     monkeypatch.setattr(postprocessing, "BAND_PIXELS", 1 << 12)
     logits = np.full((64, 96), -9.0)
-    logits[5:9, 70:90] = logits[40:50, 10:20] = logits[44:47, 50:60] = 9
+    logits[5:9, 70:90] = logits[40:50, 30:40] = logits[44:47, 50:60] = 9
     case = simple_case([logits], [[0.9, 0.1]], [True])
     (found,) = find_instances(case.logits, case.probabilities, case.isthing, case.resizer, 1)
     expected = case.enlarged[0] > 0
