@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from odise_rt import BackendError, Bundle, OutOfMemoryError, Segmenter
+from odise_rt import BackendError, Bundle, BundleError, OutOfMemoryError, Segmenter
 from odise_rt.backends import ort
 from odise_rt.backends.base import StageFacts
 from odise_rt.backends.ort import OrtBackend, working_provider
@@ -70,6 +70,9 @@ def test_wrong_input_is_named_before_the_engine_sees_it(label_bundle: Path) -> N
 
 def test_graph_that_is_no_graph(new_bundle: Callable[[], Path]) -> None:
     root = replace_graph(new_bundle(), "unet_tap", b"not a model")
+    with pytest.raises(BundleError, match=r"unet_tap\.onnx is no ONNX graph"):
+        Segmenter.load(root, device="cpu", threads=1)
+    replace_graph(root, "unet_tap", b"\x08\x09")  # a version, and no graph
     with pytest.raises(BackendError, match=r"cannot load stage unet_tap.*odise-rt inspect"):
         Segmenter.load(root, device="cpu", threads=1)
 

@@ -138,7 +138,7 @@ def assert_same_course(
     ("mini", "parallel"),
     [
         ("label", "ddp"),
-        ("caption", "ddp"),
+        pytest.param("caption", "ddp", marks=pytest.mark.slow),
         ("label", "fsdp"),
         pytest.param("caption", "fsdp", marks=pytest.mark.slow),
         pytest.param("label-bf16", "fsdp", marks=pytest.mark.slow),
