@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.harness import TAIL_SAMPLES, Summary
@@ -182,6 +182,15 @@ def _variants_table(run: Run, results: Sequence[Result], title: str) -> Table:
         "peak memory": lambda r: size(r.facts["peak_bytes"]),
         "load": lambda r: duration(r.facts["load_seconds"]),
     }
+    header, rows = _filled(columns, results)
+    return Table(title, header, rows, _variants_caption(measured, scenes) if measured else "")
+
+
+def _filled(
+    columns: Mapping[str, Callable[[Result], str]], results: Sequence[Result]
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Header and rows of a table of implementations, without columns that none of them fills."""
+    measured = [r for r in results if r.status == "ok"]
     columns = {name: cell for name, cell in columns.items() if any(cell(r) for r in measured)} or {"median": failure}
     rows = [
         (r.label, *(cell(r) for cell in columns.values()))
@@ -189,8 +198,7 @@ def _variants_table(run: Run, results: Sequence[Result], title: str) -> Table:
         else (r.label, failure(r), *[""] * (len(columns) - 1))
         for r in results
     ]
-    header = ("implementation", *columns)
-    return Table(title, header, tuple(rows), _variants_caption(measured, scenes) if measured else "")
+    return ("implementation", *columns), tuple(rows)
 
 
 def _share_of_same_class(result: Result, on_scenes: bool) -> str:
@@ -238,17 +246,10 @@ def short_peers_table(run: Run) -> Table:
         "same class as PyTorch": lambda r: _share_of_same_class(r, on_scenes),
         "peak memory": lambda r: size(r.facts["peak_bytes"]),
     }
-    measured = [r for r in results if r.status == "ok"]
-    columns = {name: cell for name, cell in columns.items() if any(cell(r) for r in measured)} or {"median": failure}
-    rows = [
-        (r.label, *(cell(r) for cell in columns.values()))
-        if r.status == "ok"
-        else (r.label, failure(r), *[""] * (len(columns) - 1))
-        for r in results
-    ]
-    scenes = max((r.accuracy["scenes"] for r in measured if "pq" in r.accuracy), default=0)
+    scenes = max((r.accuracy["scenes"] for r in results if "pq" in r.accuracy), default=0)
     caption = f"PQ and same class: on {scenes} held-out scenes of Sticker World." if scenes else ""
-    return Table("Peers", ("implementation", *columns), tuple(rows), caption)
+    header, rows = _filled(columns, results)
+    return Table("Peers", header, rows, caption)
 
 
 def steps_table(run: Run) -> Table:
