@@ -396,6 +396,14 @@ def test_kernels_of_other_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         (tmp_path / STAMP).write_text(stamp, encoding="latin-1")
     with pytest.raises(BackendError, match=r"not used: .*sources.*make kernels"):
         kernel_file("naming.fatbin")
+
+
+def test_why_kernels_of_other_sources_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("cuda.core", reason="needs cuda-core")
+    write_fatbins(tmp_path)
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    assert native.why_no_kernels() is None
+    (tmp_path / STAMP).unlink()
     assert "not used" in str(native.why_no_kernels())
 
 
