@@ -15,6 +15,7 @@ outputs that this version expects.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -108,7 +109,7 @@ class Bundle:
     digest: str
     """SHA-256 of bundle.json, which holds the hashes of all other files: the identity of the bundle."""
     verified: bool
-    """Whether the hashes were compared when the bundle was opened."""
+    """Whether the hashes have been compared."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], verify: bool = True, *, graphs: bool = True) -> Bundle:
@@ -134,7 +135,7 @@ class Bundle:
         for relative in files:
             _safe_path(root, relative)
         if verify:
-            bundle._verify(files)
+            bundle._compare_hashes(files)
         if graphs:
             for entry in bundle.stages.values():
                 _check_weights(root, entry.file)
@@ -176,7 +177,18 @@ class Bundle:
                 yield file.path.relative_to(self.root).as_posix(), file.sha256
                 yield from file.extra_files.items()
 
-    def _verify(self, files: Mapping[str, str]) -> None:
+    def verify(self) -> Bundle:
+        """This bundle, with the SHA-256 of every listed file compared now, where that was put off when it was opened.
+
+        Raises:
+            BundleError: a file was altered.
+        """
+        if self.verified:
+            return self
+        self._compare_hashes(dict(self._listed_files()))
+        return dataclasses.replace(self, verified=True)
+
+    def _compare_hashes(self, files: Mapping[str, str]) -> None:
         # hashlib releases the GIL while it works on 1 MiB, so threads use the cores there are.
         with ThreadPoolExecutor(max_workers=min(4, usable_cores())) as pool:
             found = pool.map(lambda relative: file_sha256(self.root / relative), files)

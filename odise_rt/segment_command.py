@@ -22,6 +22,7 @@ from odise_rt.result_files import FORMATS, parse_formats
 
 if TYPE_CHECKING:
     from odise_rt.batch import Job, Record
+    from odise_rt.bundle import Bundle
     from odise_rt.inputs import Input
     from odise_rt.run_log import RunLog
     from odise_rt.segmenter import Segmenter
@@ -147,17 +148,18 @@ def segment(args: argparse.Namespace) -> int:
     from odise_rt.inputs import find_inputs
     from odise_rt.run_log import RunLog
 
-    bundle = named_bundle(args)
+    folder = named_bundle(args)
     job = _job(args)
     inputs = find_inputs(args.images, args.recursive, results=args.out)
-    keys = job.keys(inputs, Bundle.open(bundle, verify=False).digest)
+    bundle = Bundle.open(folder, verify=False)  # hashes are compared when there is work for it
+    keys = job.keys(inputs, bundle.digest)
     if args.out.exists() and not args.out.is_dir():
         raise OptionsError(f"--out {args.out} is a file: name a folder, which is made if it is missing")
     args.out.mkdir(parents=True, exist_ok=True)
     with RunLog(args.out) as log, _stopped_by_sigterm(), _own_limit_only():
         pending = inputs if args.overwrite else job.pending(inputs, keys, log)
         if pending:
-            _work(args, job, pending, keys, log, done_before=len(inputs) - len(pending))
+            _work(args, bundle, job, pending, keys, log, done_before=len(inputs) - len(pending))
             remove_stale_frames(log, pending, keys)
         failed = write_documents(job, log, inputs, keys)
         run = _Run(args, log, inputs, keys, len(inputs) - len(pending), failed)
@@ -206,7 +208,13 @@ def _words(args: argparse.Namespace) -> Vocabulary:
 
 
 def _work(
-    args: argparse.Namespace, job: Job, pending: Sequence[Input], keys: dict[str, str], log: RunLog, done_before: int
+    args: argparse.Namespace,
+    bundle: Bundle,
+    job: Job,
+    pending: Sequence[Input],
+    keys: dict[str, str],
+    log: RunLog,
+    done_before: int,
 ) -> None:
     """Segment what is pending and log it, with progress."""
     from tqdm import tqdm
@@ -216,7 +224,7 @@ def _work(
     total = len(pending) + done_before
     names = {item.name for item in pending}
     quiet = args.quiet or (total == 1 and not pending[0].is_video)
-    records = _records(args, job, pending, keys)
+    records = _records(args, bundle, job, pending, keys)
     record = next(records)  # the bar begins when the bundle is loaded and the words are encoded
     with tqdm(total=total, initial=done_before, unit="file", disable=quiet) as bar:
         while record is not None:
@@ -229,27 +237,22 @@ def _work(
 
 
 def _records(
-    args: argparse.Namespace, job: Job, pending: Sequence[Input], keys: dict[str, str]
+    args: argparse.Namespace, bundle: Bundle, job: Job, pending: Sequence[Input], keys: dict[str, str]
 ) -> Iterator[Record | None]:
     from odise_rt.batch import segment_inputs
     from odise_rt.segmenter import Segmenter
 
-    load = functools.partial(
-        Segmenter.load,
-        args.bundle.resolve(),  # processes on a cluster run in folders of their own
-        device=args.device,
-        cpu_engine=args.cpu_engine,
-        verify=not args.no_verify,
-        low_memory=args.low_memory,
-    )
+    load = functools.partial(Segmenter.load, device=args.device, cpu_engine=args.cpu_engine, low_memory=args.low_memory)
     if args.ray or args.ray_address:
         from odise_rt.ray_batch import segment_on_ray
 
         address = args.ray_address or "local"
         placed = {"address": address, "actors": args.actors, "device": args.device, "threads": args.threads}
-        yield from segment_on_ray(load, job, pending, keys, **placed)
+        # Processes of a cluster read the bundle themselves, in folders of their own.
+        load_there = functools.partial(load, bundle.root.resolve(), verify=not args.no_verify)
+        yield from segment_on_ray(load_there, job, pending, keys, **placed)
         return
-    with load(threads=args.threads) as segmenter:
+    with load(bundle if args.no_verify else bundle.verify(), threads=args.threads) as segmenter:
         _prepare_words(segmenter, job.vocabulary, quiet=args.quiet)
         yield from segment_inputs(segmenter, job, pending, keys)
 

@@ -10,9 +10,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from PIL import Image
 
 from odise_rt import OptionsError, Segmenter, batch, cli, rle
 from odise_rt.batch import Job, segment_inputs
+from odise_rt.bundle import file_sha256
 from odise_rt.inputs import Input, find_inputs
 from odise_rt.options import SegmentOptions
 from odise_rt.result_files import FORMATS
@@ -91,6 +94,25 @@ def test_finished_files_are_not_done_again(
     assert [Path(i["file_name"]).stem for i in coco["images"]] == ["p0", "p1", "p2", "p3", "p4", "p5", "p9"]
     assert [i["id"] for i in coco["images"]] == [a["image_id"] for a in coco["annotations"]] == [1, 2, 3, 4, 5, 6, 7]
     assert coco["images"][2]["height"] == 70
+
+
+def test_hashes_are_compared_once_and_only_where_there_is_work(
+    new_bundle: Callable[[], Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = new_bundle()
+    run = command(bundle, photos / "p0.png", "--out", tmp_path / "o", "--format", "json")
+    tokenizer = bundle / "tokenizer.json"
+    sound = tokenizer.read_bytes()
+    tokenizer.write_bytes(sound + b" ")
+    assert cli.main(run) == 1
+    assert "tokenizer.json was altered" in capsys.readouterr().err
+    assert cli.main([*run, "--no-verify"]) == 0
+    assert cli.main(run) == 0, "nothing is left to do"
+    tokenizer.write_bytes(sound)
+    with mock.patch("odise_rt.bundle.file_sha256", wraps=file_sha256) as compared:
+        assert cli.main([*run, "--overwrite"]) == 0
+    files = [call.args[0].name for call in compared.call_args_list]
+    assert files.count("tokenizer.json") == 1
 
 
 @pytest.mark.parametrize(

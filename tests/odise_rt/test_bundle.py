@@ -39,6 +39,13 @@ def test_a_sound_bundle_opens(label_bundle: Path) -> None:
     assert bundle.digest == digest(label_bundle / "bundle.json")
 
 
+def test_hashes_can_be_compared_after_a_bundle_was_opened(label_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verified = Bundle.open(label_bundle, verify=False).verify()
+    assert verified == Bundle.open(label_bundle)
+    monkeypatch.setattr("odise_rt.bundle.file_sha256", lambda path: pytest.fail("compared a second time"))
+    assert verified.verify() is verified
+
+
 def test_constants_have_the_shapes_of_the_model(label_bundle: Path, caption_bundle: Path) -> None:
     label, caption = Bundle.open(label_bundle).constants(), Bundle.open(caption_bundle).constants()
     assert label["noise"].shape == (1, 4, 8, 8)
@@ -62,7 +69,10 @@ def test_altered_file_is_found(new_bundle: NewBundle, victim: str) -> None:
     (root / victim).write_bytes(bytes(content))
     with pytest.raises(BundleError, match=f"{victim} was altered"):
         Bundle.open(root)
-    assert not Bundle.open(root, verify=False).verified
+    unverified = Bundle.open(root, verify=False)
+    assert not unverified.verified
+    with pytest.raises(BundleError, match=f"{victim} was altered"):
+        unverified.verify()
 
 
 @pytest.mark.parametrize("victim", ["onnx/clip_mask.onnx", "constants.npz", "tokenizer.json"])
