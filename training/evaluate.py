@@ -7,13 +7,15 @@ are published or prepared for detectron2: mean IoU and pixel accuracy; docs/trai
     python -m training.evaluate CHECKPOINT_OR_BUNDLE --format voc-21 --data datasets --out out/voc
 
 Several processes share the pictures: torchrun --nproc-per-node N -m training.evaluate ..., each on a GPU of its own.
-Writes OUT/metrics.json and OUT/pictures.html with the best and worst pictures.
+Writes OUT/metrics.json and OUT/pictures.html with the best and worst pictures. What was measured before a kill is in
+OUT/measured until then: the same command goes on there.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -21,18 +23,21 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 from odise_rt.backends.select import CpuEngine
+from odise_rt.bundle import file_sha256
 from odise_rt.command_line import CommandParser, command, whole_number
 from odise_rt.errors import CheckpointError, DatasetError, OptionsError
 from odise_rt.files import atomic_writer, check_writable
 from odise_rt.options import SegmentOptions
 from odise_rt.segmenter import Segmenter
 from odise_rt.specs import IMAGE_STAGES
+from odise_rt.version import __version__
 from odise_rt.vocabulary import Vocabulary
-from training.checkpoints.own_format import load_checkpoint
+from training.checkpoints.own_format import CONFIG_NAME, TOKENIZER_NAME, WEIGHTS_NAME, load_checkpoint
 from training.command_line import add_classes_argument, is_bundle, parse_model_arguments
 from training.data.coco_instances import CocoInstances
 from training.data.coco_panoptic import HELD_OUT, CocoPanoptic, held_out_part
@@ -40,6 +45,8 @@ from training.data.semantic_formats import SEMANTIC_FORMATS
 from training.data.semantic_sets import SemanticSet
 from training.distributed import gathered, leave, rank, start_processes
 from training.evaluation import METRICS, evaluate
+from training.evaluation_log import FOLDER as LOG_FOLDER
+from training.evaluation_log import open_log, remove_log
 from training.evaluation_loop import EvaluationReport, progress_bar
 from training.picture_page import BestAndWorst
 from training.semantic_evaluation import evaluate_semantic
@@ -213,6 +220,29 @@ def summary(report: EvaluationReport) -> list[tuple[str, str]]:
     return lines
 
 
+def origin(
+    arguments: argparse.Namespace,
+    segmenter: Segmenter,
+    data: CocoPanoptic | SemanticSet,
+    instances: CocoInstances | None,
+) -> dict[str, Any]:
+    """What the numbers of a picture come from, in plain JSON types: files by their hashes, but no pictures."""
+    files = [CONFIG_NAME, WEIGHTS_NAME, TOKENIZER_NAME]
+    model = segmenter.bundle.digest or {name: file_sha256(arguments.model / name) for name in files}
+    words = chosen_words(arguments)
+    if isinstance(data, SemanticSet):
+        truth: dict[str, Any] = {"pictures": data.image_ids, "words": [c.words for c in data.vocabulary]}
+    else:
+        truth = {"annotations": file_sha256(data.annotations_path), "words": words and [c.words for c in words]}
+        truth["instances"] = instances and file_sha256(instances.path)
+    return {
+        "version": __version__,
+        "model": model,
+        "engine": [segmenter.device, arguments.cpu_engine],
+        "data": [arguments.format, arguments.split, str(arguments.data), truth],
+    }
+
+
 def save_text(path: Path, text: str) -> None:
     """Write beside and rename; raises :class:`DatasetError` when the disk refuses."""
     try:
@@ -237,7 +267,7 @@ def join(arguments: argparse.Namespace) -> None:
     arguments.device = start_processes(arguments.device, backend="gloo")  # counts and pictures lie on the host
 
 
-@command("nothing was written")
+@command("the same command goes on where it was")
 def main(argv: Sequence[str]) -> int:
     """Run; returns the exit status."""
     arguments = parse(argv)
@@ -266,9 +296,19 @@ def measure_model(arguments: argparse.Namespace) -> int:
     for path in (table, page):
         check_writable(path)
     progress = progress_bar("evaluate") if rank() == 0 else iter
-    with open_segmenter(arguments.model, arguments.device, arguments.threads, arguments.cpu_engine) as segmenter:
+    with contextlib.ExitStack() as stack:
+        segmenter = stack.enter_context(
+            open_segmenter(arguments.model, arguments.device, arguments.threads, arguments.cpu_engine)
+        )
+        facts = origin(arguments, segmenter, data, instances) | {"options": dataclasses.asdict(options), "of": metrics}
+        log = stack.enter_context(open_log(arguments.out, rank(), facts))
+        if len(log):
+            logger.info(
+                "%d pictures were measured by a run that was interrupted; to measure them again, remove %s",
+                *(len(log), arguments.out / LOG_FOLDER),
+            )
         if isinstance(data, SemanticSet):
-            report = evaluate_semantic(segmenter, data, indices, options, kept, progress, shared=True)
+            report = evaluate_semantic(segmenter, data, indices, options, kept, progress, shared=True, log=log)
         else:
             report = evaluate(
                 segmenter,
@@ -281,6 +321,7 @@ def measure_model(arguments: argparse.Namespace) -> int:
                 chosen_words(arguments),
                 instances=instances,
                 shared=True,
+                log=log,
             )
     for best, worst in gathered((kept.best, kept.worst))[1:]:
         kept.merge(best, worst)
@@ -290,6 +331,7 @@ def measure_model(arguments: argparse.Namespace) -> int:
     where = arguments.split if arguments.format == "coco" else f"{arguments.format}, {arguments.split}"
     save_text(page, kept.page(f"{arguments.model.name} on {where}", lines))
     save_text(table, json.dumps(report.to_dict(), indent=1) + "\n")  # last: where it is, all is there
+    remove_log(arguments.out)
     for name, value in lines:
         logger.info("%-22s %s", name, value)
     return 0

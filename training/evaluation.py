@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from odise_rt.segmenter import Segmenter
 from odise_rt.vocabulary import Vocabulary, VocabularyClass
 from training.data.coco_instances import CocoInstances
 from training.data.coco_panoptic import Category, CocoPanoptic, PanopticExample
+from training.evaluation_log import EvaluationLog
 from training.evaluation_loop import EvaluationReport, Numbers, PictureKeeper, Progress, distinct_names, measure
 from training.metrics.instance_ap import InstanceAp
 from training.metrics.mean_iou import MeanIou
@@ -26,6 +28,7 @@ from training.metrics.panoptic_quality import PanopticQuality, PanopticSegment, 
 
 METRICS = ("pq", "miou", "ap")
 PictureTeller = Callable[[PanopticExample], None]
+PanopticCounts = tuple[PanopticQuality, MeanIou, InstanceAp]
 
 
 def data_vocabulary(categories: Sequence[Category], words: Vocabulary | None = None) -> Vocabulary:
@@ -68,6 +71,7 @@ def evaluate(
     tell: PictureTeller | None = None,
     instances: CocoInstances | None = None,
     shared: bool = False,
+    log: EvaluationLog | None = None,
 ) -> EvaluationReport:
     """Segment pictures with the data set's classes and count.
 
@@ -83,6 +87,7 @@ def evaluate(
         tell: told of every picture before it is segmented, for models that need to know more of it than its pixels.
         instances: the truth for AP; None: the panoptic set's own things, which never overlap.
         shared: several processes share the pictures; see :func:`training.evaluation_loop.measure`.
+        log: of what has been measured; see there, too.
 
     Raises:
         OptionsError: ``words`` has another number of classes than the data set.
@@ -95,7 +100,7 @@ def evaluate(
         return example
 
     scorer = PanopticScorer(data, segmenter.bundle.training_vocabulary, metrics, words, instances)
-    return measure(segmenter, picture, indices, scorer, options, keep, progress, shared)
+    return measure(segmenter, picture, indices, scorer, options, keep, progress, shared, log)
 
 
 class PanopticScorer:
@@ -127,8 +132,8 @@ class PanopticScorer:
         self.groups = category_groups(data.categories, self.seen)
         self.quality, self.semantic, self.instances = PanopticQuality(), MeanIou(len(data.categories)), InstanceAp()
 
-    def add(self, example: PanopticExample, prediction: PanopticResult) -> float:
-        """Count a picture; returns its own PQ over all categories together, NaN if there is nothing to count."""
+    def compare(self, example: PanopticExample, prediction: PanopticResult) -> tuple[float, PanopticCounts]:
+        """A picture's own PQ over all categories together, NaN if there is nothing to count, and its counts."""
         counts = picture_counts(
             example.segment_map,
             [PanopticSegment(s.id, s.category_id, s.iscrowd, s.area) for s in example.segments],
@@ -136,13 +141,13 @@ class PanopticScorer:
             [PanopticSegment(s.id, self.data.categories[s.class_index].id) for s in prediction.segments],
             f"image id {example.image_id}",
         )
-        self.quality.add(counts)
+        quality, semantic, instances = PanopticQuality(counts), MeanIou(len(self.data.categories)), InstanceAp()
         if prediction.semantic_map is not None:
-            self.semantic.add(semantic_truth(example, self.data), prediction.semantic_map)
+            semantic.add(semantic_truth(example, self.data), prediction.semantic_map)
         if prediction.instances is not None:
             size = example.segment_map.shape[:2]
             truth = self.instance_truth
-            self.instances.add(
+            instances.add(
                 visible_things(example, self.data) if truth is None else truth.of(example.image_id, size),
                 [
                     (found.mask, self.data.categories[found.class_index].id, found.score)
@@ -150,19 +155,30 @@ class PanopticScorer:
                 ],
                 size,
             )
-        return picture_quality(counts)
+        return picture_quality(counts), (quality, semantic, instances)
 
     @property
-    def counts(self) -> tuple[PanopticQuality, MeanIou, InstanceAp]:
+    def counts(self) -> PanopticCounts:
         """What was counted."""
         return self.quality, self.semantic, self.instances
 
-    def merge(self, counts: tuple[PanopticQuality, MeanIou, InstanceAp]) -> None:
+    def merge(self, counts: PanopticCounts) -> None:
         """Add what a scorer of the same data set has counted of other pictures."""
         quality, semantic, instances = counts
         self.quality.merge(quality)
         self.semantic.merge(semantic)
         self.instances.merge(instances)
+
+    def to_dict(self, counts: PanopticCounts) -> dict[str, Any]:
+        """Plain JSON types for counts."""
+        quality, semantic, instances = counts
+        return {"pq": quality.to_dict(), "miou": semantic.to_list(), "ap": instances.to_dict()}
+
+    def from_dict(self, data: dict[str, Any]) -> PanopticCounts:
+        """What :meth:`to_dict` gave."""
+        semantic = MeanIou(len(self.data.categories))
+        semantic.add_list(data["miou"])
+        return PanopticQuality.from_dict(data["pq"]), semantic, InstanceAp.from_dict(data["ap"])
 
     def numbers(self) -> Numbers:
         """Averages over what was added."""

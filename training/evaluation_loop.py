@@ -20,9 +20,19 @@ from odise_rt.results import PanopticResult
 from odise_rt.segmenter import Segmenter
 from odise_rt.vocabulary import Vocabulary
 from training.distributed import gathered, share_of
+from training.evaluation_log import EvaluationLog, Measured
 
-PictureKeeper = Callable[[float, Any, PanopticResult], None]
-"""Takes a picture's quality in [0, 1], the example and its prediction."""
+
+class PictureKeeper(Protocol):
+    """Keeps some of the pictures, by their quality."""
+
+    def wants(self, quality: float) -> bool:
+        """Whether a picture of this quality in [0, 1], NaN if it has none, would be kept now."""
+
+    def __call__(self, quality: float, example: Any, prediction: PanopticResult) -> None:
+        """Look at a picture with its quality and its prediction."""
+
+
 Progress = Callable[[Sequence[int]], Iterator[int]]
 """Wraps the indices of pictures, e.g. in a progress bar."""
 
@@ -93,15 +103,21 @@ class Scorer(Protocol[AnExample]):
     def outputs(self) -> tuple[Output, ...]:
         """What to predict."""
 
-    def add(self, example: AnExample, prediction: PanopticResult) -> float:
-        """Count a picture; returns its own quality in [0, 1], NaN if it has none."""
+    def compare(self, example: AnExample, prediction: PanopticResult) -> tuple[float, Any]:
+        """A picture's own quality in [0, 1], NaN if it has none, and its counts, which :meth:`merge` adds."""
 
     @property
     def counts(self) -> Any:
-        """What was counted, which another process can be sent."""
+        """What was added up, which another process can be sent."""
 
     def merge(self, counts: Any) -> None:
-        """Add what a scorer of the same data set has counted of other pictures."""
+        """Add counts of pictures, by this scorer or one of the same data set."""
+
+    def to_dict(self, counts: Any) -> dict[str, Any]:
+        """Plain JSON types for counts."""
+
+    def from_dict(self, data: dict[str, Any]) -> Any:
+        """What :meth:`to_dict` gave, exactly."""
 
     def numbers(self) -> Numbers:
         """Averages over what was added."""
@@ -116,6 +132,7 @@ def measure(
     keep: PictureKeeper | None = None,
     progress: Progress = iter,
     shared: bool = False,
+    log: EvaluationLog | None = None,
 ) -> EvaluationReport:
     """Segment pictures and count.
 
@@ -129,17 +146,27 @@ def measure(
         progress: wraps the indices.
         shared: the processes of :mod:`training.distributed`, who all call this together, share the pictures; the
             report of the first one is of all of them.
+        log: every picture is noted in it, and those that it knows already are not segmented again, unless they are
+            to be kept.
     """
     settings = dataclasses.replace(options or SegmentOptions(), outputs=scorer.outputs)
     seconds, engine = 0.0, ""
     for index in progress(share_of(indices) if shared else indices):
+        known = None if log is None else log.find(index)
+        if known is not None and not (keep is not None and keep.wants(known.quality)):
+            scorer.merge(scorer.from_dict(known.counts))
+            seconds, engine = seconds + known.seconds, known.engine
+            continue
         example: Any = example_at(index)
         began = time.perf_counter()
         prediction = segmenter.segment(example.image, scorer.vocabulary, settings)
-        seconds += time.perf_counter() - began
-        engine = prediction.facts.engine
-        quality = scorer.add(example, prediction)
-        if keep is not None and not math.isnan(quality):
+        lasted = time.perf_counter() - began
+        seconds, engine = seconds + lasted, prediction.facts.engine
+        quality, counts = scorer.compare(example, prediction)
+        scorer.merge(counts)
+        if log is not None:
+            log.append(index, Measured(quality, scorer.to_dict(counts), lasted, engine))
+        if keep is not None:
             keep(quality, example, prediction)
     if shared:
         for counts, others, name in gathered((scorer.counts, seconds, engine))[1:]:

@@ -6,6 +6,7 @@ import base64
 import colorsys
 import html
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -121,14 +122,22 @@ class BestAndWorst:
 
     def __call__(self, quality: float, example: PanopticExample | SemanticExample, prediction: PanopticResult) -> None:
         """Look at one picture; it is drawn only if it is kept."""
-        if not self.count:
-            return
+        in_best, in_worst = self._places(quality)
+        if in_best or in_worst:
+            entry = (quality, example.image_id, side_by_side(example, prediction, self.data))
+            self.merge([entry] if in_best else [], [entry] if in_worst else [])
+
+    def wants(self, quality: float) -> bool:
+        """Whether a picture of this quality would be kept."""
+        return any(self._places(quality))
+
+    def _places(self, quality: float) -> tuple[bool, bool]:
+        """Whether it would be among the best, and among the worst; NaN is of no quality."""
+        if not self.count or math.isnan(quality):
+            return False, False
         in_best = len(self.best) < self.count or quality > self.best[-1][0]
         in_worst = len(self.worst) < self.count or quality < self.worst[-1][0]
-        if not (in_best or in_worst):
-            return
-        entry = (quality, example.image_id, side_by_side(example, prediction, self.data))
-        self.merge([entry] if in_best else [], [entry] if in_worst else [])
+        return in_best, in_worst
 
     def merge(self, best: Sequence[Kept], worst: Sequence[Kept]) -> None:
         """Look at what was kept of later pictures."""

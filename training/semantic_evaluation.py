@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from odise_rt.options import Output, SegmentOptions
 from odise_rt.results import PanopticResult
 from odise_rt.segmenter import Segmenter
 from odise_rt.vocabulary import Vocabulary
 from training.data.semantic_sets import VOID, SemanticExample, SemanticSet
+from training.evaluation_log import EvaluationLog
 from training.evaluation_loop import EvaluationReport, Numbers, PictureKeeper, Progress, distinct_names, measure
 from training.metrics.mean_iou import MeanIou
 
@@ -22,6 +24,7 @@ def evaluate_semantic(
     keep: PictureKeeper | None = None,
     progress: Progress = iter,
     shared: bool = False,
+    log: EvaluationLog | None = None,
 ) -> EvaluationReport:
     """Segment pictures with the set's classes and compare the class of every pixel.
 
@@ -33,9 +36,10 @@ def evaluate_semantic(
         keep: shown every picture with its own mean IoU, to choose the best and worst.
         progress: wraps the indices, e.g. in a progress bar.
         shared: several processes share the pictures; see :func:`training.evaluation_loop.measure`.
+        log: of what has been measured; see there, too.
     """
     scorer = SemanticScorer(data.vocabulary, segmenter.bundle.training_vocabulary)
-    return measure(segmenter, data.__getitem__, indices, scorer, options, keep, progress, shared)
+    return measure(segmenter, data.__getitem__, indices, scorer, options, keep, progress, shared, log)
 
 
 class SemanticScorer:
@@ -53,10 +57,11 @@ class SemanticScorer:
         self.seen = vocabulary.seen(training_vocabulary)
         self.semantic = MeanIou(len(vocabulary), VOID)
 
-    def add(self, example: SemanticExample, prediction: PanopticResult) -> float:
-        """Count a picture; returns the mean IoU of its own classes, NaN if all of it is void."""
+    def compare(self, example: SemanticExample, prediction: PanopticResult) -> tuple[float, MeanIou]:
+        """The mean IoU of a picture's own classes, NaN if all of it is void, and its counts."""
         assert prediction.semantic_map is not None, "semantic output was asked for"
-        return self.semantic.add(example.class_map, prediction.semantic_map)
+        counts = MeanIou(len(self.vocabulary), VOID)
+        return counts.add(example.class_map, prediction.semantic_map), counts
 
     @property
     def counts(self) -> MeanIou:
@@ -66,6 +71,16 @@ class SemanticScorer:
     def merge(self, counts: MeanIou) -> None:
         """Add what a scorer of the same data set has counted of other pictures."""
         self.semantic.merge(counts)
+
+    def to_dict(self, counts: MeanIou) -> dict[str, Any]:
+        """Plain JSON types for counts."""
+        return {"miou": counts.to_list()}
+
+    def from_dict(self, data: dict[str, Any]) -> MeanIou:
+        """What :meth:`to_dict` gave."""
+        counts = MeanIou(len(self.vocabulary), VOID)
+        counts.add_list(data["miou"])
+        return counts
 
     def numbers(self) -> Numbers:
         """Averages over what was added; classes that occur nowhere in the truth take no part."""

@@ -219,7 +219,9 @@ def test_void_alone_has_no_score(mini_data: Path) -> None:
     example = PanopticExample(1, "1.png", np.zeros((64, 64, 3), np.uint8), void, (), ())
     found = Segment(1, "sky", 0, 0.9, 64 * 64, (0, 0, 64, 64), False)
     result = SimpleNamespace(segment_map=void + 1, segments=(found,), semantic_map=void, instances=())
-    assert math.isnan(scorer.add(example, result))  # type: ignore[arg-type]
+    quality, counts = scorer.compare(example, result)  # type: ignore[arg-type]
+    assert math.isnan(quality)
+    scorer.merge(counts)
     numbers = scorer.numbers()
     report = EvaluationReport("oracle", "none", 1, 0.0, numbers.pq, numbers.miou, numbers.ap, numbers.by_category)
     lines = dict(summary(report))

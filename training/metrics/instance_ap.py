@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,13 @@ class InstanceScores:
 def _encode(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
     encoded: dict[str, Any] = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
     return encoded
+
+
+def _with_text(entry: dict[str, Any]) -> dict[str, Any]:
+    """An annotation or a detection whose run lengths are text, which pycocotools takes as well as bytes."""
+    mask = entry["segmentation"]
+    counts = mask["counts"]
+    return {**entry, "segmentation": {**mask, "counts": counts.decode() if isinstance(counts, bytes) else counts}}
 
 
 @dataclass
@@ -87,6 +94,19 @@ class InstanceAp:
             {**a, "id": a["id"] + annotations, "image_id": a["image_id"] + images} for a in other.annotations
         ]
         self.detections += [{**found, "image_id": found["image_id"] + images} for found in other.detections]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "images": self.images,
+            "annotations": [_with_text(entry) for entry in self.annotations],
+            "detections": [_with_text(entry) for entry in self.detections],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> InstanceAp:
+        """What :meth:`to_dict` gave."""
+        return cls(list(data["images"]), list(data["annotations"]), list(data["detections"]))
 
     def scores(self, category_ids: Iterable[int]) -> InstanceScores:
         """COCO AP over the given categories."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +68,15 @@ class MeanIou:
     def merge(self, other: MeanIou) -> None:
         """Add the counts of other pictures."""
         self.confusion += other.confusion
+
+    def to_list(self) -> list[list[int]]:
+        """Plain JSON types: [class, predicted class, pixels] of each pair that occurs."""
+        return [[int(k), int(p), int(self.confusion[k, p])] for k, p in zip(*self.confusion.nonzero(), strict=True)]
+
+    def add_list(self, pairs: Iterable[Sequence[int]]) -> None:
+        """Add what :meth:`to_list` gave for other pictures."""
+        for truth, predicted, pixels in pairs:
+            self.confusion[truth, predicted] += pixels
 
     def iou(self) -> npt.NDArray[np.float64]:
         """(K,) IoU of each class; NaN for a class absent from the ground truth."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -175,6 +177,15 @@ class PanopticQuality:
     def merge(self, other: PanopticQuality) -> None:
         """Add the sums over other pictures."""
         self.add(other.counts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {str(category_id): dataclasses.asdict(counts) for category_id, counts in self.counts.items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PanopticQuality:
+        """What :meth:`to_dict` gave, exactly."""
+        return cls({int(category_id): CategoryCounts(**counts) for category_id, counts in data.items()})
 
     def scores(self, category_ids: Iterable[int]) -> PanopticScores:
         """Averages over those of ``category_ids`` that occur in ground truth or predictions, as panopticapi's."""
