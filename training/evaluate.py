@@ -7,8 +7,8 @@ are published or prepared for detectron2: mean IoU and pixel accuracy; docs/trai
     python -m training.evaluate CHECKPOINT_OR_BUNDLE --format voc-21 --data datasets --out out/voc
 
 Several processes share the pictures: torchrun --nproc-per-node N -m training.evaluate ..., each on a GPU of its own.
-Writes OUT/metrics.json and OUT/pictures.html with the best and worst pictures. What was measured before a kill is in
-OUT/measured until then: the same command goes on there.
+Writes OUT/metrics.json, with what was measured and how, and OUT/pictures.html with the best and worst pictures. Until
+then, what was measured is in OUT/measured: after a kill the same command goes on there.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from odise_rt.bundle import file_sha256
 from odise_rt.command_line import CommandParser, command, whole_number
 from odise_rt.errors import CheckpointError, DatasetError, OptionsError
 from odise_rt.files import atomic_writer, check_writable
-from odise_rt.options import SegmentOptions
+from odise_rt.options import ResolvedOptions, SegmentOptions
 from odise_rt.segmenter import Segmenter
 from odise_rt.specs import IMAGE_STAGES
 from odise_rt.version import __version__
@@ -44,7 +45,7 @@ from training.data.coco_panoptic import HELD_OUT, CocoPanoptic, held_out_part
 from training.data.semantic_formats import SEMANTIC_FORMATS
 from training.data.semantic_sets import SemanticSet
 from training.distributed import gathered, leave, rank, start_processes
-from training.evaluation import METRICS, evaluate
+from training.evaluation import METRICS, data_vocabulary, evaluate
 from training.evaluation_log import FOLDER as LOG_FOLDER
 from training.evaluation_log import open_log, remove_log
 from training.evaluation_loop import EvaluationReport, progress_bar
@@ -192,6 +193,13 @@ def open_instances(arguments: argparse.Namespace, data: CocoPanoptic, metrics: S
     return CocoInstances(arguments.instances, data)
 
 
+def chosen_vocabulary(arguments: argparse.Namespace, data: CocoPanoptic | SemanticSet) -> Vocabulary:
+    """All that is looked for."""
+    return (
+        data.vocabulary if isinstance(data, SemanticSet) else data_vocabulary(data.categories, chosen_words(arguments))
+    )
+
+
 def chosen_words(arguments: argparse.Namespace) -> Vocabulary | None:
     """Words of --classes; without it those of the data set, and of ADE20K ours, whose synonyms are told apart."""
     if arguments.classes is not None:
@@ -220,27 +228,51 @@ def summary(report: EvaluationReport) -> list[tuple[str, str]]:
     return lines
 
 
-def origin(
+def measured_settings(
     arguments: argparse.Namespace,
     segmenter: Segmenter,
     data: CocoPanoptic | SemanticSet,
     instances: CocoInstances | None,
+    options: ResolvedOptions,
+    metrics: Sequence[str],
 ) -> dict[str, Any]:
-    """What the numbers of a picture come from, in plain JSON types: files by their hashes, but no pictures."""
-    files = [CONFIG_NAME, WEIGHTS_NAME, TOKENIZER_NAME]
-    model = segmenter.bundle.digest or {name: file_sha256(arguments.model / name) for name in files}
-    words = chosen_words(arguments)
-    if isinstance(data, SemanticSet):
-        truth: dict[str, Any] = {"pictures": data.image_ids, "words": [c.words for c in data.vocabulary]}
-    else:
-        truth = {"annotations": file_sha256(data.annotations_path), "words": words and [c.words for c in words]}
-        truth["instances"] = instances and file_sha256(instances.path)
-    return {
+    """What the numbers of every picture come from, in plain JSON types: files by their SHA-256, but no pictures."""
+    bundle, files = segmenter.bundle, [CONFIG_NAME, WEIGHTS_NAME, TOKENIZER_NAME]
+    vocabulary = chosen_vocabulary(arguments, data)
+    settings: dict[str, Any] = {
         "version": __version__,
-        "model": model,
-        "engine": [segmenter.device, arguments.cpu_engine],
-        "data": [arguments.format, arguments.split, str(arguments.data), truth],
+        "model": arguments.model.name,
+        "model_sha256": bundle.digest or {name: file_sha256(arguments.model / name) for name in files},
+        "training_words": len(bundle.training_vocabulary),
+        "device": segmenter.device,
+        "cpu_engine": arguments.cpu_engine,
+        "format": arguments.format,
+        "split": arguments.split,
+        "classes": len(vocabulary),
+        "words": len(vocabulary.words),
+        "words_sha256": vocabulary.content_hash,
+        "metrics": list(metrics),
+        "options": dataclasses.asdict(options),
     }
+    if isinstance(data, CocoPanoptic):
+        settings["annotations"] = {data.annotations_path.name: file_sha256(data.annotations_path)}
+        if instances is not None:
+            settings["instances"] = {instances.path.name: file_sha256(instances.path)}
+    else:
+        names = hashlib.sha256(json.dumps(data.image_ids).encode()).hexdigest()
+        settings |= {"title": SEMANTIC_FORMATS[arguments.format].title, "pictures_sha256": names}
+    return settings
+
+
+def described_settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Settings as (name, value) for people."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return ", ".join(f"{name} {text(inner)}" for name, inner in value.items())
+        return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+    return [(name.replace("_", " "), text(value)) for name, value in settings.items() if value is not None]
 
 
 def save_text(path: Path, text: str) -> None:
@@ -300,8 +332,8 @@ def measure_model(arguments: argparse.Namespace) -> int:
         segmenter = stack.enter_context(
             open_segmenter(arguments.model, arguments.device, arguments.threads, arguments.cpu_engine)
         )
-        facts = origin(arguments, segmenter, data, instances) | {"options": dataclasses.asdict(options), "of": metrics}
-        log = stack.enter_context(open_log(arguments.out, rank(), facts))
+        settings = measured_settings(arguments, segmenter, data, instances, options.resolve(segmenter.facts), metrics)
+        log = stack.enter_context(open_log(arguments.out, rank(), settings))
         if len(log):
             logger.info(
                 "%d pictures were measured by a run that was interrupted; to measure them again, remove %s",
@@ -329,8 +361,9 @@ def measure_model(arguments: argparse.Namespace) -> int:
         return 0
     lines = summary(report)
     where = arguments.split if arguments.format == "coco" else f"{arguments.format}, {arguments.split}"
-    save_text(page, kept.page(f"{arguments.model.name} on {where}", lines))
-    save_text(table, json.dumps(report.to_dict(), indent=1) + "\n")  # last: where it is, all is there
+    document = {**report.to_dict(), "settings": settings}
+    save_text(page, kept.page(f"{arguments.model.name} on {where}", [*lines, *described_settings(settings)]))
+    save_text(table, json.dumps(document, indent=1) + "\n")  # last: where it is, all is there
     remove_log(arguments.out)
     for name, value in lines:
         logger.info("%-22s %s", name, value)

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from odise_rt.bundle import file_sha256
 from odise_rt.errors import DatasetError, OptionsError
 from odise_rt.segmenter import Segmenter
+from odise_rt.version import __version__
 from training import evaluate as evaluate_command
 from training.evaluate import main
 from training.evaluation_log import FOLDER, Measured, open_log
@@ -118,6 +120,31 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     assert evaluation("parts", "--pictures", "0")[1] == 3
 
 
+def test_results_say_what_they_come_from(
+    evaluation: Callable[..., tuple[dict[str, Any], int]], mini_data: Path, mini_frozen: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "words.txt").write_text("0:a\n1:b, c, d\n2:e\n3:f\n")
+    flags = ["--overlap-threshold", "0.5", "--metrics", "pq", "--classes", str(tmp_path / "words.txt")]
+    first, second = (evaluation(out, *more)[0]["settings"] for out, more in (("a", ["--limit", "2"]), ("b", flags)))
+    assert first["version"] == __version__
+    assert (first["model"], first["format"], first["split"], first["device"]) == (
+        mini_frozen.name,
+        "coco",
+        "val",
+        "cpu",
+    )
+    assert first["model_sha256"]["model.safetensors"] == file_sha256(mini_frozen / "model.safetensors")
+    assert first["annotations"] == {
+        "panoptic_val.json": file_sha256(mini_data / "annotations" / "panoptic_val.json"),
+    }
+    assert first["metrics"] == ["pq", "miou", "ap"]
+    assert first["options"]["overlap_threshold"] == 0.8, "the model's"
+    different = {name for name in first if first[name] != second[name]}
+    assert different == {"words", "words_sha256", "metrics", "options"}
+    assert (second["classes"], second["words"], second["options"]["overlap_threshold"]) == (4, 6, 0.5)
+    assert "overlap_threshold 0.5" in (tmp_path / "b" / "pictures.html").read_text()
+
+
 def test_pictures_of_the_page_are_segmented_again(
     evaluation: Callable[..., tuple[dict[str, Any], int]], tmp_path: Path
 ) -> None:
@@ -133,7 +160,7 @@ def test_pictures_of_the_page_are_segmented_again(
 
 @pytest.mark.parametrize(
     "change",
-    [["--metrics", "pq"], ["--overlap-threshold", "0.5"], ["--clip-weight-seen", "0.5"], ["--classes", "words.txt"]],
+    [["--metrics", "pq"], ["--overlap-threshold", "0.5"], ["--clip-weight-seen", "0.25"], ["--classes", "words.txt"]],
 )
 def test_what_was_measured_otherwise_is_measured_again(
     evaluation: Callable[..., tuple[dict[str, Any], int]],

@@ -16,7 +16,7 @@ recompute its activations, and the UNet's backward pass to its conditioning. Thi
 
 Expected (published): COCO PQ 55.4, mAP 46.0, mIoU 65.2; ADE20K PQ 22.6, mAP 14.4, mIoU 29.9, with the authors'
 prompt-engineered label files, AP against the data sets' instance files (``training.evaluate --instances``: without it
-AP is not comparable) and mIoU as ``miou_with_predicted``.
+AP is not comparable) and mIoU as ``miou_with_predicted``, on ADE20K that of ``--format ade20k-150``.
 """
 
 from __future__ import annotations

@@ -51,6 +51,8 @@ class SemanticFormat:
     labels: str
     """Built-in vocabulary, or a file in ``label_lists``."""
     layouts: tuple[Layout, ...]
+    otherwise: str = ""
+    """What to do where none of the layouts is there, if there is more to it than another folder."""
 
     def vocabulary(self) -> Vocabulary:
         """The set's own class names in the order of its label maps."""
@@ -65,6 +67,7 @@ _ADE_150, _ADE_847, _VOC_2010, _VOC_2012 = (
     "VOCdevkit/VOC2010",
     "VOCdevkit/VOC2012",
 )
+_PC_59_DETECTRON2 = Layout(f"{_VOC_2010}/JPEGImages", f"{_VOC_2010}/annotations_detectron2/pc59_{{split}}", void=255)
 
 SEMANTIC_FORMATS: dict[str, SemanticFormat] = {
     "ade20k-150": SemanticFormat(
@@ -86,10 +89,17 @@ SEMANTIC_FORMATS: dict[str, SemanticFormat] = {
         "Pascal Context, 59 classes",
         59,
         "pascal-context-59.txt",
-        (
-            Layout(f"{_VOC_2010}/JPEGImages", f"{_VOC_2010}/annotations_detectron2/pc59_{{split}}", void=255),
-            Layout("pascal_ctx_d2/images/{long}", "pascal_ctx_d2/annotations_ctx59/{long}", void=255),
-        ),
+        (Layout("pascal_ctx_d2/images/{long}", "pascal_ctx_d2/annotations_ctx59/{long}", void=255),),
+        # Both are 0 to 58 with 255: which script wrote them cannot be seen in the files.
+        otherwise="VOCdevkit/VOC2010/annotations_detectron2/pc59_* is written by two scripts in two orders of the "
+        "classes: name the format pascal-context-59-alphabetical for CAT-Seg's, with 0 aeroplane and 1 bag, or "
+        "pascal-context-59-voc-first for OV-Seg's, with 0 aeroplane and 1 bicycle",
+    ),
+    "pascal-context-59-alphabetical": SemanticFormat(
+        "Pascal Context, 59 classes by name", 59, "pascal-context-59.txt", (_PC_59_DETECTRON2,)
+    ),
+    "pascal-context-59-voc-first": SemanticFormat(
+        "Pascal Context, 59 classes, those of VOC first", 59, "pascal-context-59-voc-first.txt", (_PC_59_DETECTRON2,)
     ),
     "pascal-context-459": SemanticFormat(
         "Pascal Context, 459 classes",

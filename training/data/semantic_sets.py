@@ -123,7 +123,7 @@ def _find(root: Path, facts: SemanticFormat, split: str) -> tuple[Layout, tuple[
         if paths is not None:
             return layout, paths
     looked = looked_for(root, [layout.paths(split) for layout in facts.layouts])
-    raise DatasetError(f"{facts.title} is not under {root}: {looked}")
+    raise DatasetError(". ".join(filter(None, [f"{facts.title} is not under {root}: {looked}", facts.otherwise])))
 
 
 def _pair(layout: Layout, paths: tuple[Path, ...]) -> list[tuple[Path, Path]]:

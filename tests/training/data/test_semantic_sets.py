@@ -30,7 +30,14 @@ LAYOUTS = {
         65535,
         0,
     ),
-    "context 59": ("pascal-context-59", f"{V10}/JPEGImages", f"{V10}/annotations_detectron2/pc59_val", "png", 255, 0),
+    "context 59": (
+        "pascal-context-59-alphabetical",
+        f"{V10}/JPEGImages",
+        f"{V10}/annotations_detectron2/pc59_val",
+        "png",
+        255,
+        0,
+    ),
     "context 59 d2": (
         "pascal-context-59",
         f"{CONTEXT}/images/validation",
@@ -137,6 +144,8 @@ def test_label_lists_have_the_published_order() -> None:
         "ade20k-150": 150,
         "ade20k-847": 847,
         "pascal-context-59": 59,
+        "pascal-context-59-alphabetical": 59,
+        "pascal-context-59-voc-first": 59,
         "pascal-context-459": 459,
         "voc-21": 21,
     }
@@ -155,6 +164,21 @@ def test_label_lists_have_the_published_order() -> None:
         *(366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458),
     )
     assert tuple(names["pascal-context-459"][number - 1] for number in published) == names["pascal-context-59"]
+    # One folder's files come in two orders.
+    assert names["pascal-context-59-alphabetical"] == names["pascal-context-59"]
+    voc_first = names["pascal-context-59-voc-first"]
+    assert voc_first[:20] == tuple("table" if name == "dining table" else name for name in names["voc-21"][1:])
+    assert voc_first[20:24] == ("bag", "bed", "bench", "book")
+    assert sorted(voc_first) == sorted(names["pascal-context-59"])
+
+
+def test_label_maps_in_an_order_that_nobody_named_are_not_read(tmp_path: Path) -> None:
+    write_layout(tmp_path, "context 59")
+    with pytest.raises(DatasetError, match=r"two scripts in two orders.*59-alphabetical for CAT-Seg's.*59-voc-first"):
+        SemanticSet.from_root(tmp_path, "pascal-context-59")
+    assert SemanticSet.from_root(tmp_path, "pascal-context-59-voc-first").vocabulary.names[1] == "bicycle"
+    write_layout(tmp_path, "context 59 d2")
+    assert len(SemanticSet.from_root(tmp_path, "pascal-context-59")) == 2
 
 
 def test_other_words_must_be_as_many(tmp_path: Path) -> None:
