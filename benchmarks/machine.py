@@ -21,6 +21,8 @@ PACKAGES = (
     *("odise_rt", "numpy", "torch", "diffusers", "open_clip_torch", "transformers", "onnx", "onnx-ir"),
     *("onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "cuda-core"),
 )
+_CODE = ("odise_rt", "export", "training", "benchmarks", "pyproject.toml", "constraints.txt", "CMakeLists.txt")
+"""What decides what is measured; documents and earlier results do not."""
 _GPU_FIELDS = ("name", "driver_version", "memory.total", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit")
 
 
@@ -50,8 +52,7 @@ class Rates:
 def environment(threads: int) -> dict[str, Any]:
     """Code, versions, processor, memory, GPU and threads."""
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        **code_state(),
         "python": platform.python_version(),
         "packages": package_versions(),
         "cpu": _cpu_model(),
@@ -62,6 +63,14 @@ def environment(threads: int) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "gpus": gpu_facts(),
     }
+
+
+def code_state() -> dict[str, Any]:
+    """The commit (``None``: unknown), and whether code lies here that it does not hold, files that git does not know
+    included. What is not known to be clean is dirty.
+    """
+    changes = _git("status", "--porcelain", "--", *_CODE)
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": changes is None or bool(changes)}
 
 
 def package_versions() -> dict[str, str | None]:
@@ -163,7 +172,7 @@ def best(call, repeats=10):
     return min(seconds)
 
 size, rates = 8192, {}
-for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16)):
+for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)):
     a = torch.randn(size, size, device="cuda", dtype=dtype)
     rates[name] = 2 * size**3 / best(lambda: a @ a) / 1e9
 source = torch.ones(1 << 28, device="cuda")

@@ -31,7 +31,8 @@ class Plan:
     groups: tuple[str, ...] = GROUPS
     threads: int = 2
     repeats: int = 20
-    warmup: int = 2
+    warmup: int = 5
+    """Rounds before those that count; OpenVINO's first three were up to twice its median."""
     scenes: int = 50
     """Pictures for panoptic quality; 0: none."""
     sizes: tuple[int, ...] = (128, 256, 384, 512, 768, 1024, 1536, 2048)

@@ -8,6 +8,7 @@ code counts. What cannot be made is remembered with the reason, which becomes a 
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from typing import Any
 
 from benchmarks.machine import REPOSITORY, package_versions
 from benchmarks.results import Status, without_places
-from odise_rt.bundle import Bundle
+from odise_rt.bundle import Bundle, file_sha256
+from odise_rt.errors import BundleError
 
 TINY_CHECKPOINT = REPOSITORY / "training" / "pretrained" / "odise-tiny"
 KEPT = REPOSITORY / "out" / "bench"
@@ -78,8 +80,13 @@ class Preparation:
 
 
 def prepare_bundle(prepared: Preparation, precision: str, given: Path | None = None) -> None:
-    """The bundle of a precision: the given one, the one kept from before, or a new export."""
+    """The bundle of a precision: the given one, the one kept from before, or a new export.
+
+    Raises:
+        BundleError: the given one cannot be opened, or comes from other weights than PyTorch's.
+    """
     if given is not None:
+        _check_origin(given, prepared.source)
         prepared.bundles[precision] = given
         return
     out = KEPT / f"{prepared.config}-{_key(prepared.source, 'export', 'training', 'odise_rt')}" / precision
@@ -90,6 +97,23 @@ def prepare_bundle(prepared: Preparation, precision: str, given: Path | None = N
             prepared.bundles[precision] = problem
             return
     prepared.bundles[precision] = out
+
+
+def _check_origin(bundle: Path, source: dict[str, Any]) -> None:
+    """Refuse a bundle of other weights; without them, as after ``benchmarks.weightless``, none are compared."""
+    created = Bundle.open(bundle, verify=False).manifest.get("created_from", {})
+    if "checkpoint" in source:
+        files = created.get("files", {})
+        there = {name: Path(source["checkpoint"]) / name for name in files}
+        expected = {name: file_sha256(path) for name, path in there.items() if path.is_file()}
+        same = created.get("kind") == "checkpoint" and expected == files
+    else:
+        same = [created.get(key) for key in ("kind", "config", "seed")] == ["random", source["config"], source["seed"]]
+    if not same:
+        raise BundleError(
+            f"the bundle {bundle} was made from {json.dumps(created)[:300]}, and PyTorch takes "
+            f"{json.dumps(source, default=str)}: name a bundle of the same weights, or let one be exported"
+        )
 
 
 def prepare_official(prepared: Preparation, height: int, width: int) -> None:

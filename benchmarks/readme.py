@@ -85,8 +85,12 @@ def region(table: str, file: str, root: Path, name: str) -> str:
     if not path.is_relative_to(root.resolve()):
         raise ResultsError(f"{name} refers to {file}, which lies outside of the repository")
     run = Run.load(path)
+    if run.environment["dirty"] or run.environment["commit"] is None:
+        raise ResultsError(
+            f"{file} was measured with uncommitted or unknown changes of the code: commit them, and measure again"
+        )
     made = TABLES[table](run)
-    commit = (run.environment["commit"] or "unknown")[:10]
+    commit = run.environment["commit"][:10]
     source = f"[{path.stem}]({_link(name, file)}), commit {commit}"
     where = f"{run.environment['cpu']}, {run.environment['threads']} threads"
     return f"{made.markdown()}\n{made.caption + ' ' if made.caption else ''}*{where}; {source}*\n"

@@ -28,6 +28,7 @@ from benchmarks.report_tables import (
     batches_table,
     cold_table,
     comparison_table,
+    described_commit,
     kernels_table,
     machine_table,
     other_groups,
@@ -246,12 +247,11 @@ ul { padding-left: 1.2rem; } li { margin: 0.25rem 0; max-width: 46rem; }
 def page(run: Run, sections: Sequence[Section], notes: Sequence[str]) -> str:
     """The report as one HTML file that loads nothing else."""
     title = f"Benchmark report: {headline(run)}"
-    commit = (run.environment["commit"] or "unknown")[:12]
     parts = [
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>",
         '<meta name=viewport content="width=device-width, initial-scale=1">',
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>Benchmark report</h1><p class=lead>{html.escape(headline(run))}; commit {commit}</p>",
+        f"<h1>Benchmark report</h1><p class=lead>{html.escape(headline(run))}; commit {described_commit(run)}</p>",
     ]
     for section in sections:
         parts.append(f"<h2>{html.escape(section.title)}</h2>")

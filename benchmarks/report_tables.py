@@ -112,6 +112,12 @@ def _ratio(result: Result) -> str:
     return "" if result.ratio is None else f"{result.ratio.summary.median:.2f} ×"
 
 
+def described_commit(run: Run) -> str:
+    """Which code was measured."""
+    commit = (run.environment["commit"] or "unknown")[:12]
+    return f"{commit}{' with uncommitted changes' if run.environment['dirty'] else ''}"
+
+
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -127,7 +133,7 @@ def machine_table(run: Run) -> Table:
     bundles = ", ".join(f"{p} {b['digest'][:12]}" for p, b in run.model.get("bundles", {}).items()) or "none"
     rows = [
         ("command", run.command),
-        ("commit", f"{(env['commit'] or 'unknown')[:12]}{' with uncommitted changes' if env['dirty'] else ''}"),
+        ("commit", described_commit(run)),
         ("processor", f"{env['cpu']}, {env['cores']} cores, {' '.join(env['cpu_features'])}"),
         ("threads, memory", f"{env['threads']} threads, {env['memory_gib']} GiB"),
         ("GPU", gpus),

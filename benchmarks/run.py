@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import REPOSITORY
-from benchmarks.machine import Rates, clocks, environment, gpu_facts, measure_gpu_rates, measure_rates
+from benchmarks.machine import Rates, clocks, code_state, environment, gpu_facts, measure_gpu_rates, measure_rates
 from benchmarks.measure_peers import measure_peers
 from benchmarks.measure_scaling import measure_batches, measure_sizes, measure_words
 from benchmarks.measure_startup import measure_cold_starts, measure_vocabulary_change
@@ -46,7 +46,9 @@ from odise_rt.errors import BackendError
 from odise_rt.files import check_writable
 
 SUITES = ("cpu", "gpu", "kernels")
-GPU_VARIANTS = ("official", "pruned", "compile", "ort-portable", "runtime", "runtime-again", "runtime-fp16")
+GPU_VARIANTS = (
+    *("official", "pruned", "compile", "compile-bf16", "ort-portable", "runtime", "runtime-again", "runtime-fp16"),
+)
 UNFINISHED = "The run was still going on, or was stopped, when this was written: later groups are not in it."
 
 _GROUPS = {
@@ -97,11 +99,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             _measure(run, options, "cuda" if suite == "gpu" else "cpu", len(suites) > 1, keep_so_far)
     run.rates.append(measure_rates(options.threads))
     run.clocks.append({"when": "end", **clocks()})
+    _note_changed_code(run)
     keep(run)
     print_summary(run)
     if options.out:
         print(f"written to {options.out} after {run.seconds:.0f} s")
     return int(any(result.status == "failed" for result in run.results))
+
+
+def _note_changed_code(run: Run) -> None:
+    """Call the code dirty if it is not what it was when the run began: processes of the run read it at any time."""
+    now, then = code_state(), {key: run.environment[key] for key in ("commit", "dirty")}
+    if now != then:
+        run.environment["dirty"] = True
+        run.notes.append(
+            f"The code was changed while this was measured: at the end it was {(now['commit'] or 'unknown')[:12]}"
+            f"{' with uncommitted changes' if now['dirty'] else ''}."
+        )
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -240,7 +254,9 @@ def _with_roofline(result: Result, run: Run) -> Result:
     if device == "cuda":
         if run.gpu_rates is None:
             return result
-        rate = run.gpu_rates.matmul_gflops[result.facts["precision"]]
+        rate = run.gpu_rates.matmul_gflops.get(result.facts["precision"])
+        if rate is None:
+            return result
         rates = dataclasses.replace(run.gpu_rates, matmul_gflops={"torch": rate})
     theirs = VARIANTS[result.variant].official_work
     work = {name: costs["official" if name in theirs else "pruned"][name] for name in costs.get("pruned", {})}

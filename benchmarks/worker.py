@@ -163,10 +163,16 @@ class _Served:
         folder = CocoPanoptic.from_root(Path(data), "val", with_captions=False)
         labels: list[np.ndarray] = []
 
-        def remember(_quality: float, _example: object, result: Any) -> None:
-            labels.append(_labels(result))
+        class Labels:
+            """Remembers what every picture was segmented into."""
 
-        report = evaluate(self.segmenter, folder, range(min(scenes, len(folder))), ("pq",), keep=remember)
+            def wants(self, quality: float) -> bool:
+                return True
+
+            def __call__(self, quality: float, example: object, prediction: PanopticResult) -> None:
+                labels.append(_labels(prediction))
+
+        report = evaluate(self.segmenter, folder, range(min(scenes, len(folder))), ("pq",), keep=Labels())
         np.savez(keep, *labels)
         return {
             "scenes": report.pictures,
@@ -244,12 +250,12 @@ def _reset_peak() -> None:
 
 
 def _device_peak(device: str) -> int | None:
-    """Bytes on the GPU: PyTorch's peak, or what the driver says of this process; ``None`` on a CPU."""
+    """Bytes on the GPU that the driver says are this process's, the CUDA context's included; ``None`` on a CPU.
+
+    It is the peak, too: no engine here gives memory back between pictures, and all are asked in the same way.
+    """
     if device != "cuda":
         return None
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
     command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
     with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)

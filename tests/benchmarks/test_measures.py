@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import run
+from benchmarks import machine, run
 from benchmarks.machine import Rates
 from benchmarks.measure_peers import agreement, picture_accuracy, reference_of
 from benchmarks.measure_scaling import linear_fit
@@ -172,6 +173,8 @@ def test_usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFi
 def _measure_without_work(monkeypatch: pytest.MonkeyPatch, stopped_in: str | None = None) -> None:
     rates = Rates({"numpy": 50.0, "torch": 100.0}, 10.0)
     monkeypatch.setattr(run, "measure_rates", lambda threads: rates)
+    for module in (run, machine):
+        monkeypatch.setattr(module, "code_state", lambda: {"commit": "a" * 40, "dirty": False})
     monkeypatch.setattr(run, "prepare_bundle", lambda prepared, precision, given: None)
 
     def group(name: str) -> Callable[[Bench], None]:
@@ -205,6 +208,48 @@ def test_a_run_that_ends_has_no_note_of_being_stopped(tmp_path: Path, monkeypatc
     _measure_without_work(monkeypatch)
     assert run.main(_arguments(tmp_path / "run.json")) == 0
     assert Run.load(tmp_path / "run.json").notes == [f"a note of {name}" for name in ("words", "cold", "sizes")]
+
+
+@pytest.mark.parametrize("end", [{"commit": "b" * 40, "dirty": False}, {"commit": "a" * 40, "dirty": True}])
+def test_code_that_changed_in_the_run_is_said(
+    end: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _measure_without_work(monkeypatch)
+    monkeypatch.setattr(run, "code_state", lambda: end)
+    assert run.main(_arguments(tmp_path / "run.json")) == 0
+    kept = Run.load(tmp_path / "run.json")
+    assert kept.environment["dirty"]
+    assert kept.environment["commit"] == "a" * 40
+    assert kept.notes[-1].startswith(
+        f"The code was changed while this was measured: at the end it was {end['commit'][:12]}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answers", "dirty"),
+    [
+        ({"rev-parse": "a" * 40, "status": ""}, False),
+        ({"rev-parse": "a" * 40, "status": "?? odise_rt/new.py"}, True),
+        ({"rev-parse": None, "status": None}, True),
+    ],
+)
+def test_code_is_clean_only_where_it_is_known_to_be(
+    answers: dict[str, str | None], dirty: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_git", lambda command, *arguments: answers[command])
+    assert machine.code_state() == {"commit": answers["rev-parse"], "dirty": dirty}
+
+
+def test_a_precision_whose_rate_was_not_measured_has_no_roofline() -> None:
+    costs = {"unet_tap": {"flops": 1e9, "least_bytes": 1e6, "moved_bytes": 2e6}}
+    measured = Run("gpu", "command", False, {"commit": "a"}, model={"costs": {"official": costs, "pruned": costs}})
+    measured.rates, measured.gpu_rates = [Rates({"torch": 100.0}, 10.0)], Rates({"fp32": 1000.0}, 100.0)
+    stages = {"unet_tap": {"seconds": 1.0}}
+    for precision in ("fp32", "bf16"):
+        facts = {"device": "cuda", "precision": precision}
+        result = Result.measured("peers/64x64/pruned", "pruned", [1.0], facts=facts, stages=stages)
+        changed = run._with_roofline(result, measured)
+        assert (changed == result) is (precision == "bf16")
 
 
 def test_a_place_that_takes_no_result_is_refused_before_the_work(

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import preparation
 from benchmarks.preparation import Missing, Preparation, prepare_bundle, prepare_official
+from odise_rt.bundle import MANIFEST_NAME
+from odise_rt.errors import BundleError
+from tests.odise_rt.fake_bundle import write_bundle
 
 CODE = ("odise_rt/bundle.py", "odise_rt/backends/ort.py", "export/stages.py", "training/torch_stages.py")
 VERSIONS = {"torch": "2", "onnx": "1", "onnxscript": None}
@@ -52,6 +58,30 @@ def test_other_code_of_the_runtime_exports_anew(name: str, root: Path, monkeypat
     before = _keys(root, monkeypatch)
     (root / name).write_text("changed", encoding="utf-8")
     assert before.isdisjoint(_keys(root, monkeypatch))
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_bundle_of_other_weights_is_refused(right: bool, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    write_bundle(bundle)
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "model.safetensors").write_bytes(b"weights" if right else b"others")
+    hashes = {"model.safetensors": hashlib.sha256(b"weights").hexdigest()}
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"kind": "checkpoint", "files": hashes}, {"checkpoint": checkpoint}),
+        ({"kind": "random", "config": "odise-sd1", "seed": 0}, {"config": "odise-sd1", "seed": 0 if right else 1}),
+    ]
+    for created, source in cases:
+        prepared = Preparation("any", source)
+        manifest = json.loads((bundle / MANIFEST_NAME).read_text())
+        (bundle / MANIFEST_NAME).write_text(json.dumps({**manifest, "created_from": created}))
+        if right:
+            prepare_bundle(prepared, "fp32", bundle)
+            assert prepared.bundles["fp32"] == bundle
+        else:
+            with pytest.raises(BundleError, match="name a bundle of the same weights"):
+                prepare_bundle(prepared, "fp32", bundle)
 
 
 def test_what_exports_come_from_has_a_version() -> None:

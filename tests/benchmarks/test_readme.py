@@ -63,6 +63,19 @@ def test_a_changed_number_in_the_results_fails(root: Path) -> None:
     assert _run(root, "--check") == 1
 
 
+@pytest.mark.parametrize("change", [{"dirty": True}, {"commit": None}])
+def test_figures_of_code_that_nobody_can_find_are_refused(
+    root: Path, change: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = root / "results" / "run.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["environment"] |= change
+    path.write_text(json.dumps(data), encoding="utf-8")
+    assert _run(root) == 2
+    assert "uncommitted or unknown changes" in capsys.readouterr().err
+    assert "| implementation" not in (root / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
