@@ -62,7 +62,7 @@ class Classifier:
     """float32 (K,): CLIP's weight for each class, see :func:`clip_weights`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Classification:
     """Class probabilities of the masks of one image."""
 

@@ -9,13 +9,16 @@ from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
-from odise_rt.errors import MissingPackageError
+from odise_rt.errors import MissingPackageError, OptionsError
+from odise_rt.options import is_number
 from odise_rt.polygons import polygons
 
 if TYPE_CHECKING:
     from odise_rt.results import PanopticResult, Segment
     from odise_rt.vocabulary import Vocabulary
 
+MAX_TOLERANCE = 100
+"""Pixels that an outline may leave its mask by."""
 _LABELME_VERSION = "5.5.0"
 
 
@@ -50,6 +53,7 @@ def labelme_document(result: PanopticResult, image_path: str, tolerance: float) 
 
     Parts of one segment share a ``group_id``. LabelMe's polygons have no holes: a hole is cut open to the outline.
     """
+    check_tolerance(tolerance)
     shapes = []
     for segment in result.segments:
         rings = _rings(result, segment, tolerance)
@@ -81,6 +85,7 @@ def cvat_image(result: PanopticResult, file_name: str, tolerance: float) -> str:
 
     Parts of one segment share a ``group_id``. CVAT's polygons have no holes: a hole is cut open to the outline.
     """
+    check_tolerance(tolerance)
     height, width = result.size
     lines = [f"<image name={_attribute(file_name)} width={_attribute(str(width))} height={_attribute(str(height))}>"]
     for segment in result.segments:
@@ -105,6 +110,16 @@ def cvat_document(images: Iterable[str], vocabulary: Vocabulary) -> Iterator[str
     for number, image in enumerate(images):
         yield f'<image id="{number}"{image.removeprefix("<image")}\n'
     yield "</annotations>\n"
+
+
+def check_tolerance(tolerance: float, what: str = "tolerance") -> None:
+    """Check how far outlines may be simplified, called ``what`` in the message.
+
+    Raises:
+        OptionsError: it is no number from 0 to ``MAX_TOLERANCE`` pixels.
+    """
+    if not is_number(tolerance) or not 0 <= tolerance <= MAX_TOLERANCE:
+        raise OptionsError(f"{what} is {tolerance!r:.60}: expected 0 to {MAX_TOLERANCE} pixels")
 
 
 def _rings(result: PanopticResult, segment: Segment, tolerance: float) -> list[np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import numbers
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, TypeGuard, cast
 
 from odise_rt.errors import OptionsError
 from odise_rt.specs import MAX_EDGE, ModelFacts
@@ -72,19 +72,19 @@ class SegmentOptions:
         object.__setattr__(self, "outputs", ordered)
         for name in ("object_mask_threshold", "overlap_threshold", "clip_weight_seen", "clip_weight_unseen", "unknown"):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and 0 <= value <= 1):
+            if value is not None and not (is_number(value) and 0 <= value <= 1):
                 otherwise = "to name every mask" if name == "unknown" else "for the model's"
                 raise OptionsError(f"{name} is {value!r}: expected a number in [0, 1], or None {otherwise}")
             if value is not None:
                 object.__setattr__(self, name, float(value))  # numpy's, too
-        if not _is_whole(self.explain) or not 0 <= self.explain <= MAX_EXPLAIN:
+        if not is_whole(self.explain) or not 0 <= self.explain <= MAX_EXPLAIN:
             raise OptionsError(f"explain is {self.explain!r}: expected a whole number from 0 to {MAX_EXPLAIN}")
         object.__setattr__(self, "explain", int(self.explain))
         for name in ("instances_per_image", "short_edge", "long_edge", "windows_per_batch", "max_pixels"):
             value = getattr(self, name)
             if value is None and name != "max_pixels":
                 continue
-            if not _is_whole(value) or value < 1:
+            if not is_whole(value) or value < 1:
                 raise OptionsError(f"{name} is {value!r}: expected a whole number of at least 1")
             object.__setattr__(self, name, int(value))
         if self.short_edge is not None and self.long_edge is not None and self.long_edge < self.short_edge:
@@ -162,9 +162,11 @@ class ResolvedOptions:
         return cast("dict[str, object]", dataclasses.asdict(self) | {"outputs": list(self.outputs)})
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a real number, numpy's included, and no bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number, numpy's included, and no bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -12,15 +12,15 @@ a folder's images, a data set) a generator that reads ahead of nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from odise_rt.backends.device_arrays import is_on_device
 from odise_rt.errors import OptionsError
 from odise_rt.options import OUTPUTS, Output, SegmentOptions, given_options
+from odise_rt.preprocessing import are_images
 
 if TYPE_CHECKING:
     from odise_rt.backends.select import DeviceRequest
@@ -121,7 +121,7 @@ class SegmentationPipeline:
 
         if isinstance(inputs, list | tuple):
             return [one(image) for image in inputs]
-        return map(one, inputs) if _is_iterable_of_images(inputs) else one(inputs)  # type: ignore[arg-type]
+        return map(one, inputs) if are_images(inputs) else one(inputs)  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Release the engine's memory."""
@@ -140,15 +140,6 @@ def _vocabulary(words: Vocabulary | str) -> Vocabulary:
     from odise_rt.vocabulary import Vocabulary
 
     return Vocabulary.load(words) if isinstance(words, str) else words
-
-
-def _is_iterable_of_images(inputs: Any) -> bool:
-    single = (str, os.PathLike, bytes, bytearray, memoryview, np.ndarray)
-    if is_on_device(inputs) or isinstance(inputs, single):
-        return False
-    if hasattr(inputs, "read") or hasattr(inputs, "convert"):  # open files, PIL images
-        return False
-    return isinstance(inputs, Iterator) or hasattr(inputs, "__iter__") or hasattr(inputs, "__getitem__")
 
 
 def _options(

@@ -28,7 +28,9 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, Union, cast
 
 import numpy as np
 
+from odise_rt.backends.device_arrays import is_on_device
 from odise_rt.errors import ImageError, ImageTooLargeError, OdiseError, OutOfMemoryError, first_line
+from odise_rt.files import given_path
 from odise_rt.options import DEFAULT_MAX_PIXELS, MAX_IMAGE_EDGE
 
 if TYPE_CHECKING:
@@ -122,9 +124,13 @@ def load_image(image: ImageLike, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
         check_size(image.width, image.height, max_pixels, "the PIL image")
         return _decode(image, "the PIL image", upright=False)
     if isinstance(image, bytes | bytearray | memoryview):
-        return _from_file(io.BytesIO(image), f"the image of {len(image):,} bytes", max_pixels)
+        try:
+            data = bytes(image)
+        except (BufferError, ValueError) as exc:
+            raise ImageError(f"an image came as bytes that cannot be read ({exc}): pass them as they are") from exc
+        return _from_file(io.BytesIO(data), f"the image of {len(data):,} bytes", max_pixels)
     if isinstance(image, str | os.PathLike):
-        path = Path(image)
+        path = given_path(image, "an image", ImageError)
         try:
             with _opened(path) as file:
                 return _from_file(file, str(path), max_pixels)
@@ -142,6 +148,16 @@ def load_image(image: ImageLike, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
         f"an image came as {type(image).__name__}: expected a path, encoded bytes, a PIL image, or a numpy array of "
         "dtype uint8 and shape (h, w, 3)"
     )
+
+
+def are_images(images: object) -> bool:
+    """Whether this is something that gives images one after the other, and no image itself."""
+    single = (str, os.PathLike, bytes, bytearray, memoryview, np.ndarray)
+    if is_on_device(images) or isinstance(images, single):
+        return False
+    if hasattr(images, "read") or hasattr(images, "convert"):  # open files, PIL images
+        return False
+    return hasattr(images, "__iter__") or hasattr(images, "__getitem__")
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -342,7 +358,9 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65_535:
             raise ImageError(f"{name} holds 32-bit values: save it with 8 or 16 bits a channel")
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+        grey = (values >> 8).astype(np.uint8)
+        grey[values == image.info.get("transparency", -1)] = 255  # over white, as the others
+        return Image.fromarray(grey).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _over_white(image.convert("RGBA"))
     return image.convert("RGB")

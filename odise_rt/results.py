@@ -325,7 +325,7 @@ class PanopticResult:
 
         Args:
             image_path: path of the image, relative to the folder that the JSON will be saved in.
-            tolerance: how far in pixels outlines may be simplified; 0 keeps the mask exactly.
+            tolerance: how far in pixels outlines may be simplified, 0 to 100; 0 keeps the mask exactly.
         """
         from odise_rt import interchange
 
@@ -336,7 +336,7 @@ class PanopticResult:
 
         Args:
             file_name: the image's name in CVAT's task.
-            tolerance: how far in pixels outlines may be simplified; 0 keeps the mask exactly.
+            tolerance: how far in pixels outlines may be simplified, 0 to 100; 0 keeps the mask exactly.
         """
         from odise_rt import interchange
 

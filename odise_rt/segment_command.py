@@ -169,13 +169,13 @@ def segment(args: argparse.Namespace) -> int:
 
 def _job(args: argparse.Namespace) -> Job:
     from odise_rt.batch import Job
+    from odise_rt.interchange import check_tolerance
     from odise_rt.options import SegmentOptions
 
     formats = parse_formats(args.format)
     if args.every < 1:
         raise OptionsError(f"--every is {args.every}: expected a whole number of at least 1")
-    if not 0 <= args.polygon_tolerance <= 100:
-        raise OptionsError(f"--polygon-tolerance is {args.polygon_tolerance}: expected 0 to 100 pixels")
+    check_tolerance(args.polygon_tolerance, "--polygon-tolerance")
     if args.actors is not None and (not (args.ray or args.ray_address) or args.actors < 1):
         raise OptionsError(f"--actors is {args.actors}: expected at least 1, together with --ray")
     given = {name: getattr(args, name) for name in MODEL_OPTIONS if getattr(args, name) is not None}

@@ -20,7 +20,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import TypeVar, overload
+from typing import NoReturn, TypeVar, overload
 
 import numpy as np
 
@@ -38,7 +38,7 @@ from odise_rt.image_run import BatchPlan, FittingBatches, ImageRun, MaskProposal
 from odise_rt.naming import HostMasks, Named, NamingRequest
 from odise_rt.options import ResolvedOptions, SegmentOptions, given_options
 from odise_rt.postprocessing import MaskResizer, find_instances, semantic_map
-from odise_rt.preprocessing import ImageLike, check_size, load_image, network_size, padded_size, prepare
+from odise_rt.preprocessing import ImageLike, are_images, check_size, load_image, network_size, padded_size, prepare
 from odise_rt.results import Candidate, Instance, PanopticResult, RunFacts, Segment
 from odise_rt.specs import IMAGE_STAGES, LEVELS, STAGES, ModelFacts
 from odise_rt.text_embeddings import Progress, TextEmbedder, model_key
@@ -128,6 +128,8 @@ class Segmenter:
         backend = open_backend(device, threads, opened, cpu_engine, folder)
         key = _cache_key(opened, backend)
         if window_batching is not None:
+            if not isinstance(window_batching, WindowBatching):
+                raise OptionsError(f"window_batching is {window_batching!r:.60}: expected a WindowBatching, or None")
             backend = BatchingBackend(backend, window_batching, batch_observer)
         # The text encoder runs once for a vocabulary; it is kept only on request.
         wanted = STAGES if keep_text_encoder else IMAGE_STAGES
@@ -159,12 +161,7 @@ class Segmenter:
 
     # ---- the public way ------------------------------------------------------------------------------------------
 
-    @overload
-    def segment(
-        self, image: ImageLike, vocabulary: Vocabulary | str, options: SegmentOptions | None = None
-    ) -> PanopticResult: ...
-
-    @overload
+    @overload  # lists first: where Pillow has no types, a list may be an image
     def segment(
         self,
         image: list[ImageLike] | tuple[ImageLike, ...],
@@ -176,6 +173,11 @@ class Segmenter:
     def segment(
         self, image: list[AnyImage], vocabulary: Vocabulary | str, options: SegmentOptions | None = None
     ) -> list[PanopticResult]: ...
+
+    @overload
+    def segment(
+        self, image: ImageLike, vocabulary: Vocabulary | str, options: SegmentOptions | None = None
+    ) -> PanopticResult: ...
 
     def segment(
         self,
@@ -213,7 +215,8 @@ class Segmenter:
         """Segment images one after the other, each when its turn comes.
 
         Args:
-            images: each as for :meth:`segment`; a generator is asked for one image at a time.
+            images: a list, a generator or the like, each image as for :meth:`segment`; a generator is asked for one at
+                a time.
             vocabulary: as for :meth:`segment`.
             options: as for :meth:`segment`.
 
@@ -221,9 +224,15 @@ class Segmenter:
             A generator of the results, which raises what :meth:`segment` raises for an image when it comes to it.
 
         Raises:
+            InputError: at once: a single image, or nothing that holds images.
             VocabularyError: at once, as :meth:`segment` does.
             OptionsError: at once: the options are no :class:`SegmentOptions`.
         """
+        if not are_images(images):
+            raise InputError(
+                f"the images came as {type(images).__name__}: expected a list or an iterable of images; for one image "
+                "there is segment()"
+            )
         words = _vocabulary(vocabulary)
         self._settings(words, options)  # raises now, and not when the first result is asked for
         return (self._segment(image, words, options) for image in images)
@@ -530,6 +539,16 @@ class Segmenter:
         if self._pipeline is not None:
             self._pipeline.close()
         self._stages.close()
+
+    def __reduce__(self) -> NoReturn:
+        """Engines cannot be sent to another process.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "a segmenter cannot be pickled or copied: call Segmenter.load in each process, and share results"
+        )
 
     def __enter__(self) -> Segmenter:
         return self

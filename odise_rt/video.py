@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from odise_rt.errors import MissingPackageError, OptionsError, VideoError, first_line
-from odise_rt.files import atomic_writer
-from odise_rt.options import DEFAULT_MAX_PIXELS, SegmentOptions
+from odise_rt.errors import InputError, MissingPackageError, OptionsError, VideoError, first_line
+from odise_rt.files import atomic_writer, given_path
+from odise_rt.options import DEFAULT_MAX_PIXELS, SegmentOptions, is_whole
 from odise_rt.results import PanopticResult
 from odise_rt.tracking import SegmentTracker
 from odise_rt.visualize import Colour
@@ -62,7 +63,7 @@ class FrameResult:
 
 
 class VideoReader:
-    """The frames of one video. A context manager; iterate over it once."""
+    """The frames of one video. A context manager; iterate over it once, before it is closed."""
 
     def __init__(self, path: str | os.PathLike[str], every: int = 1, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
         """Open a video.
@@ -74,16 +75,19 @@ class VideoReader:
 
         Raises:
             VideoError: it is no video, is broken, or its frames are too large.
+            OptionsError: ``every`` is no whole number of at least 1.
             MissingPackageError: PyAV is not installed.
         """
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise OptionsError(f"every is {every!r}: expected a whole number of at least 1")
-        self.path = Path(path)
+        if not is_whole(every) or every < 1:
+            raise OptionsError(f"every is {every!r:.60}: expected a whole number of at least 1")
+        self.path = given_path(path, "the video", VideoError)
         self._av = _import_av()
-        self._every = every
+        self._every = int(every)
         self._max_pixels = max_pixels
         self._broken = (self._av.FFmpegError, OSError, ValueError)  # what FFmpeg makes of damage, or of seeks in it
         self._resources = contextlib.ExitStack()
+        self._using = threading.Lock()  # FFmpeg crashes where a container is closed while it is read
+        self._closed = self._begun = False
         try:
             file = self._resources.enter_context(self.path.open("rb"))
         except OSError as exc:
@@ -97,6 +101,8 @@ class VideoReader:
             self._stream = self._container.streams.video[0]
             self._stream.thread_type = "AUTO"
             self._check_size(self._stream.width or 1, self._stream.height or 1)
+            rate = self._stream.average_rate or self._stream.guessed_rate or _DEFAULT_RATE
+            self._rate = Fraction(rate) / self._every
         except (VideoError, *self._broken) as exc:
             self.close()
             if isinstance(exc, VideoError):
@@ -109,30 +115,42 @@ class VideoReader:
     @property
     def rate(self) -> Fraction:
         """Frames in a second that this reader gives, 25 / ``every`` if the file does not say."""
-        rate = self._stream.average_rate or self._stream.guessed_rate or _DEFAULT_RATE
-        return Fraction(rate) / self._every
+        return self._rate
 
     def __iter__(self) -> Iterator[Frame]:
         """Frames in the order in which they are shown.
 
         Raises:
-            VideoError: the data is broken, a frame is too large, or there is no frame.
+            VideoError: the data is broken, a frame is too large, or there is no frame; or the reader was closed, or
+                iterated over before.
         """
-        index, start = -1, None
-        try:
-            for index, frame in enumerate(self._container.decode(self._stream)):
-                if index % self._every:
-                    continue
-                self._check_size(frame.width, frame.height)
-                seconds = frame.time if frame.time is not None else float(index / (self.rate * self._every))
-                start = seconds if start is None else start
-                yield Frame(index, seconds - start, _upright(frame))
-        except VideoError:
-            raise
-        except self._broken as exc:
-            raise VideoError(
-                f"{self.path} is broken after frame {index} ({first_line(exc)}): repair or download it again"
-            ) from exc
+        if self._begun:
+            raise VideoError(f"{self.path} was iterated over before: open another VideoReader to begin anew")
+        self._begun = True
+        return self._frames()
+
+    def _frames(self) -> Iterator[Frame]:
+        decoded, index, start = None, -1, None
+        while True:
+            with self._using:
+                if self._closed:
+                    raise VideoError(f"{self.path} was closed after frame {index}: take its frames before that")
+                try:
+                    decoded = decoded or enumerate(self._container.decode(self._stream))
+                    index, frame = next(decoded, (index, None))
+                    if frame is None:
+                        break
+                    if index % self._every:
+                        continue
+                    self._check_size(frame.width, frame.height)
+                    seconds = frame.time if frame.time is not None else float(index / (self._rate * self._every))
+                    pixels = _upright(frame)
+                except self._broken as exc:
+                    raise VideoError(
+                        f"{self.path} is broken after frame {index} ({first_line(exc)}): repair or download it again"
+                    ) from exc
+            start = seconds if start is None else start
+            yield Frame(index, seconds - start, pixels)
         if index < 0:
             raise VideoError(f"{self.path} holds no frame that can be decoded: repair or download it again")
 
@@ -144,8 +162,10 @@ class VideoReader:
             )
 
     def close(self) -> None:
-        """Close the file. Safe to call twice."""
-        self._resources.close()
+        """Close the file, once the frame that is being decoded is. Safe to call twice."""
+        with self._using:
+            self._closed = True
+            self._resources.close()
 
     def __enter__(self) -> VideoReader:
         return self
@@ -171,7 +191,13 @@ def segment_video(
         vocabulary: the classes.
         options: thresholds, sizes and outputs.
         tracker: one for each video; ``None``: with its default settings.
+
+    Raises:
+        InputError: the reader is none.
+        VideoError: as iterating over the reader does.
     """
+    if not isinstance(reader, VideoReader):
+        raise InputError(f"the video came as {type(reader).__name__}: expected an opened VideoReader")
     tracker = tracker or SegmentTracker()
     words = Vocabulary.parse(vocabulary) if isinstance(vocabulary, str) else vocabulary
     for frame in reader:

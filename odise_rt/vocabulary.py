@@ -28,6 +28,7 @@ import numpy as np
 
 from odise_rt.errors import VocabularyError
 from odise_rt.files import decode_json, given_path
+from odise_rt.options import is_whole
 from odise_rt.tokenizer import clean_text
 
 logger = logging.getLogger(__name__)
@@ -86,10 +87,17 @@ class VocabularyClass:
                 f"the words of a class came as {self.words!r:.60}: expected strings, ('name', 'synonym')"
             )
         object.__setattr__(self, "words", tuple(self.words))  # lists are equal to no tuple, and have no hash
-        if self.id is not None and (not isinstance(self.id, int) or isinstance(self.id, bool)):
+        if self.id is not None and not is_whole(self.id):
             raise VocabularyError(
                 f"the class {', '.join(self.words)[:60]!r} has id {self.id!r:.60}: expected a whole number"
             )
+        if not isinstance(self.isthing, bool | np.bool_):
+            raise VocabularyError(
+                f"the class {', '.join(self.words)[:60]!r} has isthing {self.isthing!r:.60}: expected True for a "
+                "thing, False for stuff"
+            )
+        object.__setattr__(self, "id", None if self.id is None else int(self.id))
+        object.__setattr__(self, "isthing", bool(self.isthing))
 
     @property
     def name(self) -> str:
@@ -304,12 +312,12 @@ class Vocabulary:
     def first_word(self) -> np.ndarray:
         """Position in :attr:`words` of each class's first word, int64 (K,): offsets for ``np.maximum.reduceat``."""
         sizes = [len(c.words) for c in self.classes]
-        return np.concatenate([[0], np.cumsum(sizes[:-1], dtype=np.int64)]).astype(np.int64)
+        return _read_only(np.concatenate([[0], np.cumsum(sizes[:-1], dtype=np.int64)]).astype(np.int64))
 
     @functools.cached_property
     def isthing(self) -> np.ndarray:
         """bool (K,): whether a class is a thing."""
-        return np.array([c.isthing for c in self.classes], dtype=bool)
+        return _read_only(np.array([c.isthing for c in self.classes], dtype=bool))
 
     @functools.cached_property
     def with_unknown(self) -> Vocabulary:
@@ -369,6 +377,12 @@ class Vocabulary:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, as :meth:`from_dict` reads them."""
         return {"classes": [c.to_dict() for c in self.classes]}
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """An array that belongs to a vocabulary, which others may share."""
+    array.setflags(write=False)
+    return array
 
 
 def _is_source(text: str) -> bool:
@@ -503,6 +517,8 @@ def _class_from_json(item: Any, kind: Kind | None = None) -> Draft:
         raise VocabularyError(f"the class {_shape_of(item)} needs a 'name', and 'synonyms' as a list if any")
     given = item.get("kind")
     if given is None and "isthing" in item:
+        if item["isthing"] not in (0, 1):  # which False and True are
+            raise VocabularyError(f"the class {name!r} has isthing {item['isthing']!r:.60}: expected true or false")
         given = "thing" if item["isthing"] else "stuff"
     if given not in (None, "thing", "stuff"):
         raise VocabularyError(f"the class {name!r} has kind {given!r}: expected 'thing' or 'stuff'")

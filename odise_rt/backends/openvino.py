@@ -72,6 +72,13 @@ def import_openvino() -> Any:
     return openvino
 
 
+def said(exc: BaseException) -> str:
+    """What OpenVINO says went wrong: its messages begin with places in its own code."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from ", "Check '", "While validating"))]
+    return telling[0][:300] if telling else first_line(exc)
+
+
 @functools.cache
 def shared_core() -> Any:
     """OpenVINO's runtime, one for the process and until its end.
@@ -191,7 +198,7 @@ class OpenVinoBackend:
             model = self._core.read_model(str(path))
             _without_abs(self._openvino, model)
         except Exception as exc:
-            raise translate(exc, f"OpenVINO cannot load stage {stage} from {path}") from exc
+            raise translate(exc, f"OpenVINO {self.version} cannot load stage {stage} from {path}", said(exc)) from exc
         facts = StageFacts(
             stage=stage,
             engine=f"openvino {self.version}",
@@ -242,7 +249,7 @@ class OpenVinoStage:
             raise
         except Exception as exc:
             shapes = ", ".join(f"{k} {v.shape}" for k, v in inputs.items())
-            raise translate(exc, f"stage {self.spec.name} failed on {shapes}") from exc
+            raise translate(exc, f"stage {self.spec.name} failed on {shapes}", said(exc)) from exc
 
     def _model_for(self, inputs: Mapping[str, np.ndarray]) -> _CompiledModel:
         shapes = {tensor.name: inputs[tensor.name].shape for tensor in self.spec.inputs}

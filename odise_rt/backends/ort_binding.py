@@ -178,11 +178,18 @@ class BoundRuns:
         return bound
 
 
-def translate(exc: Exception, what: str) -> BackendError:
-    """An error of ONNX Runtime as one of ours; ``what`` failed."""
+def translate(exc: Exception, what: str, said: str | None = None) -> BackendError:
+    """An error of an engine as one of ours.
+
+    Args:
+        exc: the engine's.
+        what: what failed.
+        said: what the engine says of it; ``None``: its first line.
+    """
+    said = first_line(exc) if said is None else said
     if is_out_of_memory(exc):
         return OutOfMemoryError(
             f"{what}: out of memory; use a smaller short_edge or windows_per_batch=1 in SegmentOptions, or "
-            f"low_memory=True in Segmenter.load ({first_line(exc)})"
+            f"low_memory=True in Segmenter.load ({said})"
         )
-    return BackendError(f"{what}: {first_line(exc)}; check the bundle with `odise-rt inspect`")
+    return BackendError(f"{what}: {said}; check the bundle with `odise-rt inspect`")

@@ -26,6 +26,7 @@ import numpy as np
 from odise_rt.backends.base import Backend, Device, Stage, StageFacts
 from odise_rt.bundle import Bundle
 from odise_rt.errors import BackendError, OptionsError
+from odise_rt.options import is_whole
 from odise_rt.specs import StageSpec
 
 BATCHED_STAGES = ("clip_image", "unet_tap")
@@ -52,7 +53,7 @@ class WindowBatching:
 
     def __post_init__(self) -> None:
         windows, wait = self.max_windows, self.max_wait
-        if windows is not None and (not isinstance(windows, int) or isinstance(windows, bool) or windows < 1):
+        if windows is not None and (not is_whole(windows) or windows < 1):
             raise OptionsError(
                 f"max_windows is {windows!r:.60}: expected a whole number from 1 on, or None for the engine's choice"
             )

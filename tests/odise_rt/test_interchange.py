@@ -8,12 +8,13 @@ import math
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from odise_rt import MissingPackageError, PanopticResult, Segmenter, SegmentOptions, cli
+from odise_rt import MissingPackageError, OptionsError, PanopticResult, Segmenter, SegmentOptions, cli
 from odise_rt.interchange import cvat_document
 
 WORDS = "red; green; stuff: blue; white"
@@ -71,6 +72,13 @@ def test_what_has_no_score_has_none_in_files(result: PanopticResult) -> None:
     for given, expected in ((unscored, False), (result, True)):
         found = ["score" in info for info in given.to_coco_panoptic()["annotation"]["segments_info"]]
         assert found == [expected] * len(segments)
+
+
+@pytest.mark.parametrize("tolerance", [-1, math.nan, 101, "1", None, True])
+def test_a_tolerance_that_is_none_is_refused(result: PanopticResult, tolerance: Any) -> None:
+    for convert in (result.to_labelme, result.to_cvat):
+        with pytest.raises(OptionsError, match="expected 0 to 100 pixels"):
+            convert("a.png", tolerance)
 
 
 def test_labelme(result: PanopticResult) -> None:

@@ -39,6 +39,21 @@ def stage_inputs(bundle: Bundle, stage: str, dims: dict[str, int]) -> dict[str, 
 # ---- without the package ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "Exception from src/core.cpp:95:\nCheck 'false' failed at src/a.cpp:13:\n\"linear\" is no mode\n",
+            '"linear" is no mode',
+        ),
+        ("no memory\nException from src/core.cpp:95:", "no memory"),
+        ("Exception from src/core.cpp:95:", "Exception from src/core.cpp:95:"),
+    ],
+)
+def test_what_openvino_says_is_not_where_it_says_it(message: str, expected: str) -> None:
+    assert openvino.said(RuntimeError(message)) == expected
+
+
 def test_absent_package_is_named(label_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'odise_rt\[openvino\]'"):

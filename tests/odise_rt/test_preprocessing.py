@@ -475,6 +475,28 @@ def test_arrays_that_are_no_images(array: np.ndarray, hint: str) -> None:
         load_image(array)
 
 
+def released_memory() -> memoryview:
+    view = memoryview(b"1234")
+    view.release()
+    return view
+
+
+def test_a_view_of_encoded_bytes_may_have_steps() -> None:
+    encoded = io.BytesIO()
+    Image.new("RGB", (3, 2), "red").save(encoded, "PNG")
+    doubled = bytes(value for value in encoded.getvalue() for _ in range(2))
+    assert load_image(memoryview(doubled)[::2]).shape == (2, 3, 3)
+
+
+def test_transparent_grey_of_16_bits_is_white(tmp_path: Path) -> None:
+    """As that of 8 bits is."""
+    values = np.array([[40_000, 0], [20_000, 40_000]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "grey.png", transparency=40_000)
+    assert load_image(tmp_path / "grey.png")[..., 0].tolist() == [[255, 0], [20_000 >> 8, 255]]
+    Image.fromarray(values).save(tmp_path / "solid.png")
+    assert load_image(tmp_path / "solid.png")[..., 0].tolist() == [[156, 0], [78, 156]]
+
+
 def test_other_things(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"nothing\.jpg \(No such file or directory\): check the path"):
         load_image(tmp_path / "nothing.jpg")
@@ -482,8 +504,12 @@ def test_other_things(tmp_path: Path) -> None:
         load_image(tmp_path)
     with pytest.raises(ImageError, match="came as int"):
         load_image(3)  # type: ignore[arg-type]
-    with pytest.raises(ImageError, match=r"\(embedded null.*check the path"):
+    with pytest.raises(ImageError, match="expected a path"):
         load_image("a\0b")
+    with os.scandir(os.fsencode(Path(__file__).parent)) as entries, pytest.raises(ImageError, match="expected a path"):
+        load_image(next(entries))  # a path of bytes
+    with pytest.raises(ImageError, match="bytes that cannot be read"):
+        load_image(released_memory())
     with pytest.raises(ImageError, match="floating point"):
         load_image(Image.new("F", (2, 2)))
     for values in ([0, 65_536], [-1, 0]):

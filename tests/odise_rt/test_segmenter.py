@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
+import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +98,17 @@ def test_a_list_gives_a_list_and_every_kind_of_image_agrees(
     assert [r.segments for r in segmenter.segment((colours, picture), WORDS)] == [results[0].segments] * 2
 
 
+@pytest.mark.parametrize("send", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_segmenter_cannot_be_sent_elsewhere(segmenter: Segmenter, send: Callable[[Any], Any]) -> None:
+    with pytest.raises(InputError, match=r"call Segmenter.load in each process"):
+        send(segmenter)
+
+
+def test_window_batching_of_another_kind_is_refused(label_bundle: Path) -> None:
+    with pytest.raises(OptionsError, match="window_batching is 3: expected a WindowBatching"):
+        Segmenter.load(label_bundle, "cpu", window_batching=3)  # type: ignore[arg-type]
+
+
 def test_words_and_options_are_checked_before_the_first_image_of_many(
     segmenter: Segmenter, colours: np.ndarray
 ) -> None:
@@ -104,6 +118,9 @@ def test_words_and_options_are_checked_before_the_first_image_of_many(
         segmenter.segment_many([colours], "unknown", SegmentOptions(unknown=0.5))
     with pytest.raises(OptionsError, match="SegmentOptions"):
         segmenter.segment_many([colours], WORDS, {"explain": 0})  # type: ignore[arg-type]
+    for single in (colours, "photo.jpg", Path("photo.jpg"), b"bytes", Image.fromarray(colours), io.BytesIO(), None, 3):
+        with pytest.raises(InputError, match=f"came as {type(single).__name__}: expected a list"):
+            segmenter.segment_many(single, WORDS)  # type: ignore[arg-type]
     asked = iter([colours] * 3)
     found = segmenter.segment_many(asked, WORDS)
     assert labels(next(found)) == {"red", "green", "blue", "white"}

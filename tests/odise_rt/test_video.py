@@ -9,7 +9,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor, wait
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odise_rt import OptionsError, Segmenter, VideoError, cli, video
+from odise_rt import InputError, OptionsError, Segmenter, VideoError, cli, video
 from odise_rt.video import VideoReader, VideoWriter, segment_video
 from tests.odise_rt.fake_bundle import colour_image
 
@@ -69,6 +71,66 @@ def test_frames_are_read_in_order(clip: Path) -> None:
     with VideoReader(clip, every=3) as reader:
         assert reader.rate == Fraction(10, 3)
         assert [f.index for f in reader] == [0, 3, 6]
+
+
+def test_a_closed_reader_gives_no_frame(clip: Path) -> None:
+    """FFmpeg itself ends the process where a closed container is read."""
+    with VideoReader(clip) as reader:
+        frames = iter(reader)
+        assert next(frames).index == 0
+    with pytest.raises(VideoError, match="was closed after frame 0"):
+        next(frames)
+    assert reader.rate == 10
+    with pytest.raises(VideoError, match="was iterated over before"):
+        list(reader)
+    never_begun = VideoReader(clip)
+    never_begun.close()
+    with pytest.raises(VideoError, match="was closed after frame -1"):
+        list(never_begun)
+
+
+def test_a_reader_is_iterated_over_once(clip: Path) -> None:
+    with VideoReader(clip) as reader:
+        assert len(list(reader)) == 8
+        with pytest.raises(VideoError, match="open another VideoReader"):
+            list(reader)
+
+
+def test_closing_waits_for_the_frame_that_another_thread_decodes(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoding, may_end = threading.Event(), threading.Event()
+    upright = video._upright
+
+    def slow(frame: Any) -> np.ndarray:
+        decoding.set()
+        assert may_end.wait(10)
+        return upright(frame)
+
+    monkeypatch.setattr(video, "_upright", slow)
+    reader = VideoReader(clip)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(next, iter(reader))
+        assert decoding.wait(10)
+        closing = pool.submit(reader.close)
+        assert not wait([closing], timeout=0.1).done
+        may_end.set()
+        assert first.result(10).pixels.shape == (64, 96, 3)
+        closing.result(10)
+
+
+@pytest.mark.parametrize("path", [None, b"clip.mp4", "a\0b"])
+def test_what_is_no_path_is_said(path: Any) -> None:
+    with pytest.raises(VideoError, match="expected a path"):
+        VideoReader(path)
+
+
+def test_a_path_is_no_reader(segmenter: Segmenter, clip: Path) -> None:
+    with pytest.raises(InputError, match="came as str: expected an opened VideoReader"):
+        next(segment_video(segmenter, str(clip), WORDS))  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers(clip: Path) -> None:
+    with VideoReader(clip, every=np.int64(4)) as reader:  # type: ignore[arg-type]
+        assert [frame.index for frame in reader] == [0, 4]
 
 
 def test_things_keep_number_and_colour(segmenter: Segmenter, clip: Path) -> None:

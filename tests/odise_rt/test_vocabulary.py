@@ -424,6 +424,13 @@ def test_lists_are_taken_for_tuples() -> None:
     assert len({vocabulary, Vocabulary.parse("cat, kitten")}) == 1
 
 
+def test_arrays_of_a_vocabulary_cannot_be_written_to() -> None:
+    """Built-in ones are shared by the whole process."""
+    for array in (Vocabulary.builtin("coco").isthing, Vocabulary.builtin("coco").first_word):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
 def test_classes_of_other_types_are_refused() -> None:
     with pytest.raises(VocabularyError, match="came as 'coconut': expected strings"):
         VocabularyClass("coconut")  # type: ignore[arg-type]
@@ -440,7 +447,17 @@ def test_classes_of_other_types_are_refused() -> None:
             Vocabulary.from_lists(stuff=nothing)  # type: ignore[arg-type]
     with pytest.raises(VocabularyError, match="no built-in"):
         Vocabulary.builtin(["coco"])  # type: ignore[arg-type]
-    for identifier in ("1", 1.5, True, np.int64(1)):
+    counted = VocabularyClass(("cat",), isthing=np.bool_(False), id=np.int64(1))  # type: ignore[arg-type]
+    assert counted == VocabularyClass(("cat",), False, 1)
+    assert json.dumps(counted.to_dict()) == '{"name": "cat", "id": 1, "kind": "stuff"}', "plain types"
+    for kind in ("stuff", "thing", None, 2):
+        with pytest.raises(VocabularyError, match="expected True for a thing, False for stuff"):
+            VocabularyClass(("sky",), kind)  # type: ignore[arg-type]
+        with pytest.raises(VocabularyError, match="expected true or false"):
+            Vocabulary.from_dict([{"name": "sky", "isthing": kind}])
+    for value, isthing in ((0, False), (1, True), (False, False), (True, True)):
+        assert Vocabulary.from_dict([{"name": "sky", "isthing": value}])[0].isthing is isthing
+    for identifier in ("1", 1.5, True):
         with pytest.raises(VocabularyError, match="expected a whole number"):
             VocabularyClass(("cat",), id=identifier)  # type: ignore[arg-type]
 
