@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -82,8 +83,18 @@ def flush_folder(folder: Path) -> None:
     """Wait until every file of a folder is on the disk: what is renamed after this survives a power cut."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            _flush_file(path)
+
+
+def _flush_file(path: Path) -> None:
+    # Windows flushes only what is open for writing, other systems a read-only file, too.
+    writable = os.access(path, os.W_OK)
+    with path.open("r+b" if writable else "rb") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as exc:
+            if writable or exc.errno != errno.EBADF:
+                raise
 
 
 def replace_folder(finished: Path, place: Path, *, aside: str | None = None, old_name: str = REPLACED) -> None:

@@ -6,6 +6,7 @@ own, and NumPy then says that it is badly installed, ONNX Runtime that it is mis
 
 from __future__ import annotations
 
+import _thread
 import signal
 import threading
 from collections.abc import Callable
@@ -25,12 +26,18 @@ def after_imports(handler: Handler) -> Handler:
         if not _is_importing(frame):
             handler(number, frame)
             return
-        # To the main thread, which a signal to another one would not wake.
-        again = threading.Timer(_WAIT_SECONDS, signal.pthread_kill, (threading.main_thread().ident, number))
+        again = threading.Timer(_WAIT_SECONDS, _send_again, (number, threading.main_thread().ident))
         again.daemon = True
         again.start()
 
     return waiting
+
+
+def _send_again(number: int, main_thread: int) -> None:
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(main_thread, number)  # a signal to another thread would not wake the main one
+    else:  # Windows
+        _thread.interrupt_main(signal.Signals(number))
 
 
 def _is_importing(frame: FrameType | None) -> bool:

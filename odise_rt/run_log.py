@@ -134,7 +134,8 @@ class RunLog:
 
     def _compact(self) -> None:
         places: dict[str, tuple[int, str]] = {}
-        with self.path.open("rb") as old, atomic_writer(self.path) as new:
+        # The old one is closed before the new one takes its place: Windows replaces no open file.
+        with atomic_writer(self.path) as new, self.path.open("rb") as old:
             for name, (place, key) in self._lines.items():
                 old.seek(place)
                 places[name] = (new.tell(), key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -329,6 +330,30 @@ def test_log_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / FILE_NAME).stat().st_size < 4_000
     with RunLog(tmp_path) as log:
         assert all(log.is_done(n, "k") for n in "abc")
+
+
+def test_log_is_replaced_where_no_open_file_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows."""
+    opened, open_path, replace = [], Path.open, Path.replace
+
+    def remember(self: Path, *args: Any, **options: Any) -> Any:
+        opened.append(open_path(self, *args, **options))
+        return opened[-1]
+
+    def refuse(self: Path, target: Path) -> Path:
+        if any(Path(file.name) in (self, target) and not file.closed for file in opened):
+            raise PermissionError(errno.EACCES, "used by another process", str(target))
+        return replace(self, target)
+
+    with RunLog(tmp_path) as log:
+        for _ in range(2):
+            log.append({"name": "a", "key": "k", "files": {}})
+    monkeypatch.setattr("odise_rt.run_log._WORTH_COMPACTING", 1)
+    monkeypatch.setattr(Path, "open", remember)
+    monkeypatch.setattr(Path, "replace", refuse)
+    with RunLog(tmp_path) as log:
+        assert log.is_done("a", "k")
+    assert len((tmp_path / FILE_NAME).read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

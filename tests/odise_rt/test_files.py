@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -35,6 +36,23 @@ def test_a_folder_takes_a_free_place_or_that_of_another(tmp_path: Path) -> None:
         assert (place / "file").read_text() == content
         assert [path.name for path in tmp_path.iterdir()] == ["place"], "nothing is left beside it"
     flush_folder(place)
+
+
+def test_a_folder_is_flushed_by_what_windows_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses files that are open for reading, which is all that a read-only file can be."""
+    flushed = []
+
+    def fsync(file: int) -> None:
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flushed.append(os.fstat(file).st_ino)
+
+    finished = folder(tmp_path / "finished", "content")
+    (finished / "read-only").write_text("content")
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "read-only")
+    flush_folder(finished)
+    assert flushed == [(finished / "file").stat().st_ino]
 
 
 def test_the_old_one_comes_back_when_the_new_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
