@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from odise_rt.errors import OdiseError, OptionsError
+
+logger = logging.getLogger(__name__)
 
 PARTIAL_SUFFIX = ".partial"
 """Suffix of folders that are being written or replaced."""
@@ -77,6 +80,35 @@ def check_writable(path: Path) -> None:
             raise IsADirectoryError(f"{path.name} is a folder there")
     except OSError as exc:
         raise OptionsError(f"cannot write {path} ({exc}): name another --out") from exc
+
+
+def locked_file(path: Path, wait: bool = False) -> IO[bytes]:
+    """Open a file, which is made where it is missing, and lock it until it is closed.
+
+    The lock ends with the process, however that ends. Where the system or the file system has no locks, a line of the
+    log says so, and the file is open without one.
+
+    Args:
+        path: the file; it is opened for writing, without which network file systems lock nothing.
+        wait: for another process that holds the lock.
+
+    Raises:
+        BlockingIOError: another process holds the lock, and ``wait`` is not set.
+        OSError: the file cannot be opened.
+    """
+    file = path.open("ab")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        logger.info("this system has no file locks: take care that one run at a time writes into %s", path.parent)
+    except BlockingIOError:
+        file.close()
+        raise
+    except OSError as exc:  # some network file systems
+        logger.warning("cannot lock %s (%s): take care that one run at a time writes into it", path.parent, exc)
+    return file
 
 
 def flush_folder(folder: Path) -> None:

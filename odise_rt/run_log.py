@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from odise_rt.bundle import MANIFEST_NAME
 from odise_rt.errors import OptionsError
-from odise_rt.files import PARTIAL_SUFFIX, atomic_writer, json_bytes
+from odise_rt.files import PARTIAL_SUFFIX, atomic_writer, json_bytes, locked_file
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,10 @@ class RunLog:
         self.folder = folder
         self.path = folder / FILE_NAME
         self._lines: dict[str, tuple[int, str]] = {}
-        self._lock = _locked(folder / _LOCK_NAME)
+        try:
+            self._lock = locked_file(folder / _LOCK_NAME)
+        except BlockingIOError as exc:
+            raise OptionsError(f"another run writes into {folder}: wait for it, or choose another --out") from exc
         try:
             self._remove_leftovers()
             replaced = self._read()
@@ -155,20 +158,3 @@ class RunLog:
             for name in filter(_TEMPORARY.fullmatch, files):
                 with contextlib.suppress(OSError):
                     Path(parent, name).unlink()
-
-
-def _locked(path: Path) -> IO[bytes]:
-    """Open and lock a file; the lock ends with the process, however that ends."""
-    file = path.open("ab")
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        logger.info("this system has no file locks: take care that one run at a time writes into %s", path.parent)
-    except BlockingIOError as exc:
-        file.close()
-        raise OptionsError(f"another run writes into {path.parent}: wait for it, or choose another --out") from exc
-    except OSError as exc:  # some network file systems
-        logger.warning("cannot lock %s (%s): take care that one run at a time writes into it", path.parent, exc)
-    return file

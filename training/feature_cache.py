@@ -8,7 +8,6 @@ the other's results valid, and models that share a network share its folder.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from odise_rt.errors import DatasetError
+from odise_rt.files import locked_file
 from training.data.views import TrainingViews, View
 from training.frozen_features import FrozenFeatures, FrozenNetwork, frozen_networks, network_features
 from training.models.odise import Odise
@@ -29,6 +29,7 @@ from training.models.odise import Odise
 _INDEX = "segment_index"
 _FACTS = "facts.json"
 _VIEWS = "views.jsonl"
+_CHUNK = 1 << 20
 
 Progress = Callable[[Iterator[int], int], Iterator[int]]
 """Wraps an iterator of known length, e.g. in a progress bar."""
@@ -89,9 +90,10 @@ class ArrayStore:
         if (folder / _FACTS).exists():
             return cls(folder)
         partial = root / f"{folder.name}.partial"
-        with _only_builder(partial):
+        with _only_builder(partial, root / f".{folder.name}.lock"):
             if (folder / _FACTS).exists():  # made while this process waited
                 return cls(folder)
+            partial.mkdir(exist_ok=True)
             notes_file = partial / _VIEWS
             done = _whole_lines(notes_file)
             arrays: dict[str, npt.NDArray[Any]] = {}
@@ -229,22 +231,17 @@ def _check_finite(name: str, values: npt.NDArray[Any], drawn: Sequence[View]) ->
 
 
 @contextlib.contextmanager
-def _only_builder(partial: Path) -> Iterator[None]:
-    """Hold the folder of a build for this process alone; others wait.
+def _only_builder(partial: Path, lock: Path) -> Iterator[None]:
+    """Hold the folder of a build for this process alone; others wait. The lock's file stays: who removed it could
+    take it from one who waits.
 
     Raises:
         DatasetError: the disk is full, or not to be written to.
     """
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        lock = os.open(partial, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with locked_file(lock, wait=True):
             yield
-        finally:
-            os.close(lock)
-            with contextlib.suppress(OSError):
-                partial.rmdir()  # it is empty where another process was first
     except OSError as exc:
         raise DatasetError(
             f"feature cache {partial} cannot be written ({exc}): free space, or name another --cache"
@@ -267,8 +264,14 @@ def _rows_on_disk(path: Path, there: bool, dtype: np.dtype[Any], shape: tuple[in
             raise DatasetError(f"{path} is cut off or of another shape: delete {path.parent}, it is made again")
         return np.load(path, mmap_mode="r+")
     array: npt.NDArray[Any] = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    size = path.stat().st_size
     with path.open("r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # macOS
+            file.seek(size - array.nbytes)
+            for left in range(array.nbytes, 0, -_CHUNK):
+                file.write(bytes(min(left, _CHUNK)))
     return array
 
 

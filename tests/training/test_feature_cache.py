@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import errno
+import fcntl
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -84,7 +87,7 @@ def test_an_interrupted_build_continues(model: Odise, views: TrainingViews, tmp_
 
 def test_other_weights_or_facts_are_another_cache(model: Odise, views: TrainingViews, tmp_path: Path) -> None:
     def folders() -> int:
-        return len(list(tmp_path.iterdir()))
+        return sum(path.is_dir() for path in tmp_path.iterdir())
 
     open_or_build(tmp_path, FACTS, model, views, count=1)
     assert folders() == 2
@@ -102,7 +105,7 @@ def test_other_weights_or_facts_are_another_cache(model: Odise, views: TrainingV
 def test_broken_stores_and_weights_are_refused(model: Odise, views: TrainingViews, tmp_path: Path) -> None:
     cache: FeatureCache = open_or_build(tmp_path, FACTS, model, views, count=2)
     assert len(cache) == 2
-    for folder in tmp_path.iterdir():
+    for folder in filter(Path.is_dir, tmp_path.iterdir()):
         lines = (folder / "views.jsonl").read_text().splitlines()
         (folder / "views.jsonl").write_text(lines[0] + "\n")
     with pytest.raises(DatasetError, match="incomplete: delete the folder"):
@@ -178,3 +181,31 @@ def test_a_full_disk_is_an_error_before_anything_is_mapped(
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(DatasetError, match=r"No space left on device.*free space, or name another --cache"):
         open_or_build(tmp_path, FACTS, model, views, count=3, batch=1)
+
+
+def test_a_system_that_cannot_reserve_space_takes_it_by_writing(
+    model: Odise, views: TrainingViews, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As macOS."""
+    reserved = open_or_build(tmp_path / "reserved", FACTS, model, views, count=1)
+    monkeypatch.delattr("os.posix_fallocate")
+    monkeypatch.setattr("training.feature_cache._CHUNK", 1000)  # several, the last one smaller
+    written = open_or_build(tmp_path / "written", FACTS, model, views, count=1)
+    for name, array in reserved.arrays.items():
+        assert np.array_equal(array, written.arrays[name]), name
+
+
+@pytest.mark.parametrize("refusal", [errno.EBADF, errno.ENOLCK])
+def test_a_network_file_system_builds_too(
+    model: Odise, views: TrainingViews, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
+) -> None:
+    """NFS on Linux locks what is open for writing alone, and nothing without a lock service."""
+
+    def flock(file: IO[bytes] | int, operation: int) -> None:
+        descriptor = file if isinstance(file, int) else file.fileno()
+        reads = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        if refusal == errno.ENOLCK or reads:
+            raise OSError(refusal, os.strerror(refusal))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert len(open_or_build(tmp_path, FACTS, model, views, count=1)) == 1

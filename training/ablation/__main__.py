@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import json
 import logging
 import shlex
@@ -24,7 +23,7 @@ import torch.distributed as dist
 from odise_rt.bundle import file_sha256
 from odise_rt.command_line import CommandParser, command, whole_number
 from odise_rt.errors import CheckpointError, MissingPackageError, OdiseError, OptionsError
-from odise_rt.files import write_json
+from odise_rt.files import locked_file, write_json
 from training.ablation.measure import Places, RunTask, carry_out, prepare, read_evaluation
 from training.ablation.plot import draw
 from training.ablation.rows import Row, chosen_rows, with_budget
@@ -123,14 +122,12 @@ def sole_user(out: Path) -> Iterator[None]:
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("w")
+        lock = locked_file(out / ".lock")
+    except BlockingIOError as exc:
+        raise OptionsError(f"another ablation runs in {out}: wait for it, or name another --out") from exc
     except OSError as exc:
         raise CheckpointError(f"cannot write into {out} ({exc}): name another --out") from exc
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            raise OptionsError(f"another ablation runs in {out}: wait for it, or name another --out") from exc
         yield
 
 

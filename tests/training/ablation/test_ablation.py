@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import shutil
 from importlib.util import module_from_spec, spec_from_file_location
@@ -77,7 +79,8 @@ def test_an_interrupted_ablation_goes_on_and_finished_rows_are_skipped(
         assert "--only conditioning/caption,classification" in result["command"]
     hows = {path.stem for path in (out / "runs" / "base" / "seed-42").glob("evaluation-*.json")}
     assert hows == {"evaluation-published", "evaluation-diffusion", "evaluation-clip"}
-    shared = [json.loads((f / "facts.json").read_text())["network"] for f in (tmp_path / "feature_cache").iterdir()]
+    facts = (tmp_path / "feature_cache").glob("*/facts.json")
+    shared = [json.loads(file.read_text())["network"] for file in facts]
     assert sorted(shared) == ["clip", "vae"], "both runs read one cache"
 
     monkeypatch.setattr(command, "prepare", lambda *_: pytest.fail("a finished row ran again"))
@@ -120,3 +123,14 @@ def test_two_at_a_time_in_one_folder_are_refused(
     with command.sole_user(tmp_path / "out"):
         assert command.main(arguments(mini_data, mini_frozen, tmp_path / "out", "timestep")) == 1
     assert "another ablation runs" in capsys.readouterr().err
+
+
+def test_a_file_system_without_locks_is_no_other_ablation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with command.sole_user(tmp_path / "out"):
+        assert "No locks available" in caplog.text
