@@ -42,7 +42,7 @@ from odise_rt.backends.machine import this_machine
 from odise_rt.backends.ort import import_onnxruntime
 from odise_rt.backends.select import MAX_THREADS
 from odise_rt.bundle import Bundle
-from odise_rt.command_line import MAX_SEED, CommandParser, whole_number
+from odise_rt.command_line import MAX_SEED, CommandParser, check_system, whole_number
 from odise_rt.engine_facts import ENGINE_KINDS
 from odise_rt.engines import FOLDER as ENGINES_FOLDER
 from odise_rt.errors import ExportError, InputError, OdiseError, first_line, is_out_of_memory
@@ -67,9 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names that are no text can be printed too
         sys.stdout.reconfigure(errors="backslashreplace")
-    _end_as_interrupted()
     placed: list[str] = []
     try:
+        check_system()
+        _end_as_interrupted()
         with _memory_errors():
             _run(args, export_console(), placed)
     except OdiseError as exc:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import resource
 import sys
 import tempfile
 import time
@@ -337,5 +336,7 @@ def _steps(options: ExportOptions) -> int:
 
 def peak_memory() -> int:
     """Largest resident memory of this process so far, in bytes."""
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -85,8 +85,25 @@ def real_number(lowest: float, highest: float = math.inf, above: bool = False) -
     return read
 
 
+def check_system() -> None:
+    """Check that the system has what commands need that make bundles, engines and checkpoints.
+
+    Raises:
+        OdiseError: it is Windows.
+    """
+    try:
+        import fcntl  # noqa: F401
+    except ImportError:
+        raise OdiseError(
+            "export, training and benchmarks run on Linux and macOS, whose file locks they need: on Windows use WSL; "
+            "odise-rt itself runs here"
+        ) from None
+
+
 def command(stopped: str, failed: int = 1) -> Callable[[Callable[P, int]], Callable[P, int]]:
     """A decorator for a command's ``main`` that turns errors into one line on standard error and an exit status.
+
+    Windows is such an error; see :func:`check_system`.
 
     Args:
         stopped: said after Ctrl-C: what was finished, and how to go on.
@@ -97,6 +114,7 @@ def command(stopped: str, failed: int = 1) -> Callable[[Callable[P, int]], Calla
         @functools.wraps(main)
         def guarded(*arguments: P.args, **options: P.kwargs) -> int:
             try:
+                check_system()
                 return main(*arguments, **options)
             except KeyboardInterrupt:
                 print(f"stopped: {stopped}", file=sys.stderr)

@@ -7,7 +7,6 @@ For the commands that make bundles, engines and checkpoints; the runtime writes 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -32,6 +31,8 @@ def partial_folder(place: Path) -> Iterator[Path]:
     Args:
         place: where the finished folder will be; the folder above it must exist.
     """
+    import fcntl  # not on Windows, where commands that need this module say so when they start
+
     _remove_abandoned(place)
     folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=PARTIAL_SUFFIX, dir=place.parent))
     try:
@@ -57,6 +58,8 @@ def _remove_abandoned(place: Path) -> None:
 
 
 def _remove_if_abandoned(folder: Path, place: Path) -> None:
+    import fcntl
+
     if time.time() - folder.stat().st_mtime < _ABANDONED_SECONDS:
         return
     lock = os.open(folder, os.O_RDONLY)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -72,3 +75,21 @@ def test_errors_have_the_status_that_the_command_gives_them() -> None:
         raise DatasetError("broken")
 
     assert main() == 2
+
+
+def test_windows_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """By commands that lock folders, and before they do anything."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    assert fails(AssertionError("not reached"))() == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: export, training and benchmarks run on Linux and macOS")
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("package", ["odise_rt", "training", "export", "benchmarks"])
+def test_no_module_of_unix_is_missed_before_that(package: str) -> None:
+    for path in (Path(__file__).parents[2] / package).rglob("*.py"):
+        missing = re.findall(
+            r"^(?:import|from) (fcntl|resource|pwd|grp|termios)\b", path.read_text("utf-8"), re.MULTILINE
+        )
+        assert not missing, f"{path} imports {missing} when it is imported"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
-from odise_rt import partial_folder as module
 from odise_rt.partial_folder import partial_folder
 
 
@@ -64,7 +64,7 @@ def test_where_there_are_no_locks_nothing_is_removed(tmp_path: Path, monkeypatch
     def refuse(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(module.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     folder = left(tmp_path / "place")
     with partial_folder(tmp_path / "place") as made:
         assert names(tmp_path) == sorted([folder.name, made.name])
