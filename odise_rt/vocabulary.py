@@ -73,7 +73,11 @@ _LABELS = Path(__file__).parent / "labels"
 
 @dataclass(frozen=True)
 class VocabularyClass:
-    """One class."""
+    """One class.
+
+    Raises:
+        VocabularyError: a word is no text, or the id is no whole number.
+    """
 
     words: tuple[str, ...]
     """Synonyms, at least one; the first is the name."""
@@ -86,6 +90,8 @@ class VocabularyClass:
             raise VocabularyError(
                 f"the words of a class came as {self.words!r:.60}: expected strings, ('name', 'synonym')"
             )
+        for word in self.words:
+            _check_text(word)
         object.__setattr__(self, "words", tuple(self.words))  # lists are equal to no tuple, and have no hash
         if self.id is not None and not is_whole(self.id):
             raise VocabularyError(
@@ -391,6 +397,22 @@ def _is_source(text: str) -> bool:
     return name in BUILTIN or name.endswith((".json", ".txt"))
 
 
+def _cleaned(word: str) -> str:
+    _check_text(word)
+    return clean_text(word)
+
+
+def _check_text(word: str) -> None:
+    # What Python makes of bytes that are no text, and halves of characters in JSON: cleaning drops them, and another
+    # word would be left.
+    try:
+        word.encode()
+    except UnicodeEncodeError as exc:
+        raise VocabularyError(
+            f"the word {word[:60]!r} holds {word[exc.start]!r}, which is no character: write it in UTF-8"
+        ) from exc
+
+
 def _key(word: str) -> str:
     """What two spellings of one word share: the text that the tokenizer sees."""
     return clean_text(word).lower()
@@ -447,7 +469,7 @@ def _text_drafts(text: str) -> list[Draft]:
         if match:
             kind = "thing" if match.group(1).lower() == "thing" else "stuff"
             part = part[match.end() :]
-        words = [w for w in map(clean_text, part.split(",")) if w]
+        words = [w for w in map(_cleaned, part.split(",")) if w]
         if words:
             drafts.append(Draft(words, kind))
         elif match:
@@ -481,7 +503,7 @@ def _openseg_drafts(
         if not line.strip():
             continue
         identifier, _, names = line.partition(":")
-        words = [w for w in map(clean_text, names.split(",")) if w]
+        words = [w for w in map(_cleaned, names.split(",")) if w]
         if not identifier.strip().isdecimal() or not words:
             raise VocabularyError(f"{path}, line {number}: {line[:60]!r} is not 'id:synonym,synonym': correct it")
         if _IGNORED_OPENSEG_NAME in words:
@@ -506,7 +528,7 @@ def _words(item: Any) -> list[str]:
     words = [item] if isinstance(item, str) else item
     if not isinstance(words, Sequence) or not words or not all(isinstance(w, str) for w in words):
         raise VocabularyError(f"a class came as {_shape_of(item)}: expected a word or a list of synonyms")
-    return [clean_text(w) for w in words]
+    return [_cleaned(w) for w in words]
 
 
 def _class_from_json(item: Any, kind: Kind | None = None) -> Draft:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -470,3 +471,20 @@ def test_file_of_another_kind_is_no_word(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(VocabularyError, match=r"is a path.*\.json or \.txt"):
         Vocabulary.load(name)
     assert [Vocabulary.load(word).names for word in ("dog", "st. bernard")] == [("dog",), ("st. bernard",)]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda word: VocabularyClass((word,)),
+        lambda word: Vocabulary.parse(f"dog; stuff: sky, {word}"),
+        lambda word: Vocabulary.from_lists([["dog", word]]),
+        lambda word: Vocabulary.from_dict([{"name": word}]),
+        lambda word: Vocabulary.load(f"dog, {word}"),
+    ],
+)
+@pytest.mark.parametrize("word", ["caf\udce9", "\ud83d smile"])
+def test_a_word_that_is_no_text_is_refused(read: Callable[[str], object], word: str) -> None:
+    """Without what is no text it would be another word."""
+    with pytest.raises(VocabularyError, match=r"the word .*which is no character: write it in UTF-8"):
+        read(word)
