@@ -142,7 +142,7 @@ def segment_inputs(
                     loaded = pixels.result()
                     result = segmenter.segment(loaded, job.vocabulary, job.options)
                 except _SKIPPED as exc:
-                    written.append(writers.submit(_failed, common, exc))
+                    written.append(_ready(_failed(common, exc)))
                 else:
                     written.append(writers.submit(_write_image, result, loaded, job, item, common))
                 while written and (written[0].done() or len(written) > IN_FLIGHT - 2):
@@ -159,6 +159,13 @@ def segment_inputs(
             for future in (*ahead, *written):
                 if future is not None:
                     future.cancel()
+
+
+def _ready(record: Record) -> Future[Record]:
+    """A result for which no thread is needed: that none can be started may be what failed."""
+    future: Future[Record] = Future()
+    future.set_result(record)
+    return future
 
 
 def segment_input(segmenter: Segmenter, job: Job, item: Input, key: str) -> Iterator[Record]:

@@ -126,6 +126,12 @@ class Bundle:
             BundleError: the folder is no bundle, is incomplete, altered, unsafe, or of another schema version.
         """
         root = given_path(path, "the bundle", BundleError)
+        try:
+            str(root).encode()
+        except UnicodeEncodeError as exc:  # the tokenizer and engines open files by text
+            raise BundleError(
+                f"the bundle's path {str(root)!r} is no text (UTF-8): move the bundle to a path that is"
+            ) from exc
         manifest, digest = _read_manifest(root)
         try:
             bundle = cls._from_manifest(root, manifest, digest, verify, graphs)

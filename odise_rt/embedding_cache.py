@@ -47,10 +47,14 @@ _READ_ERRORS = (
 
 
 def default_cache_dir() -> Path | None:
-    """``$ODISE_RT_CACHE``, else ``odise_rt`` in the XDG cache folder; ``None`` if turned off."""
+    """``$ODISE_RT_CACHE``, else ``odise_rt`` in the XDG cache folder; ``None`` if turned off or without a home."""
     configured = os.environ.get(CACHE_VARIABLE)
     if configured is not None:
-        return Path(configured).expanduser() if configured.strip() else None
+        try:
+            return Path(configured).expanduser() if configured.strip() else None
+        except RuntimeError as exc:
+            logger.warning("text cache: off, since %s=%s names no folder (%s)", CACHE_VARIABLE, configured, exc)
+            return None
     base = os.environ.get("XDG_CACHE_HOME")
     if base and Path(base).is_absolute():
         return Path(base) / "odise_rt"

@@ -6,6 +6,7 @@ import glob
 import itertools
 import logging
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -104,18 +105,23 @@ def _each_once(paths: Sequence[Path], stems: Sequence[str]) -> tuple[list[Path],
 
 def output_names(paths: Iterable[Path], stems: Iterable[str]) -> list[str]:
     """A name for the results of each input: its stem, or another one where a file of its results would be another's."""
-    taken = {name.casefold() for name in (FAILED_FILE, COCO_FILE, CVAT_FILE, RUN_LOG)}
+    taken = {_on_disk(name) for name in (FAILED_FILE, COCO_FILE, CVAT_FILE, RUN_LOG)}
     names = []
     for path, stem in zip(paths, stems, strict=True):
         candidates = [stem, f"{stem}_{path.suffix.lstrip('.')}", f"{path.parent.name}_{path.stem}"]
         numbered = (f"{stem}_{number}" for number in itertools.count(2))
         for name in itertools.chain(filter(None, candidates), numbered):
-            files = {file.casefold() for file in result_names(name)}
+            files = {_on_disk(file) for file in result_names(name)}
             if taken.isdisjoint(files):
                 break
         taken |= files
         names.append(name)
     return names
+
+
+def _on_disk(name: str) -> str:
+    """What names share that file systems of macOS and Windows take for one."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -24,6 +24,7 @@ from PIL import Image
 from odise_rt import OptionsError, Segmenter, batch, cli, rle
 from odise_rt.batch import Job, segment_inputs
 from odise_rt.bundle import file_sha256
+from odise_rt.errors import OutOfMemoryError
 from odise_rt.inputs import Input, find_inputs
 from odise_rt.options import SegmentOptions
 from odise_rt.result_files import FORMATS
@@ -300,6 +301,29 @@ def test_what_is_being_written_when_a_run_stops_is_told(
     with pytest.raises(KeyboardInterrupt):
         told.extend(record["name"] for record in records)
     assert told == ["p0", "p1"]
+
+
+def test_a_failure_is_told_where_no_thread_can_be_started(
+    segmenter: Segmenter, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself, not by that of the thread that would tell it."""
+
+    class Limited(ThreadPoolExecutor):
+        def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            if self._max_workers == batch.WRITERS:
+                raise RuntimeError("can't start new thread")
+            return super().submit(function, *args, **kwargs)
+
+    def fail(self: Segmenter, *args: Any) -> Any:
+        raise OutOfMemoryError("memory ran out")
+
+    monkeypatch.setattr(batch, "ThreadPoolExecutor", Limited)
+    monkeypatch.setattr(Segmenter, "segment", fail)
+    job = Job(Vocabulary.parse(WORDS), SegmentOptions(), ("json",), tmp_path)
+    inputs = find_inputs([str(photos)])
+    records = list(segment_inputs(segmenter, job, inputs, job.keys(inputs, "digest")))
+    assert {record["error"] for record in records} == {"memory ran out"}
+    assert len(records) == len(inputs)
 
 
 # ---- the log ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -359,3 +361,10 @@ def test_any_manifest_opens_or_is_refused(fuzzed: Path, label_bundle: Path, data
     (fuzzed / "bundle.json").write_text(json.dumps(manifest))
     with contextlib.suppress(BundleError):
         assert Bundle.open(fuzzed, verify=data.draw(st.booleans())).stages
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_path_that_is_no_text_is_named(label_bundle: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(label_bundle, tmp_path / "bundle\udce9"))
+    with pytest.raises(BundleError, match=r"path '.*bundle\\udce9' is no text .*: move the bundle"):
+        Bundle.open(place)

@@ -331,6 +331,11 @@ def test_names_of_results_are_unique() -> None:
     assert len({n.casefold() for n in names}) == len(images)
 
 
+def test_names_that_macos_takes_for_one_are_told_apart() -> None:
+    composed, decomposed = Path("a/caf\u00e9.jpg"), Path("b/CAFE\u0301.jpg")
+    assert output_names([composed, decomposed], ["caf\u00e9", "CAFE\u0301"]) == ["caf\u00e9", "CAFE\u0301_jpg"]
+
+
 def test_no_result_takes_the_place_of_another(tmp_path: Path) -> None:
     names = ("failed", "panoptic", "run", "a", "a.rle", "a.overlay", "labelme/a", "panoptic/a", "ok")
     for name in names:

@@ -637,3 +637,14 @@ def test_a_text_encoder_that_gives_no_numbers_is_an_error(
     with pytest.raises(BackendError, match="embeddings that are not numbers"):
         setup("red")
     assert files(tmp_path) == []
+
+
+def test_no_home_for_the_cache_is_no_cache(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def homeless(self: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    caplog.set_level("WARNING")
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    monkeypatch.setenv(CACHE_VARIABLE, "~/cache")
+    assert default_cache_dir() is None
+    assert "ODISE_RT_CACHE=~/cache names no folder" in caplog.text

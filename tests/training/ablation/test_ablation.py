@@ -131,6 +131,7 @@ def test_a_file_system_without_locks_is_no_other_ablation(
     def refuse(file: object, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
+    caplog.set_level("WARNING")
     monkeypatch.setattr(fcntl, "flock", refuse)
     with command.sole_user(tmp_path / "out"):
         assert "No locks available" in caplog.text
