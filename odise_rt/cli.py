@@ -27,7 +27,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from odise_rt import segment_command
 from odise_rt.command_line import CommandParser
@@ -48,14 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    _take_all_characters("--json" in arguments)
     try:
         args = make_parser().parse_args(arguments)
     except _UsageError as exc:
         exc.parser.print_usage(sys.stderr)
         _fail(str(exc), "UsageError", "--json" in arguments)
         raise SystemExit(2) from None
-    if isinstance(sys.stdout, io.TextIOWrapper):  # file names that are no text can be printed too
-        sys.stdout.reconfigure(errors="backslashreplace", encoding="utf-8" if args.json else None)
+    except SystemExit:  # --help, --version
+        _say("", sys.stdout)
+        raise
+    _take_all_characters(args.json)  # abbreviated, too
     level = logging.ERROR if args.quiet else logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True)
     try:
@@ -66,22 +69,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OdiseError as exc:
         return _fail(str(exc), type(exc).__name__, args.json)
     except BrokenPipeError:
-        # The reader of our output is gone (`odise-rt labels lvis | head`); keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _say("", sys.stdout)  # its reader is gone (`odise-rt labels lvis | head`), and what is left is dropped
         return 1
     except OSError as exc:
         place = exc.filename2 or exc.filename  # of two the one that something was to be renamed to
         name = f" {place}" if place else ""
         message = f"the file system refused{name}: {exc.strerror or exc}; free space or choose another folder"
         return _fail(message, type(exc).__name__, args.json)
+    except RuntimeError as exc:
+        if "can't start new thread" not in str(exc):
+            raise
+        message = "the system starts no more threads: raise its limit for this user or container (ulimit -u, pids)"
+        return _fail(message, type(exc).__name__, args.json)
 
 
 def _fail(message: str, kind: str, as_json: bool) -> int:
     message = " ".join(message.split())
-    print(f"odise-rt: error: {message}", file=sys.stderr)
-    if as_json:
-        print(json.dumps({"error": {"type": kind, "message": message}}, ensure_ascii=False))
+    _say(f"odise-rt: error: {message}\n", sys.stderr)
+    document = json.dumps({"error": {"type": kind, "message": message}}, ensure_ascii=False) + "\n"
+    _say(document if as_json else "", sys.stdout)
     return 1
+
+
+def _say(text: str, stream: TextIO | None) -> None:
+    """Write and flush; what the stream does not take is lost."""
+    if stream is None:  # closed by who started us
+        return
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:  # keep Python from complaining at exit of what is still to be written
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+def _take_all_characters(as_json: bool) -> None:
+    """Let standard output take characters beyond its encoding, and file names that are no text; JSON is UTF-8."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace", encoding="utf-8" if as_json else None)
 
 
 class _UsageError(Exception):

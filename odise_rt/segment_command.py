@@ -322,7 +322,7 @@ def _print_json(run: _Run) -> None:
     """Print one document, with one image's result in memory at a time."""
     from odise_rt.batch import finished
 
-    write = sys.stdout.write
+    write = functools.partial(print, end="")  # where the output is closed it writes nothing
     write('{"images": [')
     for number, record in enumerate(finished(run.log, run.inputs, run.keys)):
         files = [str(run.args.out / f) for f in record["files"]]

@@ -381,11 +381,64 @@ def test_json_is_utf8_whatever_the_terminal_speaks(tmp_path: Path) -> None:
     assert "🐕" in json.loads(done.stdout)["classes"][1]["name"]
 
 
-def test_a_closed_output_is_no_error() -> None:
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("labels coco >&-", 0),
+        ("inspect /nonexistent --json >&-", 1),
+        ("inspect /nonexistent --json 2>&- >/dev/full", 1),
+        ("labels coco --json >/dev/full", 1),
+        ("serve --help >/dev/full", 0),
+    ],
+)
+def test_an_output_that_takes_nothing_gives_no_traceback(command: str, status: int) -> None:
+    if "/dev/full" in command and not Path("/dev/full").exists():
+        pytest.skip("the system has no device that is always full")
     done = subprocess.run(
-        f"exec {sys.executable} -m odise_rt labels coco >&-", shell=True, capture_output=True, text=True, check=False
+        f"exec {sys.executable} -m odise_rt {command}", shell=True, capture_output=True, text=True, check=False
     )
+    assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["inspect", "/nonexistent", "--json"], ["serve", "--help"]])
+def test_a_reader_that_is_gone_from_the_start_gets_no_traceback(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "odise_rt", *arguments]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.returncode == ("inspect" in arguments)
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_help_is_printed_in_any_encoding() -> None:
+    command = [sys.executable, "-m", "odise_rt", "serve", "--help"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    subprocess.run(command, capture_output=True, env=environment, check=True)
+
+
+def test_results_as_json_into_a_closed_output(
+    label_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = tmp_path / "a.png"
+    Image.fromarray(colour_image()).save(picture)
+    monkeypatch.setattr(sys, "stdout", None)
+    arguments = ["segment", str(picture), "--bundle", str(label_bundle), "--vocab", "red; sky", "--device", "cpu"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "out"), "--json"]) == 0
+
+
+def test_a_limit_on_threads_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def limited(*arguments: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("odise_rt.vocabulary.Vocabulary.load", limited)
+    assert cli.main(["labels", "coco", "--json"]) == 1
+    told = capsys.readouterr()
+    assert told.err.startswith("odise-rt: error: the system starts no more threads: raise its limit")
+    assert json.loads(told.out)["error"]["type"] == "RuntimeError"
 
 
 def test_images_are_found_in_order(folder: Path) -> None:
