@@ -111,6 +111,20 @@ def locked_file(path: Path, wait: bool = False) -> IO[bytes]:
     return file
 
 
+def make_partial_folder(place: Path) -> Path:
+    """Make an empty folder beside a place, hidden and with a suffix of its own, in which what belongs there is written.
+
+    Who may read it is for the user's umask to say, as for any new folder.
+
+    Args:
+        place: where the finished folder will be; the folder above it must exist.
+    """
+    # Made by name rather than with tempfile, whose folders only their owner may read.
+    folder = place.with_name(f".{place.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+    folder.mkdir()
+    return folder
+
+
 def flush_folder(folder: Path) -> None:
     """Wait until every file of a folder is on the disk: what is renamed after this survives a power cut."""
     for path in sorted(folder.rglob("*")):

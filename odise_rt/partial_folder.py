@@ -10,12 +10,11 @@ import contextlib
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from odise_rt.files import PARTIAL_SUFFIX, REPLACED
+from odise_rt.files import PARTIAL_SUFFIX, REPLACED, make_partial_folder
 
 _ABANDONED_SECONDS = 60.0
 """Age at which a partial folder that nobody has locked counts as left by a killed process."""
@@ -34,9 +33,8 @@ def partial_folder(place: Path) -> Iterator[Path]:
     import fcntl  # not on Windows, where commands that need this module say so when they start
 
     _remove_abandoned(place)
-    folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=PARTIAL_SUFFIX, dir=place.parent))
+    folder = make_partial_folder(place)
     try:
-        folder.chmod(0o755)
         lock = os.open(folder, os.O_RDONLY)
         try:
             with contextlib.suppress(OSError):  # a file system without locks, where nothing is removed either
@@ -49,7 +47,7 @@ def partial_folder(place: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(place: Path) -> None:
-    # The middle is mkdtemp's and has no dot: what only begins alike is of another place, `odise.fp16` beside `odise`.
+    # The middle is random and has no dot: what only begins alike is of another place, `odise.fp16` beside `odise`.
     named = re.compile(rf"\.{re.escape(place.name)}\.[^.]+{re.escape(PARTIAL_SUFFIX)}")
     for folder in list(place.parent.iterdir()):
         if named.fullmatch(folder.name) and folder.is_dir():

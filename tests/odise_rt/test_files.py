@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from odise_rt.errors import OptionsError
-from odise_rt.files import atomic_writer, check_writable, flush_folder, replace_folder
+from odise_rt.files import atomic_writer, check_writable, flush_folder, make_partial_folder, replace_folder
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +27,17 @@ def folder(path: Path, content: str) -> Path:
     path.mkdir()
     (path / "file").write_text(content)
     return path
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_who_reads_a_new_folder_is_for_the_umask_to_say(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        made = make_partial_folder(tmp_path / "place")
+    finally:
+        os.umask(before)
+    assert made.stat().st_mode & 0o777 == 0o777 & ~umask
+    assert made.parent == tmp_path
 
 
 def test_a_folder_takes_a_free_place_or_that_of_another(tmp_path: Path) -> None:

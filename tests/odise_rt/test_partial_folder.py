@@ -68,3 +68,12 @@ def test_where_there_are_no_locks_nothing_is_removed(tmp_path: Path, monkeypatch
     folder = left(tmp_path / "place")
     with partial_folder(tmp_path / "place") as made:
         assert names(tmp_path) == sorted([folder.name, made.name])
+
+
+def test_a_private_umask_keeps_it_private(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with partial_folder(tmp_path / "place") as folder:
+            assert folder.stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,7 +23,7 @@ from typing import Any, Literal, get_args
 from odise_rt.bundle import CONSTANTS_NAME, MANIFEST_NAME, TOKENIZER_NAME, Bundle, StageFile
 from odise_rt.engines import find_engines, rebuild_command
 from odise_rt.errors import BundleError, OptionsError
-from odise_rt.files import PARTIAL_SUFFIX, flush_folder, replace_folder
+from odise_rt.files import flush_folder, make_partial_folder, replace_folder
 from odise_rt.options import DEFAULT_MAX_PIXELS
 from odise_rt.serve.limits import DEFAULT_MAX_WORDS
 from odise_rt.serve.triton.model_config import Kind, ModelConfig, orchestrator_config, stage_config
@@ -104,9 +103,8 @@ def export_repository(bundle: Bundle, out: Path, options: RepositoryOptions, for
         known = sorted({key for e in bundle.stages.values() for key in e.variants})
         raise OptionsError(f"the bundle has no variant {options.variant!r}: it has {', '.join(known) or 'none'}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=PARTIAL_SUFFIX, dir=out.parent))
+    partial = make_partial_folder(out)
     try:
-        partial.chmod(0o755)
         models = _write(bundle, partial, options)
         flush_folder(partial)
         _put_in_place(partial, out, force)
