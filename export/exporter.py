@@ -42,11 +42,11 @@ from export.verify import (
     Comparison,
     Example,
     ResultComparison,
+    check_written,
     compare_results,
     compare_stage,
     example_pictures,
     run_example,
-    with_segments,
 )
 from export.weight_store import save_graph
 from export.winograd import apply_winograd
@@ -106,9 +106,9 @@ class Exporter:
             examples = [run_example(loaded, p, words) for p, words in zip(pictures, CHECK_WORDS, strict=True)]
         graphs = stage_graphs(self.model, self.facts)
         rows = [self._stage(graphs[name], flops[name], examples) for name in STAGES if name in self.options.stages]
-        result = None
+        results: tuple[ResultComparison, ...] = ()
         if self.options.stages == STAGES and not self.failures:
-            result = self._whole(examples)
+            results = self._whole(examples)
         if self.failures:
             raise ExportError("not exported, the graphs do not agree with PyTorch:\n  " + "\n  ".join(self.failures))
         return ExportReport(
@@ -116,7 +116,7 @@ class Exporter:
             precision=self.options.precision,
             image=(side, side),
             rows=tuple(rows),
-            result=result,
+            results=results,
             seconds=time.perf_counter() - started,
             peak_bytes=peak_memory(),
             bundle_bytes=self.writer.size(),
@@ -249,8 +249,8 @@ class Exporter:
                 + "\n  ".join(failed)
             )
 
-    def _whole(self, examples: Sequence[Example]) -> ResultComparison:
-        """Complete the bundle and compare the runtime on it with the runtime on PyTorch."""
+    def _whole(self, examples: Sequence[Example]) -> tuple[ResultComparison, ...]:
+        """Complete the bundle, read it back, and compare the runtime on it with the runtime on PyTorch."""
         loaded, writer = self.source.loaded, self.writer
         with self.progress.step("write manifest"):
             writer.write_constants(model_constants(self.model))
@@ -271,18 +271,20 @@ class Exporter:
                     "config": loaded.config.to_dict(),
                 },
             )
-            Bundle.open(writer.folder)
-        example = with_segments(examples)
-        if example is not examples[0]:
-            self.progress.note("PyTorch finds no segment in the first picture: the second is segmented")
-        with self.progress.step("segment a picture with the bundle"):
-            found = compare_results(writer.folder, self.options.precision, example, self.options.threads)
-        if not found.passed:
-            self.failures.append(
-                f"end to end: {found.panoptic:.4%} of pixels in the same segment and {found.semantic:.4%} in the same "
-                "class as in PyTorch (bounds: RESULT_AGREEMENT in export/tolerances.py)"
-            )
-        return found
+            bundle = Bundle.open(writer.folder)
+            check_written(bundle, loaded)
+        with self.progress.step("segment two pictures with the bundle"):
+            precision, threads = self.options.precision, self.options.threads
+            results = tuple(compare_results(bundle, precision, example, threads) for example in examples)
+        for example, found in zip(examples, results, strict=True):
+            if not found.passed:
+                height, width = example.pixels.shape[:2]
+                self.failures.append(
+                    f"end to end ({height} x {width}): {found.panoptic:.4%} of pixels in the same segment and "
+                    f"{found.semantic:.4%} in the same class as in PyTorch (bounds: RESULT_AGREEMENT in "
+                    "export/tolerances.py)"
+                )
+        return results
 
 
 def check_graph(path: Path, stage: str) -> None:

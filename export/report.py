@@ -47,7 +47,8 @@ class ExportReport:
     image: tuple[int, int]
     """Height and width for which operations are counted."""
     rows: tuple[StageRow, ...]
-    result: ResultComparison | None
+    results: tuple[ResultComparison, ...]
+    """One for each picture; none where only some of the stages were exported."""
     seconds: float
     peak_bytes: int
     """Peak resident memory of the process."""
@@ -90,14 +91,16 @@ class ExportReport:
             f"Operations are for one {height} x {width} image, clip_text's for one prompt; without it "
             f"{official:,.1f} GFLOP in the official structure, {pruned:,.1f} here.",
         ]
-        if self.result is not None:
-            found = self.result
+        if self.results:
+            panoptic = min(found.panoptic for found in self.results)
+            semantic = min(found.semantic for found in self.results)
+            theirs, ours = (sum(numbers) for numbers in zip(*(found.segments for found in self.results), strict=True))
             sentences.append(
-                f"End to end: {found.panoptic:.4%} of pixels in the same segment, {found.semantic:.4%} in the same "
-                f"class; {found.segments[0]} segments in PyTorch, {found.segments[1]} from the bundle."
-                if any(found.segments)
-                else f"End to end: {found.semantic:.4%} of pixels in the same class. No segment was found in either "
-                "picture, so segments were not compared: give one in which the model finds some with --image."
+                f"End to end, the worse of two pictures: {panoptic:.4%} of pixels in the same segment, {semantic:.4%} "
+                f"in the same class; {theirs} segments in PyTorch, {ours} from the bundle."
+                if theirs or ours
+                else f"End to end: {semantic:.4%} of pixels in the same class. No segment was found in either picture, "
+                "so segments were not compared: give one in which the model finds some with --image."
             )
         sentences.append(
             f"{self.bundle_bytes / 1e6:,.1f} MB on disk, {self.seconds:.0f} s, peak memory "

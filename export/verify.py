@@ -6,7 +6,7 @@ of activations nor the thresholds. Two pictures of different sizes tell a symbol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +24,10 @@ from export.engine_reference import (
 )
 from export.precision import Precision
 from export.tolerances import RESULT_AGREEMENT, stage_bounds
+from odise_rt.bundle import CONSTANTS_NAME, MANIFEST_NAME, TOKENIZER_NAME, Bundle
 from odise_rt.check_picture import landscape
 from odise_rt.engine_check import Case, OutputCheck
+from odise_rt.errors import ExportError
 from odise_rt.options import SegmentOptions
 from odise_rt.results import PanopticResult
 from odise_rt.segmenter import Segmenter
@@ -117,13 +119,6 @@ def run_example(loaded: LoadedCheckpoint, pixels: np.ndarray, words: str) -> Exa
     return Example(pixels, vocabulary, options, result, backend.cases)
 
 
-def with_segments(examples: Sequence[Example]) -> Example:
-    """The first example in which PyTorch found a segment, or the first of all if there is none: a result without
-    segments agrees with any other without segments.
-    """
-    return next((example for example in examples if example.result.segments), examples[0])
-
-
 def engine_references(loaded: LoadedCheckpoint, largest_batch: int) -> References:
     """What PyTorch makes of the pictures that engines are compared on.
 
@@ -164,13 +159,48 @@ def compare_stage(
     return [Comparison(spec.name, form, shapes[check.case], check) for check in checks]
 
 
+def check_written(bundle: Bundle, loaded: LoadedCheckpoint) -> None:
+    """Refuse a bundle that gives back other constants, facts or words, or another tokenizer, than went into it.
+
+    They are compared exactly: a scale or weight that is a little off moves too few pixels to be seen end to end.
+
+    Args:
+        bundle: opened.
+        loaded: the model that it was made of.
+
+    Raises:
+        ExportError: naming what differs.
+    """
+    constants, facts = bundle.constants(), model_facts(loaded.model)
+    differing = [
+        f"{name} in {CONSTANTS_NAME}"
+        for name, expected in model_constants(loaded.model).items()
+        if not np.array_equal(constants[name], expected)
+    ]
+    for field in dataclasses.fields(facts):
+        found, expected = getattr(bundle.facts, field.name), getattr(facts, field.name)
+        if found != expected:
+            differing.append(f"{field.name} in {MANIFEST_NAME} ({found!r}, expected {expected!r})")
+    wrong_words = bundle.training_vocabulary ^ frozenset(loaded.training_vocabulary)
+    if wrong_words:
+        example = min(wrong_words)
+        differing.append(f"training_vocabulary in {MANIFEST_NAME} ({len(wrong_words)} words, e.g. {example!r})")
+    if bundle.tokenizer_path.read_bytes() != loaded.tokenizer_json.encode():
+        differing.append(TOKENIZER_NAME)
+    if differing:
+        raise ExportError(
+            f"not exported, the bundle does not give back what the model has: {'; '.join(differing)}. Nothing that you "
+            "gave causes this: please report it"
+        )
+
+
 def compare_results(
-    bundle: Path, precision: Precision, example: Example, threads: int | None = None
+    bundle: Bundle, precision: Precision, example: Example, threads: int | None = None
 ) -> ResultComparison:
     """Segment the example's picture with the runtime on a bundle, as a user would.
 
     Args:
-        bundle: its folder.
+        bundle: opened.
         precision: chooses the bounds.
         example: from :func:`run_example`.
         threads: inside an operator; ``None``: the runtime's choice.

@@ -1,9 +1,10 @@
-"""A model small enough to export in a test, and helpers to write graphs as text and run them."""
+"""A model small enough to export in a test, bundles of it, and helpers to write graphs as text and run them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,10 +13,14 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from export.bundle_writer import BundleWriter, StageFiles
+from odise_rt import segmenter
+from odise_rt.specs import StageSpec
 from training.checkpoints import LoadedCheckpoint, LoadReport
 from training.checkpoints.own_format import uninitialised_model
 from training.config import ODISE_TINY, OdiseConfig, caption_variant
 from training.initialization import initialise, tokenizer_for
+from training.torch_stages import TorchBackend
 
 
 def small_config(variant: str = "label") -> OdiseConfig:
@@ -35,6 +40,20 @@ def small_checkpoint(variant: str = "label") -> LoadedCheckpoint:
 @pytest.fixture(scope="session")
 def small() -> LoadedCheckpoint:
     return small_checkpoint()
+
+
+def run_in_pytorch(loaded: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every bundle's stages be computed by a model in PyTorch: to trace them takes a minute."""
+    monkeypatch.setattr(segmenter, "open_backend", lambda *arguments: TorchBackend(loaded.model))
+
+
+def write_empty_stage(writer: BundleWriter, spec: StageSpec) -> Path:
+    """Give a bundle a stage whose graph holds nothing."""
+    files = StageFiles(spec, writer.weights(spec.name), parameters=0, flops={})
+    writer.stages[spec.name] = files
+    path = writer.graphs / files.graph()
+    path.touch()
+    return path
 
 
 def graph_from_text(text: str, weights: Mapping[str, np.ndarray] | None = None) -> ir.Model:
