@@ -201,6 +201,44 @@ def test_a_single_pixel_is_a_segment() -> None:
     assert segment_map.sum() == segment_map[2, 1] == 1
 
 
+def test_a_probability_of_exactly_one_half_is_inside() -> None:
+    segment_map, found = merge(simple_case([np.zeros((4, 4))], [[0.9, 0.1]], [True]))
+    assert (segment_map == 1).all()
+    assert found == [(0, True)]
+
+
+def test_a_mask_that_keeps_exactly_the_overlap_threshold_is_a_segment() -> None:
+    probabilities = np.array([[0.6, 0.2, 0.2], [0.2, 0.7, 0.1]], np.float32)
+    resizer = MaskResizer((4, 4), (16, 16), (4, 4))
+    logits, isthing = np.stack([FULL, LEFT]).astype(np.float32), np.array([True, True])
+    for threshold, classes in [(0.5, [0, 1]), (float(np.nextafter(0.5, 1)), [1])]:
+        _, found = merge_panoptic(logits, probabilities, isthing, resizer, 0.0, threshold)
+        assert [s.class_index for s in found] == classes
+
+
+def test_where_a_mask_is_nan_others_count_as_owners() -> None:
+    """Nothing is sure in a block with NaN: an unsure mask owns its pixels, which count for its overlap."""
+    better, unsure = np.full((48, 48), 9.0), np.full((48, 48), -0.5)
+    better[:16, :16] = np.nan
+    better[::8, ::8] = 9  # a number in every block
+    better[40:, 40:] = -9
+    unsure[32:, 32:] = 9
+    case = simple_case([better, unsure], [[0.9, 0.1, 0.0], [0.0, 0.5, 0.5]], [True, True])
+    assert [c for c, _ in merge(case, overlap=1.0)[1]] == [0, 1]
+
+
+def test_a_mask_that_is_nan_in_some_cells_keeps_the_rest() -> None:
+    """A row in one block, and another block whole."""
+    logits = np.full((4 * BLOCK, BLOCK), 9.0)
+    logits[4] = logits[2 * BLOCK : 3 * BLOCK] = np.nan
+    case = simple_case([logits], [[0.9, 0.1]], [True])
+    lost = np.isnan(case.resizer(case.logits[0], slice(0, case.size[0]), slice(0, case.size[1])))
+    assert 0.25 < lost.mean() < 0.4
+    segment_map, found = merge(case)
+    assert np.array_equal(segment_map == 0, lost)
+    assert found == [(0, True)]
+
+
 def test_full_mask_takes_everything() -> None:
     segment_map, found = merge(simple_case([FULL], [[0.9, 0.1]], [True]))
     assert (segment_map == 1).all()
@@ -315,11 +353,38 @@ def test_large_vocabularies_give_the_same(seed: int, monkeypatch: pytest.MonkeyP
     pairs = [find_instances(case.logits, rows, isthing, case.resizer, count) for count in (20, 400)]
     monkeypatch.setattr(postprocessing, "MANY_CLASSES", 100)
     monkeypatch.setattr(postprocessing, "BEST_OF_A_MASK", 3)
+    monkeypatch.setattr(postprocessing, "BAND_PIXELS", classes)  # eight unsure pixels at a time
     assert postprocessing._ClassTable(rows[:, :-1]).width < classes, "nothing is left out: the test tests nothing"
     assert np.array_equal(semantic_map(case.logits, rows, case.resizer), whole)
     for count, before in zip((20, 400), pairs, strict=True):
         again = find_instances(case.logits, rows, isthing, case.resizer, count)
         assert [(i.class_index, i.query, i.score) for i in again] == [(i.class_index, i.query, i.score) for i in before]
+
+
+def test_classes_that_rounding_makes_equal_are_computed_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The score of a kept class may be rounded to more than the bound, and to no more than that of one left out."""
+    rng = np.random.default_rng(0)
+    masks = rng.random((3000, 20), np.float32)
+    rows = np.repeat(rng.random((20, 1), np.float32), 300, axis=1) / 300
+    rows[:, -3:] = np.nextafter(rows[:, -3:], 1)
+    monkeypatch.setattr(postprocessing, "MANY_CLASSES", 100)
+    monkeypatch.setattr(postprocessing, "BEST_OF_A_MASK", 3)
+    table = postprocessing._ClassTable(rows)
+    assert table.width < 300, "nothing is left out: the test tests nothing"
+    assert np.array_equal(table.best(masks), (masks @ rows).argmax(axis=1))
+
+
+def test_memory_of_unsure_pixels_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them needs a value for every class, so few are computed at a time."""
+    monkeypatch.setattr(postprocessing, "BAND_PIXELS", 1 << 12)
+    table = postprocessing._ClassTable(np.full((2, 8000), 1 / 8000, np.float32))
+    masks = np.ones((1000, 2), np.float32)
+    tracemalloc.start()
+    try:
+        table.best(masks)
+        assert tracemalloc.get_traced_memory()[1] < 2e6  # 32 MB for all at once
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -351,6 +416,30 @@ def test_an_instance_whose_parts_lie_far_apart(monkeypatch: pytest.MonkeyPatch) 
     assert found.box == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
     inside = np.unpackbits(found.bits, count=(bottom - top) * (right - left)).reshape(bottom - top, right - left)
     assert np.array_equal(inside, expected[top:bottom, left:right])
+
+
+@pytest.mark.parametrize("beside", [slice(0, 8), slice(72, 96)])
+def test_cells_of_exactly_zero_are_outside_of_an_instance(beside: slice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may belong to it by their bound, and lie beside its box in a band of their own."""
+    monkeypatch.setattr(postprocessing, "BAND_PIXELS", 1 << 12)
+    logits = np.full((96, 96), -9.0)
+    logits[:8, 24:60] = logits[88:, 24:60] = 9
+    logits[40:56, beside] = 0
+    case = simple_case([logits], [[0.9, 0.1]], [True])
+    (found,) = find_instances(case.logits, case.probabilities, case.isthing, case.resizer, 1)
+    expected = case.enlarged[0] > 0
+    columns = np.flatnonzero(expected.any(axis=0))
+    left, top, right, bottom = found.box
+    assert (left, right) == (columns[0], columns[-1] + 1)
+    assert found.area == expected.sum()
+    inside = np.unpackbits(found.bits, count=(bottom - top) * (right - left)).reshape(bottom - top, right - left)
+    assert np.array_equal(inside, expected[top:bottom, left:right])
+
+
+def test_a_pair_of_probability_zero_is_no_instance() -> None:
+    case = simple_case([FULL, FULL], [[0.0, 0.9, 0.1], [0.0, 0.0, 1.0]], [True, True])
+    found = find_instances(case.logits, case.probabilities, case.isthing, case.resizer, 100)
+    assert [(i.class_index, i.query) for i in found] == [(1, 0)]
 
 
 def test_more_pairs_asked_for_than_there_are() -> None:
