@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import subprocess
 import sys
@@ -338,7 +339,20 @@ def test_masks_are_named_by_four_launches(kernels: Kernels) -> None:
         naming.choose_segments(classes.labels, classes.scores, areas, at(19, (80,), "int32"), overlap, segments, 0)
     with pytest.raises(BackendError, match="segment_map"):
         naming.paint_segments(at(20, (480, 640), "int16"), segments, at(21, (480, 641), "int32"), 0)
+    with pytest.raises(BackendError, match=r"texts \(134,\), expected \(Q, C\) and \(L, C\)"):
+        naming.text_cosines(at(1, (100, 256)), at(2, (134,)), 20.0, cosines[0], 0)
+    with pytest.raises(BackendError, match=r"first_word \(81, 1\) and .* expected \(Q, L\), \(K \+ 1,\) and \(Q, N\)"):
+        naming.name_classes(*cosines, at(10, (81, 1), "int32"), weight, None, thresholds, classes, 0)
+    with pytest.raises(BackendError, match=r"things \(80, 1\), expected \(Q,\) and \(K,\)"):
+        naming.choose_segments(classes.labels, classes.scores, areas, at(19, (80, 1), "uint8"), overlap, segments, 0)
     assert len(launches(kernels)) == 4
+
+    # "Unknown" has a column of its own, and the kernel is told.
+    with pytest.raises(BackendError, match=r"probabilities is float32 \(100, 81\), expected float32 \(100, 82\)"):
+        naming.name_classes(*cosines, first_word, weight, None, thresholds, classes, 0, with_unknown=True)
+    wider = dataclasses.replace(classes, probabilities=at(5, (100, 82)))
+    naming.name_classes(*cosines, first_word, weight, None, thresholds, wider, 0, with_unknown=True)
+    assert [rest[10:12] for _, _, _, rest in launches(kernels)[4:]] == [(0, 1)]
 
 
 def test_arrays_that_do_not_fit_are_typed_errors(kernels: Kernels) -> None:
