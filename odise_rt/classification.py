@@ -22,7 +22,7 @@ EPSILON = np.float32(1e-8)
 """Added to every probability before the logarithm, so that none is log 0."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MaskEmbeddings:
     """What the graphs say of the masks of one image, unnormalised float32."""
 
@@ -74,7 +74,7 @@ class Classification:
     """float32 (Q, K): CLIP alone, over the K classes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MaskNames:
     """What :func:`name_queries` finds for the Q masks of one image."""
 

@@ -35,7 +35,10 @@ def given_path(path: object, what: str, error: type[OdiseError]) -> Path:
     Raises:
         OdiseError: of that type: the argument is no path at all.
     """
-    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    try:
+        text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    except TypeError:  # it says that it is a path, and gives none
+        text = None
     if not isinstance(text, str) or "\0" in text:
         raise error(f"{what} came as {path!r:.60}: expected a path")
     return Path(text)

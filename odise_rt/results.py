@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from odise_rt import rle
 from odise_rt.backends.base import StageFacts
@@ -109,14 +110,14 @@ class Instance:
     """Left, top, right, bottom in pixels; right and bottom are exclusive."""
     size: tuple[int, int]
     """Height and width of the image."""
-    bits: np.ndarray
+    bits: npt.NDArray[np.uint8]
     """uint8: the mask inside its box, row by row, eight pixels a byte."""
     candidates: tuple[Candidate, ...] = ()
     """The best names of the mask, best first, as for a :class:`Segment`. The label need not be the first of them, as
     one mask may be several instances."""
 
     @property
-    def mask(self) -> np.ndarray:
+    def mask(self) -> npt.NDArray[np.bool_]:
         """bool (h, w), made anew on each access."""
         left, top, right, bottom = self.box
         mask = np.zeros(self.size, bool)
@@ -181,14 +182,14 @@ class RunFacts:
 class PanopticResult:
     """Segments of one image, with semantic and instance results if they were asked for."""
 
-    segment_map: np.ndarray
+    segment_map: npt.NDArray[np.int32]
     """int32 (h, w), at the size of the image as given: segment ids, 0 where there is no segment."""
     segments: tuple[Segment, ...]
     """The segments in order of their ids."""
     vocabulary: Vocabulary
     """The vocabulary as given; with the option ``unknown``, its :attr:`~odise_rt.Vocabulary.with_unknown`."""
     facts: RunFacts
-    semantic_map: np.ndarray | None = None
+    semantic_map: npt.NDArray[np.int32] | None = None
     """int32 (h, w) class indices, if asked for."""
     instances: tuple[Instance, ...] | None = None
     """The instances, best first, if asked for."""
@@ -198,7 +199,7 @@ class PanopticResult:
         """Height and width in pixels."""
         return self.segment_map.shape[0], self.segment_map.shape[1]
 
-    def mask(self, segment: Segment | int) -> np.ndarray:
+    def mask(self, segment: Segment | int) -> npt.NDArray[np.bool_]:
         """bool (h, w) of one segment, given as such or by its id.
 
         Raises:
@@ -207,11 +208,17 @@ class PanopticResult:
         identifier = segment.id if isinstance(segment, Segment) else segment
         if identifier not in range(1, len(self.segments) + 1):
             raise OptionsError(f"there is no segment {identifier}: expected 1 to {len(self.segments)}")
-        mask: np.ndarray = self.segment_map == identifier
+        mask: npt.NDArray[np.bool_] = self.segment_map == identifier
         return mask
 
     def category_id(self, class_index: int) -> int:
-        """The data set's id of a class, or its position counted from 1 if the vocabulary has no ids."""
+        """The data set's id of a class, or its position counted from 1 if the vocabulary has no ids.
+
+        Raises:
+            OptionsError: the vocabulary has no class of this index.
+        """
+        if class_index not in range(len(self.vocabulary)):
+            raise OptionsError(f"there is no class {class_index}: expected 0 to {len(self.vocabulary) - 1}")
         return category_ids(self.vocabulary)[class_index]
 
     def to_dict(self, rle_masks: bool = False, explain: bool = False) -> dict[str, Any]:

@@ -134,7 +134,7 @@ class VideoReader:
         while True:
             with self._using:
                 if self._closed:
-                    raise VideoError(f"{self.path} was closed after frame {index}: take its frames before that")
+                    raise VideoError(f"{self.path} was closed {_where(index)}: take its frames before that")
                 try:
                     decoded = decoded or enumerate(self._container.decode(self._stream))
                     index, frame = next(decoded, (index, None))
@@ -147,7 +147,7 @@ class VideoReader:
                     pixels = _upright(frame)
                 except self._broken as exc:
                     raise VideoError(
-                        f"{self.path} is broken after frame {index} ({first_line(exc)}): repair or download it again"
+                        f"{self.path} is broken {_where(index)} ({first_line(exc)}): repair or download it again"
                     ) from exc
             start = seconds if start is None else start
             yield Frame(index, seconds - start, pixels)
@@ -292,6 +292,10 @@ class VideoWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._resources.__exit__(kind, error, trace)
+
+
+def _where(index: int) -> str:
+    return f"after frame {index}" if index >= 0 else "before its first frame"
 
 
 def _even(pixels: np.ndarray) -> np.ndarray:

@@ -508,6 +508,13 @@ def test_other_things(tmp_path: Path) -> None:
         load_image("a\0b")
     with os.scandir(os.fsencode(Path(__file__).parent)) as entries, pytest.raises(ImageError, match="expected a path"):
         load_image(next(entries))  # a path of bytes
+
+    class NoPath(os.PathLike[str]):
+        def __fspath__(self) -> str:
+            return 3  # type: ignore[return-value]
+
+    with pytest.raises(ImageError, match="expected a path"):
+        load_image(NoPath())
     with pytest.raises(ImageError, match="bytes that cannot be read"):
         load_image(released_memory())
     with pytest.raises(ImageError, match="floating point"):

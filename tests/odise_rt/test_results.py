@@ -184,6 +184,13 @@ def test_what_is_no_segment_is_refused(result: PanopticResult, segment: Any) -> 
         result.mask(segment)
 
 
+@pytest.mark.parametrize("index", [-1, 99, None])
+def test_what_is_no_class_has_no_category(result: PanopticResult, index: Any) -> None:
+    assert result.category_id(0) == 1
+    with pytest.raises(OptionsError, match="there is no class"):
+        result.category_id(index)
+
+
 def test_unknown_segment_is_refused(result: PanopticResult) -> None:
     for identifier in (0, len(result.segments) + 1):
         with pytest.raises(OptionsError, match="there is no segment"):

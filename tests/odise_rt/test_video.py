@@ -85,7 +85,7 @@ def test_a_closed_reader_gives_no_frame(clip: Path) -> None:
         list(reader)
     never_begun = VideoReader(clip)
     never_begun.close()
-    with pytest.raises(VideoError, match="was closed after frame -1"):
+    with pytest.raises(VideoError, match="was closed before its first frame"):
         list(never_begun)
 
 
