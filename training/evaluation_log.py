@@ -99,8 +99,10 @@ def open_log(out: Path, rank: int, facts: Mapping[str, Any]) -> Iterator[Evaluat
         try:
             yield EvaluationLog(log, cache_key(dict(facts)))
         finally:
-            if not log.names():  # what failed before its first picture leaves nothing
-                remove_log(out)
+            if not log.names():  # what failed before its first picture leaves nothing, but what others have measured
+                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    folder.parent.rmdir()
 
 
 def remove_log(out: Path) -> None:

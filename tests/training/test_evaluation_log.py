@@ -66,6 +66,16 @@ def test_what_failed_before_its_first_picture_leaves_nothing(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_process_without_pictures_leaves_the_logs_of_others(tmp_path: Path) -> None:
+    with open_log(tmp_path, 0, {}) as first:
+        first.append(0, SEVERAL)
+        with open_log(tmp_path, 1, {}):
+            pass
+        assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["0"]
+    with open_log(tmp_path, 0, {}) as first:
+        assert first.find(0) == SEVERAL
+
+
 @pytest.fixture
 def evaluation(
     mini_data: Path, mini_frozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
