@@ -102,6 +102,7 @@ def test_a_bundle_that_cannot_be_written_to_is_compared_each_time(
     def refuse(path: Path, data: object) -> None:
         raise PermissionError("read-only file system")
 
+    caplog.set_level("WARNING", "odise_rt")
     write_engines(bundle)
     monkeypatch.setattr(engines, "write_json", refuse)
     with Segmenter.load(bundle.root, device="cuda", threads=1) as segmenter:
@@ -252,6 +253,7 @@ def test_an_engine_that_is_passed_over_is_told(
     bundle: Bundle, gpu: Calls, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cuda, "working_provider", lambda device: None)
+    caplog.set_level("WARNING", "odise_rt")
     write_engine(bundle, "unet_tap", engine_version="10.9.0")
     cuda.CudaBackend(bundle, 1)
     assert "engine not used: no TensorRT engine of unet_tap fits" in caplog.text
