@@ -145,6 +145,8 @@ class VideoReader:
                     self._check_size(frame.width, frame.height)
                     seconds = frame.time if frame.time is not None else float(index / (self._rate * self._every))
                     pixels = _upright(frame)
+                except VideoError:  # which is a ValueError, too
+                    raise
                 except self._broken as exc:
                     raise VideoError(
                         f"{self.path} is broken {_where(index)} ({first_line(exc)}): repair or download it again"

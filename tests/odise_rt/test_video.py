@@ -89,6 +89,16 @@ def test_a_closed_reader_gives_no_frame(clip: Path) -> None:
         list(never_begun)
 
 
+def test_a_frame_that_grows_too_large_is_no_damage(clip: Path) -> None:
+    with VideoReader(clip) as reader:
+        frames = iter(reader)
+        next(frames)
+        reader._max_pixels = 100
+        with pytest.raises(VideoError, match="has frames of 96 x 64") as caught:
+            next(frames)
+    assert "broken" not in str(caught.value)
+
+
 def test_a_reader_is_iterated_over_once(clip: Path) -> None:
     with VideoReader(clip) as reader:
         assert len(list(reader)) == 8
