@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.machine import REPOSITORY, package_versions
 from benchmarks.results import Status, without_places
-from odise_rt.bundle import Bundle, file_sha256
+from odise_rt.bundle import Bundle
 from odise_rt.errors import BundleError
 
 TINY_CHECKPOINT = REPOSITORY / "training" / "pretrained" / "odise-tiny"
@@ -100,15 +100,14 @@ def prepare_bundle(prepared: Preparation, precision: str, given: Path | None = N
 
 
 def _check_origin(bundle: Path, source: dict[str, Any]) -> None:
-    """Refuse a bundle of other weights; without them, as after ``benchmarks.weightless``, none are compared."""
+    """Refuse a bundle that was exported from other weights than PyTorch takes."""
+    from training.checkpoints.own_format import file_hashes
+
     created = Bundle.open(bundle, verify=False).manifest.get("created_from", {})
     if "checkpoint" in source:
-        files = created.get("files", {})
-        there = {name: Path(source["checkpoint"]) / name for name in files}
-        expected = {name: file_sha256(path) for name, path in there.items() if path.is_file()}
-        same = created.get("kind") == "checkpoint" and expected == files
+        same = created == {"kind": "checkpoint", "files": file_hashes(Path(source["checkpoint"]))}
     else:
-        same = [created.get(key) for key in ("kind", "config", "seed")] == ["random", source["config"], source["seed"]]
+        same = created == {"kind": "random", **source}
     if not same:
         raise BundleError(
             f"the bundle {bundle} was made from {json.dumps(created)[:300]}, and PyTorch takes "

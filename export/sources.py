@@ -10,6 +10,7 @@ from odise_rt.bundle import file_sha256
 from odise_rt.errors import ExportError
 from odise_rt.vocabulary import Vocabulary
 from training.checkpoints import LoadedCheckpoint, load_checkpoint, load_released
+from training.checkpoints.own_format import file_hashes
 from training.checkpoints.stable_diffusion import diffusers_files
 from training.config import preset
 from training.initialization import random_checkpoint
@@ -39,8 +40,7 @@ def from_checkpoint(path: Path) -> Source:
             "compute diffusion features under implicit or empty conditioning. This model is an ablation: measure it "
             "with `python -m training.ablation`, and export one that was trained as published"
         )
-    files = [p for p in sorted(path.iterdir()) if p.suffix in (".json", ".safetensors") and p.is_file()]
-    return Source(loaded, {"kind": "checkpoint", "files": {p.name: file_sha256(p) for p in files}})
+    return Source(loaded, {"kind": "checkpoint", "files": file_hashes(path)})
 
 
 def from_released(

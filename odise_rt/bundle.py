@@ -187,11 +187,14 @@ class Bundle:
         """This bundle, with the SHA-256 of every listed file compared now, where that was put off when it was opened.
 
         Raises:
-            BundleError: a file was altered.
+            BundleError: a file was altered, or is no longer there.
         """
         if self.verified:
             return self
-        self._compare_hashes(dict(self._listed_files()))
+        files = dict(self._listed_files())
+        for relative in files:
+            _safe_path(self.root, relative)
+        self._compare_hashes(files)
         return dataclasses.replace(self, verified=True)
 
     def _compare_hashes(self, files: Mapping[str, str]) -> None:

@@ -85,9 +85,9 @@ class RunLog:
         """Whether a name has a record."""
         return name in self._lines
 
-    def names(self) -> list[str]:
-        """Every name that has a record."""
-        return list(self._lines)
+    def names(self, key: str | None = None) -> list[str]:
+        """Every name that has a record, or whose latest record has this key."""
+        return [name for name, (_, its_key) in self._lines.items() if key is None or its_key == key]
 
     def read(self, name: str) -> dict[str, Any]:
         """The latest record of a name that has one."""

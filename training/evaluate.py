@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import math
@@ -38,7 +37,7 @@ from odise_rt.segmenter import Segmenter
 from odise_rt.specs import IMAGE_STAGES
 from odise_rt.version import __version__
 from odise_rt.vocabulary import Vocabulary
-from training.checkpoints.own_format import CONFIG_NAME, TOKENIZER_NAME, WEIGHTS_NAME, load_checkpoint
+from training.checkpoints.own_format import file_hashes, load_checkpoint
 from training.command_line import add_classes_argument, is_bundle, parse_model_arguments
 from training.data.coco_instances import CocoInstances
 from training.data.coco_panoptic import HELD_OUT, CocoPanoptic, held_out_part
@@ -50,6 +49,7 @@ from training.evaluation_log import FOLDER as LOG_FOLDER
 from training.evaluation_log import open_log, remove_log
 from training.evaluation_loop import EvaluationReport, progress_bar
 from training.picture_page import BestAndWorst
+from training.run_state import content_hash
 from training.semantic_evaluation import evaluate_semantic
 from training.torch_pipeline import TorchPipeline
 from training.torch_stages import TorchBackend, TorchStage, torch_segmenter
@@ -193,13 +193,6 @@ def open_instances(arguments: argparse.Namespace, data: CocoPanoptic, metrics: S
     return CocoInstances(arguments.instances, data)
 
 
-def chosen_vocabulary(arguments: argparse.Namespace, data: CocoPanoptic | SemanticSet) -> Vocabulary:
-    """All that is looked for."""
-    return (
-        data.vocabulary if isinstance(data, SemanticSet) else data_vocabulary(data.categories, chosen_words(arguments))
-    )
-
-
 def chosen_words(arguments: argparse.Namespace) -> Vocabulary | None:
     """Words of --classes; without it those of the data set, and of ADE20K ours, whose synonyms are told apart."""
     if arguments.classes is not None:
@@ -233,16 +226,16 @@ def measured_settings(
     segmenter: Segmenter,
     data: CocoPanoptic | SemanticSet,
     instances: CocoInstances | None,
+    vocabulary: Vocabulary,
     options: ResolvedOptions,
     metrics: Sequence[str],
 ) -> dict[str, Any]:
     """What the numbers of every picture come from, in plain JSON types: files by their SHA-256, but no pictures."""
-    bundle, files = segmenter.bundle, [CONFIG_NAME, WEIGHTS_NAME, TOKENIZER_NAME]
-    vocabulary = chosen_vocabulary(arguments, data)
+    bundle = segmenter.bundle
     settings: dict[str, Any] = {
         "version": __version__,
         "model": arguments.model.name,
-        "model_sha256": bundle.digest or {name: file_sha256(arguments.model / name) for name in files},
+        "model_sha256": bundle.digest or file_hashes(arguments.model),
         "training_words": len(bundle.training_vocabulary),
         "device": segmenter.device,
         "cpu_engine": arguments.cpu_engine,
@@ -259,8 +252,10 @@ def measured_settings(
         if instances is not None:
             settings["instances"] = {instances.path.name: file_sha256(instances.path)}
     else:
-        names = hashlib.sha256(json.dumps(data.image_ids).encode()).hexdigest()
-        settings |= {"title": SEMANTIC_FORMATS[arguments.format].title, "pictures_sha256": names}
+        settings |= {
+            "title": SEMANTIC_FORMATS[arguments.format].title,
+            "pictures_sha256": content_hash(data.image_ids),
+        }
     return settings
 
 
@@ -321,7 +316,12 @@ def measure_model(arguments: argparse.Namespace) -> int:
         clip_weight_unseen=arguments.clip_weight_unseen,
     )
     data = open_data(arguments)
-    instances = None if isinstance(data, SemanticSet) else open_instances(arguments, data, metrics)
+    words = instances = None
+    if isinstance(data, SemanticSet):
+        vocabulary = data.vocabulary
+    else:
+        instances, words = open_instances(arguments, data, metrics), chosen_words(arguments)
+        vocabulary = data_vocabulary(data.categories, words)
     kept = BestAndWorst(data, arguments.pictures)
     indices = range(len(data))[: arguments.limit]
     table, page = arguments.out / "metrics.json", arguments.out / "pictures.html"
@@ -332,7 +332,8 @@ def measure_model(arguments: argparse.Namespace) -> int:
         segmenter = stack.enter_context(
             open_segmenter(arguments.model, arguments.device, arguments.threads, arguments.cpu_engine)
         )
-        settings = measured_settings(arguments, segmenter, data, instances, options.resolve(segmenter.facts), metrics)
+        resolved = options.resolve(segmenter.facts)
+        settings = measured_settings(arguments, segmenter, data, instances, vocabulary, resolved, metrics)
         log = stack.enter_context(open_log(arguments.out, rank(), settings))
         if len(log):
             logger.info(
@@ -350,7 +351,7 @@ def measure_model(arguments: argparse.Namespace) -> int:
                 options,
                 kept,
                 progress,
-                chosen_words(arguments),
+                words,
                 instances=instances,
                 shared=True,
                 log=log,

@@ -176,8 +176,7 @@ class PanopticScorer:
 
     def from_dict(self, data: dict[str, Any]) -> PanopticCounts:
         """What :meth:`to_dict` gave."""
-        semantic = MeanIou(len(self.data.categories))
-        semantic.add_list(data["miou"])
+        semantic = MeanIou.from_list(len(self.data.categories), data["miou"])
         return PanopticQuality.from_dict(data["pq"]), semantic, InstanceAp.from_dict(data["ap"])
 
     def numbers(self) -> Numbers:

@@ -63,15 +63,16 @@ def run_origin(model: Odise, classes: Sequence[Sequence[str]], split: str, files
     frozen = weights_fingerprint(model, without=model.trained_parameters())
     return {
         "frozen networks": frozen,
-        "training vocabulary": _hash([word for words in classes for word in words]),
+        "training vocabulary": content_hash([word for words in classes for word in words]),
         # Apart from the words, which older states have alone.
-        "division of words into classes": _hash([len(words) for words in classes]),
+        "division of words into classes": content_hash([len(words) for words in classes]),
         "split": split,
         **{what: file_sha256(path) for what, path in files.items()},
     }
 
 
-def _hash(content: object) -> str:
+def content_hash(content: object) -> str:
+    """SHA-256 over plain JSON types."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

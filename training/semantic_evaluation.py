@@ -78,9 +78,7 @@ class SemanticScorer:
 
     def from_dict(self, data: dict[str, Any]) -> MeanIou:
         """What :meth:`to_dict` gave."""
-        counts = MeanIou(len(self.vocabulary), VOID)
-        counts.add_list(data["miou"])
-        return counts
+        return MeanIou.from_list(len(self.vocabulary), data["miou"])
 
     def numbers(self) -> Numbers:
         """Averages over what was added; classes that occur nowhere in the truth take no part."""

@@ -48,6 +48,13 @@ def test_hashes_can_be_compared_after_a_bundle_was_opened(label_bundle: Path, mo
     assert verified.verify() is verified
 
 
+def test_a_file_that_went_before_hashes_are_compared_is_missing(new_bundle: NewBundle) -> None:
+    bundle = Bundle.open(new_bundle(), verify=False)
+    (bundle.root / "onnx/clip_mask.onnx").unlink()
+    with pytest.raises(BundleError, match=r"lacks onnx/clip_mask\.onnx"):
+        bundle.verify()
+
+
 def test_constants_have_the_shapes_of_the_model(label_bundle: Path, caption_bundle: Path) -> None:
     label, caption = Bundle.open(label_bundle).constants(), Bundle.open(caption_bundle).constants()
     assert label["noise"].shape == (1, 4, 8, 8)

@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from odise_rt.bundle import file_sha256
 from odise_rt.errors import CheckpointError, ConfigError, first_line
 from odise_rt.files import flush_folder, replace_folder
 from odise_rt.partial_folder import partial_folder
@@ -67,6 +68,12 @@ class LoadedCheckpoint:
     tokenizer_json: str
     """Text of the ``tokenizers`` file of CLIP's text tower."""
     report: LoadReport
+
+
+def file_hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint directory that its model comes from, by name."""
+    files = (p for p in sorted(path.iterdir()) if p.suffix in (".json", ".safetensors") and p.is_file())
+    return {p.name: file_sha256(p) for p in files}
 
 
 def save_checkpoint(

@@ -28,14 +28,7 @@ class InstanceScores:
 
 def _encode(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
     encoded: dict[str, Any] = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return encoded
-
-
-def _with_text(entry: dict[str, Any]) -> dict[str, Any]:
-    """An annotation or a detection whose run lengths are text, which pycocotools takes as well as bytes."""
-    mask = entry["segmentation"]
-    counts = mask["counts"]
-    return {**entry, "segmentation": {**mask, "counts": counts.decode() if isinstance(counts, bytes) else counts}}
+    return {**encoded, "counts": encoded["counts"].decode()}  # JSON has no bytes
 
 
 @dataclass
@@ -97,16 +90,12 @@ class InstanceAp:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {
-            "images": self.images,
-            "annotations": [_with_text(entry) for entry in self.annotations],
-            "detections": [_with_text(entry) for entry in self.detections],
-        }
+        return {"images": self.images, "annotations": self.annotations, "detections": self.detections}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> InstanceAp:
         """What :meth:`to_dict` gave."""
-        return cls(list(data["images"]), list(data["annotations"]), list(data["detections"]))
+        return cls(**data)
 
     def scores(self, category_ids: Iterable[int]) -> InstanceScores:
         """COCO AP over the given categories."""

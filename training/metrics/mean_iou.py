@@ -73,10 +73,13 @@ class MeanIou:
         """Plain JSON types: [class, predicted class, pixels] of each pair that occurs."""
         return [[int(k), int(p), int(self.confusion[k, p])] for k, p in zip(*self.confusion.nonzero(), strict=True)]
 
-    def add_list(self, pairs: Iterable[Sequence[int]]) -> None:
-        """Add what :meth:`to_list` gave for other pictures."""
+    @classmethod
+    def from_list(cls, classes: int, pairs: Iterable[Sequence[int]]) -> MeanIou:
+        """What :meth:`to_list` gave for ``classes`` classes."""
+        counts = cls(classes)
         for truth, predicted, pixels in pairs:
-            self.confusion[truth, predicted] += pixels
+            counts.confusion[truth, predicted] = pixels
+        return counts
 
     def iou(self) -> npt.NDArray[np.float64]:
         """(K,) IoU of each class; NaN for a class absent from the ground truth."""
