@@ -245,7 +245,8 @@ def measured_settings(
         "words": len(vocabulary.words),
         "words_sha256": vocabulary.content_hash,
         "metrics": list(metrics),
-        "options": dataclasses.asdict(options),
+        # What is asked of the model follows from the metrics, whatever the options say.
+        "options": {name: value for name, value in dataclasses.asdict(options).items() if name != "outputs"},
     }
     if isinstance(data, CocoPanoptic):
         settings["annotations"] = {data.annotations_path.name: file_sha256(data.annotations_path)}

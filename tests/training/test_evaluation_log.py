@@ -149,6 +149,7 @@ def test_results_say_what_they_come_from(
     }
     assert first["metrics"] == ["pq", "miou", "ap"]
     assert first["options"]["overlap_threshold"] == 0.8, "the model's"
+    assert "outputs" not in first["options"], "they follow from the metrics"
     different = {name for name in first if first[name] != second[name]}
     assert different == {"words", "words_sha256", "metrics", "options"}
     assert (second["classes"], second["words"], second["options"]["overlap_threshold"]) == (4, 6, 0.5)
